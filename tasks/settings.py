@@ -1,0 +1,54 @@
+"""Settings of this process, from environment variables with the prefix ``CHIPLINE_``.
+
+Every role (flow, worker, viewer) carries its own identity here; the host's child gets none of it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StoreAccess(BaseModel):
+    """How one bucket (or prefix) is reached; the longest matching prefix wins."""
+
+    prefix: str = Field(description="URI prefix this access applies to, e.g. s3://chipline")
+    endpoint_url: str | None = Field(None, description="S3 endpoint with scheme; None means AWS")
+    region: str = "us-east-1"
+    access_key: str | None = None
+    secret_key: SecretStr | None = None
+    anonymous: bool = Field(False, description="unsigned requests, for public buckets")
+
+
+class Settings(BaseSettings):
+    """All settings; nested values are given as JSON (``CHIPLINE_STORES='[{"prefix": …}]'``)."""
+
+    model_config = SettingsConfigDict(env_prefix="CHIPLINE_", extra="ignore")
+
+    root: str = Field("s3://chipline", description="where training-data/, packages/, outputs/, shards/ live")
+    stores: list[StoreAccess] = Field(default=[], description="access per bucket or prefix")
+    allowed_roots: list[str] = Field(
+        default=["s3://"],
+        description="URI prefixes and absolute folders that a caller may name; others are refused",
+    )
+    gdal_drivers: list[str] = Field(
+        default=["GTiff", "COG", "VRT", "JP2OpenJPEG", "PNG", "JPEG", "MRF"],
+        description="GDAL raster drivers that may open a caller's file",
+    )
+    cache: Path = Field(Path.home() / ".cache" / "chipline", description="local cache of packages and chips")
+    host_block_timeout_s: float = Field(300.0, description="longest time one block may take in a function")
+    host_start_timeout_s: float = Field(180.0, description="longest time a function may take to load")
+    host_memory_mb: int = Field(12_000, description="resident size at which the host's child is stopped")
+    allow_uncontained: bool = Field(
+        False, description="the operator's word that foreign packages may run without containment"
+    )
+    approved_packages: list[str] = Field(default=[], description="SHA-256 digests of approved foreign packages")
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
