@@ -95,5 +95,5 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
         )
         raise BadInputError(
             f"The parameters do not fit: {wrong}.",
-            f"Use the parameters {', '.join(model.model_fields)}, with the values that their descriptions allow.",
+            f"Use the parameters {', '.join(model.model_fields)}, with values that their descriptions allow.",
         ) from error

@@ -16,11 +16,11 @@ class StoreAccess(BaseModel):
     """How one bucket (or prefix) is reached; the longest matching prefix wins."""
 
     prefix: str = Field(description="URI prefix this access applies to, e.g. s3://chipline")
-    endpoint_url: str | None = Field(None, description="S3 endpoint with scheme; None means AWS")
+    endpoint_url: str | None = Field(default=None, description="S3 endpoint with scheme; None means AWS")
     region: str = "us-east-1"
     access_key: str | None = None
     secret_key: SecretStr | None = None
-    anonymous: bool = Field(False, description="unsigned requests, for public buckets")
+    anonymous: bool = Field(default=False, description="unsigned requests, for public buckets")
 
 
 class Settings(BaseSettings):
@@ -28,24 +28,26 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CHIPLINE_", extra="ignore")
 
-    root: str = Field("s3://chipline", description="where training-data/, packages/, outputs/, shards/ live")
+    root: str = Field(default="s3://chipline", description="where training-data/, packages/, outputs/, shards/ live")
     stores: list[StoreAccess] = Field(default=[], description="access per bucket or prefix")
-    allowed_roots: list[str] = Field(
+    allowed_roots: list[str] = Field(default=
         default=["s3://"],
         description="URI prefixes and absolute folders that a caller may name; others are refused",
     )
-    gdal_drivers: list[str] = Field(
+    gdal_drivers: list[str] = Field(default=
         default=["GTiff", "COG", "VRT", "JP2OpenJPEG", "PNG", "JPEG", "MRF"],
         description="GDAL raster drivers that may open a caller's file",
     )
-    cache: Path = Field(Path.home() / ".cache" / "chipline", description="local cache of packages and chips")
-    host_block_timeout_s: float = Field(300.0, description="longest time one block may take in a function")
-    host_start_timeout_s: float = Field(180.0, description="longest time a function may take to load")
-    host_memory_mb: int = Field(12_000, description="resident size at which the host's child is stopped")
-    allow_uncontained: bool = Field(
+    cache: Path = Field(default=Path.home() / ".cache" / "chipline", description="local cache of packages and chips")
+    host_block_timeout_s: float = Field(default=300.0, description="longest time one block may take in a function")
+    host_start_timeout_s: float = Field(default=180.0, description="longest time a function may take to load")
+    host_memory_mb: int = Field(default=12_000, description="resident size at which the host's child is stopped")
+    allow_uncontained: bool = Field(default=
         False, description="the operator's word that foreign packages may run without containment"
     )
-    approved_packages: list[str] = Field(default=[], description="SHA-256 digests of approved foreign packages")
+    approved_packages: list[str] = Field(default=
+        default=[], description="SHA-256 digests of approved foreign packages"
+    )
 
 
 @lru_cache(maxsize=1)
