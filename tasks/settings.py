@@ -28,24 +28,24 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CHIPLINE_", extra="ignore")
 
-    root: str = Field(default="s3://chipline", description="where training-data/, packages/, outputs/, shards/ live")
+    root: str = Field(default="s3://chipline", description="where all that we make lives")
     stores: list[StoreAccess] = Field(default=[], description="access per bucket or prefix")
-    allowed_roots: list[str] = Field(default=
+    allowed_roots: list[str] = Field(
         default=["s3://"],
         description="URI prefixes and absolute folders that a caller may name; others are refused",
     )
-    gdal_drivers: list[str] = Field(default=
+    gdal_drivers: list[str] = Field(
         default=["GTiff", "COG", "VRT", "JP2OpenJPEG", "PNG", "JPEG", "MRF"],
         description="GDAL raster drivers that may open a caller's file",
     )
-    cache: Path = Field(default=Path.home() / ".cache" / "chipline", description="local cache of packages and chips")
-    host_block_timeout_s: float = Field(default=300.0, description="longest time one block may take in a function")
-    host_start_timeout_s: float = Field(default=180.0, description="longest time a function may take to load")
-    host_memory_mb: int = Field(default=12_000, description="resident size at which the host's child is stopped")
-    allow_uncontained: bool = Field(default=
-        False, description="the operator's word that foreign packages may run without containment"
+    cache: Path = Field(default=Path.home() / ".cache" / "chipline", description="local cache")
+    host_block_timeout_s: float = Field(default=300.0, description="longest time for one block")
+    host_start_timeout_s: float = Field(default=180.0, description="longest time to load a function")
+    host_memory_mb: int = Field(default=12_000, description="resident size that stops a host's child")
+    allow_uncontained: bool = Field(
+        default=False, description="the operator's word that foreign packages may run without containment"
     )
-    approved_packages: list[str] = Field(default=
+    approved_packages: list[str] = Field(
         default=[], description="SHA-256 digests of approved foreign packages"
     )
 
