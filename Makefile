@@ -1,0 +1,67 @@
+# Chipline. `make` builds .venv; `make demo` runs the whole chain; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := venv
+.PHONY: all venv lock lint format test test-all demo up down status bench clean help FORCE
+
+PY := .venv/bin/python
+STAMP := .venv/.chipline-installed
+TESTS := $(wildcard tests/unit tests/integration tests/browser)
+
+# Another torch build than the locked one: UV_TORCH_BACKEND=cpu make (or cu126, cu130, rocm…).
+# The choice is remembered in .venv; asking for another one installs again.
+ifneq ($(UV_TORCH_BACKEND),)
+ifneq ($(UV_TORCH_BACKEND),$(shell cat .venv/.torch-backend 2>/dev/null))
+$(STAMP): FORCE
+endif
+endif
+
+all: lint test  ## lint and test
+
+venv: $(STAMP)  ## build .venv from the locks (nothing happens when it is up to date)
+
+$(STAMP): pyproject.toml locks/requirements.lock locks/torch.lock infra/setup/bootstrap.sh
+	@bash infra/setup/bootstrap.sh
+	@touch $@
+
+lock:  ## make the locks again from pyproject.toml
+	@bash infra/setup/lock.sh
+
+lint: venv  ## style, types and the import rules
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+format: venv  ## let ruff format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: venv  ## unit, integration and browser tests, without the slow ones
+	$(PY) -m pytest -m "not slow and not gpu" $(TESTS)
+
+test-all: venv  ## every test, the slow and the fault ones too
+	$(PY) -m pytest -m "not gpu" tests
+
+demo: venv  ## the whole chain on the real stack, which stays up for a look
+	$(PY) -m infra.demo
+
+up: venv  ## boot the stack: S3, MLflow, Prefect, workers, deployments
+	$(PY) -m infra.local up
+
+down: venv  ## stop the stack
+	$(PY) -m infra.local down
+
+status: venv  ## what runs, and where
+	$(PY) -m infra.local status
+
+bench: venv  ## run the benchmarks
+	$(PY) -m benchmarks
+
+clean:  ## remove caches (neither .venv nor the stack's data)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build
+	find flows tasks infra tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+FORCE:
