@@ -1,0 +1,16 @@
+"""Deep learning packages: the ``.emd`` and the ``.dlpk``, read, checked, written and trusted."""
+
+from tasks.package.definition import ModelDefinition, parse_definition, read_definition
+from tasks.package.dlpk import Package, UnpackLimits, file_digest, open_package, package_problems, write_dlpk
+
+__all__ = [
+    "ModelDefinition",
+    "Package",
+    "UnpackLimits",
+    "file_digest",
+    "open_package",
+    "package_problems",
+    "parse_definition",
+    "read_definition",
+    "write_dlpk",
+]
