@@ -1,0 +1,38 @@
+"""Where truth comes from: class schema, vector labels, labels seen through a pixel grid.
+
+The names are loaded on first use, because geopandas takes a second to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.labels.pixels import PixelLabels, labels_on_grid
+    from tasks.labels.schema import ClassSchema, LabelClass
+    from tasks.labels.vector import VectorLabels, read_vector_labels
+
+_HOME = {
+    "ClassSchema": "schema",
+    "LabelClass": "schema",
+    "PixelLabels": "pixels",
+    "labels_on_grid": "pixels",
+    "VectorLabels": "vector",
+    "read_vector_labels": "vector",
+}
+
+__all__ = [
+    "ClassSchema",
+    "LabelClass",
+    "PixelLabels",
+    "VectorLabels",
+    "labels_on_grid",
+    "read_vector_labels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tasks.labels.{_HOME[name]}"), name)

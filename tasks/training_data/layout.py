@@ -1,0 +1,65 @@
+"""Names in a training data folder: chips, world files, lines of map.txt.
+
+Format: docs/formats/training-data.md, "Files common to every format".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CLASSIFIED_TILES = "Classified_Tiles"
+PASCAL_VOC = "PASCAL_VOC_rectangles"
+METADATA_FORMATS = (CLASSIFIED_TILES, PASCAL_VOC)
+
+IMAGES = "images"
+LABELS = "labels"
+MAP = "map.txt"
+STATS = "stats.txt"
+ACCUMULATED_STATS = "esri_accumulated_stats.json"
+DEFINITION = "esri_model_definition.emd"
+
+IMAGE_EXTENSIONS = {"TIFF": ".tif", "PNG": ".png", "JPEG": ".jpg"}
+WORLD_EXTENSIONS = {".tif": ".tfw", ".png": ".pgw", ".jpg": ".jgw"}
+LABEL_EXTENSIONS = {CLASSIFIED_TILES: ".tif", PASCAL_VOC: ".xml"}
+# What a reader takes for a chip; everything else in images/ (world files, .aux.xml, .ovr) is a side file.
+READABLE_IMAGES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".mrf"})
+
+Transform = tuple[float, float, float, float, float, float]
+
+
+def chip_stem(number: int) -> str:
+    """``000000042``: nine digits, more if the number needs them."""
+    return f"{number:09d}"
+
+
+def map_line(image: str, *labels: str) -> str:
+    """One line of map.txt, without its line end.
+
+    The byte layout of ArcGIS: backslashes, two spaces between columns, one trailing space.
+    """
+    return "  ".join(path.replace("/", "\\") for path in (image, *labels)) + " "
+
+
+def parse_map_line(line: str) -> tuple[str, ...]:
+    """The paths of a line of map.txt, with forward slashes; none for an empty line."""
+    return tuple(part.replace("\\", "/") for part in line.split())
+
+
+def world_file(transform: Sequence[float]) -> bytes:
+    """A world file for the transform (a, b, c, d, e, f): six lines, last the upper-left pixel's centre."""
+    a, b, c, d, e, f = transform[:6]
+    values = (a, d, b, e, c + 0.5 * (a + b), f + 0.5 * (d + e))
+    return "".join(f"{value:.10f}\n" for value in values).encode("ascii")
+
+
+def parse_world_file(text: str) -> Transform:
+    """The transform (a, b, c, d, e, f) of a world file, about the upper-left pixel's outer corner.
+
+    Raises:
+        ValueError: not six numbers.
+    """
+    numbers = [float(item) for item in text.split()]
+    if len(numbers) != 6:
+        raise ValueError(f"a world file has 6 numbers, not {len(numbers)}")
+    a, d, b, e, x, y = numbers
+    return a, b, x - 0.5 * (a + b), d, e, y - 0.5 * (d + e)
