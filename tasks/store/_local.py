@@ -127,10 +127,9 @@ class LocalBackend:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         base = prefix.removeprefix("file://")
-        folder = Path(base) if base.endswith("/") else Path(base).parent
-        if folder.is_dir():
-            # Names come back the way the prefix was written, so that prefix and URI can be compared.
-            start = base if base.endswith("/") else base[: len(base) - len(Path(base).name)]
+        # Names come back the way the prefix was written, so that prefix and URI can be compared.
+        start = base[: base.rfind("/") + 1]
+        if Path(start).is_dir():
             yield from self._walk(start, base)
 
     def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:

@@ -122,10 +122,8 @@ class S3Backend:
                 gone = "IfMatch" in condition and code in ("NoSuchKey", "404", "NotFound")
                 if not (condition and (lost or gone)):
                     raise
-                if not gone:
-                    head = client.head_object(Bucket=bucket, Key=key)
-                    if head["Metadata"].get("attempt") == attempt:
-                        return head["ETag"]
+                if etag := _won(client, bucket, key, attempt):
+                    return etag
                 if "IfMatch" in condition:
                     raise PreconditionFailedError(
                         f"{uri} has changed since it was read.", "Read it again and repeat the change."
@@ -219,6 +217,19 @@ def _make_client(access: StoreAccess | None) -> S3Client:
         aws_access_key_id=access.access_key if signed else None,
         aws_secret_access_key=access.secret_key.get_secret_value() if signed and access.secret_key else None,
     )
+
+
+def _won(client: S3Client, bucket: str, key: str, attempt: str) -> str | None:
+    """The etag, when the object there is this very attempt's: an answer was lost, the request repeated."""
+    from botocore.exceptions import ClientError
+
+    try:
+        head = client.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if _code(error) in ("404", "NoSuchKey", "NotFound"):
+            return None
+        raise
+    return head["ETag"] if head["Metadata"].get("attempt") == attempt else None
 
 
 def _put_file(client: S3Client, bucket: str, key: str, path: Path, extra: dict[str, Any]) -> str:

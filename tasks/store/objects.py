@@ -14,7 +14,7 @@ from tasks.store.uris import is_local, is_s3, local_path
 
 
 class ObjectStore:
-    """Objects by URI, ``s3://bucket/key`` or a local path, same rules for both; safe to use from many threads.
+    """Objects by URI, ``s3://bucket/key`` or a local path, with the same rules; safe from many threads.
 
     Endpoints and credentials come from ``settings().stores``, per bucket or prefix.
     Every verb raises :class:`~tasks.errors.NotFoundError` for a missing object and
