@@ -1,0 +1,318 @@
+"""Collections: ordered sets of rasters, and the target grid that they are read on."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import BadInputError, NotFoundError
+from tasks.imagery.grid import Bounds, Grid
+from tasks.store import ObjectStore, is_local, iter_files, join, read_manifest
+
+if TYPE_CHECKING:
+    from tasks.imagery.raster import RasterInfo
+
+RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".mrf")
+"""Name endings that count as a raster in a folder or under a prefix; a raster named itself may have any."""
+
+_REMEDY_NO_CRS = (
+    "Assign the reference system (for example with `gdal_edit.py -a_srs EPSG:… raster.tif`), "
+    "or work in pixel space where the tool offers it."
+)
+
+
+def expand_rasters(inputs: Iterable[str]) -> list[str]:
+    """The rasters that ``inputs`` name, in order, each once.
+
+    Args:
+        inputs: raster URIs and paths (taken as they are), ``s3://…/`` prefixes and local folders
+            (everything below with a raster's name ending, sorted by name), patterns with ``*``, ``?`` or
+            ``[…]``. A folder that Chipline published is read through its manifest.
+
+    Raises:
+        NotFoundError: a folder, prefix or pattern holds no raster.
+        BadInputError: nothing was named at all.
+    """
+    store = ObjectStore()
+    found: dict[str, None] = {}
+    for text in inputs:
+        found.update(dict.fromkeys(_expanded(text, store)))
+    if not found:
+        raise BadInputError("No input raster is given.", "Give at least one raster, folder or prefix.")
+    return list(found)
+
+
+def grid_of_raster(info: RasterInfo, *, map_space: bool = True) -> Grid:
+    """The raster's own grid.
+
+    Args:
+        info: the raster.
+        map_space: whether a CRS is needed; without it a raster in pixel space is accepted.
+
+    Raises:
+        BadInputError: the raster has no CRS where one is needed, or is rotated or south-up.
+    """
+    if map_space:
+        _require_crs(info)
+    _require_north_up(info)
+    return Grid(info.crs_wkt, info.transform, info.height, info.width)
+
+
+def grid_of_collection(
+    infos: Sequence[RasterInfo],
+    *,
+    out_sr: str | None = None,
+    cell_size: float | tuple[float, float] | None = None,
+    extent: Bounds | None = None,
+) -> Grid:
+    """The target grid over all rasters: their joint extent on the first raster's grid.
+
+    Args:
+        infos: the collection, in order; one raster is a collection too.
+        out_sr: target CRS (``EPSG:…`` or WKT); needed where the rasters do not share one.
+        cell_size: target cell size in units of the target CRS; the first raster's by default.
+        extent: (xmin, ymin, xmax, ymax) in the target CRS; the part of the collection inside it, snapped
+            outwards to whole cells.
+
+    Returns:
+        A grid whose cells coincide with the first raster's cells where CRS and cell size are its own,
+        whose corner is the first raster's corner plus whole cells where only the cell size differs, and
+        whose coordinates are multiples of the cell size where the CRS differs.
+
+    Raises:
+        BadInputError: no CRS, several CRS without ``out_sr``, a rotated or south-up raster without
+            ``out_sr`` or ``cell_size`` (its pixels would have to be resampled), an extent that touches no
+            raster, or values that make no sense.
+    """
+    if not infos:
+        raise BadInputError("The collection holds no raster.", "Give at least one raster.")
+    for info in infos:
+        _require_crs(info)
+    resampled = out_sr is not None or cell_size is not None
+    if not resampled:
+        for info in infos:
+            _require_north_up(info)
+    target_wkt = _target_crs(infos, out_sr)
+    reference = infos[0]
+    if same_crs(reference.crs_wkt, target_wkt):
+        a, b, c, d, e, f = reference.transform
+        # For a rotated raster: the side lengths of its cells.
+        cell_x, cell_y = _cell_size(cell_size, (math.hypot(a, d), math.hypot(b, e)))
+        north_up = not (b or d) and a > 0 > e
+        anchor_x, anchor_y = (c, f) if north_up else (reference.bounds[0], reference.bounds[3])
+    else:
+        cell_x, cell_y = _cell_size(cell_size, _warped_cell_size(reference, target_wkt))
+        anchor_x = anchor_y = 0.0
+    bounds = union_of_bounds([bounds_in(info, target_wkt) for info in infos])
+    if extent is not None:
+        bounds = _clipped(bounds, extent)
+    # One cell at the anchor serves to snap; its window of the bounds is the grid.
+    anchor = Grid(target_wkt, (cell_x, 0.0, anchor_x, 0.0, -cell_y, anchor_y), 1, 1)
+    window = anchor.window_of_bounds(bounds)
+    if window.is_empty:
+        raise BadInputError(
+            f"The extent {bounds} is smaller than a cell of {cell_x} x {cell_y}.", "Give a larger extent."
+        )
+    return Grid(target_wkt, anchor.window_transform(window), window.rows, window.cols)
+
+
+def bounds_in(info: RasterInfo, crs_wkt: str | None) -> Bounds:
+    """(xmin, ymin, xmax, ymax) of the raster's footprint in another CRS.
+
+    Raises:
+        BadInputError: the footprint cannot be expressed there.
+    """
+    if same_crs(info.crs_wkt, crs_wkt):
+        return info.bounds
+    import rasterio.errors
+    from rasterio.crs import CRS
+    from rasterio.warp import transform_bounds
+
+    try:
+        bounds = transform_bounds(
+            CRS.from_wkt(info.crs_wkt), CRS.from_wkt(crs_wkt), *info.bounds, densify_pts=21
+        )
+    except rasterio.errors.RasterioError as error:
+        raise _not_expressible(info) from error
+    if not all(math.isfinite(value) for value in bounds):
+        raise _not_expressible(info)
+    xmin, ymin, xmax, ymax = bounds
+    return (xmin, ymin, xmax, ymax)
+
+
+def same_crs(first_wkt: str | None, second_wkt: str | None) -> bool:
+    """Whether two WKT texts mean one reference system; two times None is pixel space."""
+    if first_wkt == second_wkt:
+        return True
+    if first_wkt is None or second_wkt is None:
+        return False
+    from rasterio.crs import CRS
+
+    return bool(CRS.from_wkt(first_wkt) == CRS.from_wkt(second_wkt))
+
+
+def crs_name(crs_wkt: str | None) -> str:
+    """A short name for messages: ``EPSG:32612`` or the WKT's own name."""
+    if crs_wkt is None:
+        return "no reference system"
+    from rasterio.crs import CRS
+
+    authority = CRS.from_wkt(crs_wkt).to_authority()
+    return ":".join(authority) if authority else crs_wkt.split('"')[1]
+
+
+def union_of_bounds(bounds: Sequence[Bounds]) -> Bounds:
+    """The smallest (xmin, ymin, xmax, ymax) that holds all of them."""
+    return (
+        min(one[0] for one in bounds),
+        min(one[1] for one in bounds),
+        max(one[2] for one in bounds),
+        max(one[3] for one in bounds),
+    )
+
+
+def _target_crs(infos: Sequence[RasterInfo], out_sr: str | None) -> str:
+    if out_sr is not None:
+        import rasterio.errors
+        from rasterio.crs import CRS
+
+        try:
+            return str(CRS.from_user_input(out_sr).to_wkt())
+        except rasterio.errors.CRSError as error:
+            raise BadInputError(
+                f"The output reference system {out_sr!r} is not known.", "Give it as EPSG:<code> or as WKT."
+            ) from error
+    first = infos[0]
+    if first.crs_wkt is None:
+        raise BadInputError(f"{first.uri} has no coordinate reference system.", _REMEDY_NO_CRS)
+    for info in infos[1:]:
+        if not same_crs(first.crs_wkt, info.crs_wkt):
+            raise BadInputError(
+                f"{first.uri} is in {crs_name(first.crs_wkt)} and {info.uri} is in {crs_name(info.crs_wkt)}.",
+                "Name the output's reference system with out_sr, or process the rasters separately "
+                "(PROCESS_ITEMS_SEPARATELY).",
+            )
+    return first.crs_wkt
+
+
+def _require_crs(info: RasterInfo) -> None:
+    if info.crs_wkt is None:
+        raise BadInputError(f"{info.uri} has no coordinate reference system.", _REMEDY_NO_CRS)
+
+
+def _require_north_up(info: RasterInfo) -> None:
+    a, b, _, d, e, _ = info.transform
+    if b or d or a <= 0 or e >= 0:
+        kind = "rotated" if b or d else "not north-up"
+        raise BadInputError(
+            f"{info.uri} is {kind} (transform {info.transform}).",
+            "Warp it to a north-up grid first (`gdalwarp in.tif out.tif`), or give cell_size or out_sr, "
+            "which resamples it.",
+        )
+
+
+def _cell_size(
+    given: float | tuple[float, float] | None, default: tuple[float, float]
+) -> tuple[float, float]:
+    if given is None:
+        return default
+    cell_x, cell_y = given if isinstance(given, tuple) else (given, given)
+    if not (math.isfinite(cell_x) and math.isfinite(cell_y) and cell_x > 0 and cell_y > 0):
+        raise BadInputError(
+            f"The cell size {given} is not a positive number.", "Give it in units of the output's CRS."
+        )
+    return (cell_x, cell_y)
+
+
+def _warped_cell_size(info: RasterInfo, target_wkt: str) -> tuple[float, float]:
+    import rasterio.errors
+    from rasterio.crs import CRS
+    from rasterio.warp import calculate_default_transform
+
+    try:
+        transform, _, _ = calculate_default_transform(
+            CRS.from_wkt(info.crs_wkt), CRS.from_wkt(target_wkt), info.width, info.height, *info.bounds
+        )
+    except rasterio.errors.RasterioError as error:
+        raise _not_expressible(info) from error
+    return (abs(float(transform[0])), abs(float(transform[4])))
+
+
+def _clipped(bounds: Bounds, extent: Bounds) -> Bounds:
+    xmin, ymin, xmax, ymax = extent
+    if not (xmin < xmax and ymin < ymax):
+        raise BadInputError(
+            f"The extent {extent} is empty.", "Give xmin, ymin, xmax, ymax with xmin < xmax and ymin < ymax."
+        )
+    clipped = (max(xmin, bounds[0]), max(ymin, bounds[1]), min(xmax, bounds[2]), min(ymax, bounds[3]))
+    if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
+        raise BadInputError(
+            f"The extent {extent} does not touch the imagery, which covers {bounds}.",
+            "Give the extent in units of the output's reference system, as xmin, ymin, xmax, ymax.",
+        )
+    return clipped
+
+
+def _not_expressible(info: RasterInfo) -> BadInputError:
+    return BadInputError(
+        f"The footprint of {info.uri} cannot be expressed in the target reference system.",
+        "Choose an out_sr that is valid where the raster lies.",
+    )
+
+
+def _expanded(text: str, store: ObjectStore) -> list[str]:
+    if text.startswith("s3://"):
+        return _expanded_objects(text, store)
+    if not is_local(text):
+        return [text]
+    text = text.removeprefix("file://")
+    path = Path(text)
+    if path.is_dir():
+        folder = str(path.absolute())
+        published = read_manifest(store, folder) is not None
+        names = _published(folder, store) if published else _files_below(path)
+        return _some([name for name in names if _is_raster(name)], text)
+    if any(character in text for character in "*?[") and not path.exists():
+        matches = sorted(name for name in glob.glob(text, recursive=True) if Path(name).is_file())  # noqa: PTH207
+        return _some([os.path.abspath(name) for name in matches if _is_raster(name)], text)  # noqa: PTH100
+    return [os.path.abspath(text)]  # noqa: PTH100 (links stay: side-car files lie beside the link)
+
+
+def _expanded_objects(text: str, store: ObjectStore) -> list[str]:
+    if text.endswith("/"):
+        folder = text.rstrip("/")
+        if read_manifest(store, folder) is not None:
+            return _some([name for name in _published(folder, store) if _is_raster(name)], text)
+        return _some(sorted(found.uri for found in store.list(text) if _is_raster(found.uri)), text)
+    if any(character in text for character in "*?["):
+        fixed = min(text.index(character) for character in "*?[" if character in text)
+        prefix = text[: text.rindex("/", 0, fixed) + 1]
+        matches = sorted(found.uri for found in store.list(prefix) if fnmatch.fnmatchcase(found.uri, text))
+        return _some([name for name in matches if _is_raster(name)], text)
+    return [text]
+
+
+def _published(folder: str, store: ObjectStore) -> list[str]:
+    return sorted(join(folder, record.path) for record in iter_files(store, folder))
+
+
+def _files_below(folder: Path) -> list[str]:
+    return sorted(str(path.absolute()) for path in folder.rglob("*") if path.is_file())
+
+
+def _is_raster(name: str) -> bool:
+    return name.lower().endswith(RASTER_SUFFIXES)
+
+
+def _some(rasters: list[str], text: str) -> list[str]:
+    if not rasters:
+        raise NotFoundError(
+            f"No raster was found at {text}.",
+            f"Check the address; files that end in {', '.join(RASTER_SUFFIXES)} count as rasters.",
+        )
+    return rasters

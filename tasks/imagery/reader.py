@@ -1,0 +1,350 @@
+"""The one reader: windows of a target grid, read from a collection of rasters."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import rasterio.errors
+import rasterio.windows
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
+
+from tasks.errors import BadInputError, RasterError
+from tasks.imagery.collection import bounds_in, crs_name, same_crs
+from tasks.imagery.grid import Grid
+from tasks.imagery.identity import unsigned
+from tasks.imagery.raster import RasterInfo, open_raster, raster_environment
+from tasks.imagery.windows import Window
+
+ResamplingMethod = Literal["nearest", "bilinear", "cubic", "average", "mode"]
+
+_OPEN_HANDLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The pixels of one window.
+
+    Attributes:
+        values: source dtype; 0 where not valid.  # (bands, rows, cols)
+        valid: True where at least one extracted band holds data.  # (rows, cols), bool
+    """
+
+    values: NDArray[np.generic]
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where a raster lies on the grid: its window there, and whether its pixels are the grid's own."""
+
+    window: Window
+    aligned: bool
+
+
+@dataclass(slots=True)
+class _Handle:
+    """An open raster; ``view`` is the raster itself or its warped view on the whole grid."""
+
+    source: DatasetReader
+    view: DatasetReader | WarpedVRT
+    bands: tuple[int, ...]  # one-based, in the order they are handed over
+    alpha: int | None  # band of the view that tells validity
+    masked: bool  # whether masks must be looked at
+
+    def close(self) -> None:
+        if self.view is not self.source:
+            self.view.close()
+        self.source.close()
+
+
+class GridReader:
+    """Reads windows of a grid from an ordered collection; usable from many threads at once.
+
+    Where rasters overlap, the first one that is valid at a pixel wins. A pixel is invalid only where every
+    extracted band is nodata (or NaN), or where the raster's own mask or alpha band says so; outside of the
+    grid and of all rasters pixels are invalid. Rasters whose pixels coincide with the grid's are read as
+    they are; others are resampled onto the whole grid without approximation, so that a pixel's value never
+    depends on the window it is read through.
+
+    Args:
+        infos: the collection, in order.
+        grid: the target grid.
+        bands: zero-based band indices, in the order wanted; None takes all bands.
+        resampling: method for rasters that are not on the grid.
+
+    Raises:
+        BadInputError: bands that a raster lacks, rasters with different numbers of bands where all are
+            taken, a raster without CRS on a grid with one.
+    """
+
+    def __init__(
+        self,
+        infos: Sequence[RasterInfo],
+        grid: Grid,
+        bands: tuple[int, ...] | None = None,
+        *,
+        resampling: ResamplingMethod = "bilinear",
+    ) -> None:
+        if not infos:
+            raise BadInputError("The collection holds no raster.", "Give at least one raster.")
+        self.infos = tuple(infos)
+        self.grid = grid
+        self.bands = _checked_bands(self.infos, bands)
+        self.dtype: np.dtype[np.generic] = np.result_type(*(np.dtype(info.dtype) for info in self.infos))
+        self._resampling = Resampling[resampling]
+        self._placements = _placements(self.infos, grid)
+        self._edges = np.array(
+            [(p.window.row, p.window.row_stop, p.window.col, p.window.col_stop) for p in self._placements]
+        )
+        self._lock = threading.Lock()
+        self._free: list[tuple[int, _Handle]] = []  # the most recently used one last
+        self._closed = False
+
+    @property
+    def band_count(self) -> int:
+        """Number of bands that are handed over."""
+        return len(self.bands)
+
+    def footprints(self) -> list[Window]:
+        """Per raster, in order, the window of the grid that it may touch, clipped to the grid."""
+        return [placement.window for placement in self._placements]
+
+    def touching(self, window: Window) -> list[RasterInfo]:
+        """The rasters that may contribute to ``window``, in the collection's order."""
+        return [self.infos[index] for index in self._candidates(window.intersection(self.grid.window))]
+
+    def read(self, window: Window) -> Pixels:
+        """The pixels of a window, which may reach outside of the grid.
+
+        Raises:
+            RasterError: a raster cannot be opened or read; it names the file and the window.
+        """
+        if self._closed:
+            raise ValueError("The reader is closed.")
+        values = np.zeros((self.band_count, *window.shape), dtype=self.dtype)
+        valid = np.zeros(window.shape, dtype=np.bool_)
+        inside = window.intersection(self.grid.window)
+        for index in self._candidates(inside):
+            part = self._placements[index].window.intersection(inside)
+            here = part.slices_in(window)
+            missing = ~valid[here]
+            if not missing.any():
+                continue
+            found, found_valid = self._read_raster(index, part)
+            taken = missing if found_valid is None else missing & found_valid
+            if taken.all():
+                values[:, *here] = found
+                valid[here] = True
+            else:
+                np.copyto(values[:, *here], found, where=taken, casting="safe")
+                valid[here] |= taken
+        return Pixels(values, valid)
+
+    def close(self) -> None:
+        """Close all files; safe to call twice."""
+        with self._lock:
+            self._closed = True
+            handles, self._free = self._free, []
+        for _, handle in handles:
+            handle.close()
+
+    def __enter__(self) -> GridReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _candidates(self, inside: Window) -> list[int]:
+        if inside.is_empty:
+            return []
+        edges = self._edges
+        touches = (
+            (edges[:, 0] < inside.row_stop)
+            & (edges[:, 1] > inside.row)
+            & (edges[:, 2] < inside.col_stop)
+            & (edges[:, 3] > inside.col)
+        )
+        return [int(index) for index in np.flatnonzero(touches)]
+
+    def _read_raster(self, index: int, part: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_] | None]:
+        """Values and validity of one raster in a window of the grid; None where all of it is valid."""
+        info, placement = self.infos[index], self._placements[index]
+        local = part.shift(*_origin_shift(placement, info, self.grid)) if placement.aligned else part
+        target = rasterio.windows.Window(local.col, local.row, local.cols, local.rows)
+        try:
+            with raster_environment(info.uri), self._borrowed(index) as handle:
+                found = handle.view.read(list(handle.bands), window=target)
+                return found, self._validity(handle, found, target)
+        except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
+            raise RasterError(
+                f"{unsigned(info.uri)} could not be read at rows {local.row} to {local.row_stop}, "
+                f"columns {local.col} to {local.col_stop}: {error.__cause__ or error}.",
+                "Check that the file is complete (copy it again if it was cut off) and that its store can be "
+                "reached.",
+            ) from error
+
+    def _validity(
+        self, handle: _Handle, found: NDArray[np.generic], target: rasterio.windows.Window
+    ) -> NDArray[np.bool_] | None:
+        valid: NDArray[np.bool_] | None = None  # per band
+        if handle.alpha is not None:
+            valid = np.broadcast_to(handle.view.read(handle.alpha, window=target) != 0, found.shape)
+        elif handle.masked:
+            valid = handle.view.read_masks(list(handle.bands), window=target) != 0
+        if found.dtype.kind == "f":
+            number = ~np.isnan(found)
+            if not number.all():
+                valid = number if valid is None else valid & number
+        return None if valid is None else np.asarray(valid.any(axis=0))
+
+    @contextmanager
+    def _borrowed(self, index: int) -> Iterator[_Handle]:
+        """A handle that nobody else uses meanwhile; kept open afterwards for whoever comes next."""
+        handle: _Handle | None = None
+        with self._lock:
+            for position in range(len(self._free) - 1, -1, -1):
+                if self._free[position][0] == index:
+                    handle = self._free.pop(position)[1]
+                    break
+        if handle is None:
+            handle = self._opened(index)
+        try:
+            yield handle
+        except BaseException:
+            handle.close()  # a fresh one on the next try: a failed one may remember its failure
+            raise
+        with self._lock:
+            if not self._closed:
+                self._free.append((index, handle))
+            superfluous = [handle] if self._closed else []
+            while len(self._free) > _OPEN_HANDLES:
+                superfluous.append(self._free.pop(0)[1])
+        for old in superfluous:
+            old.close()
+
+    def _opened(self, index: int) -> _Handle:
+        info = self.infos[index]
+        source = open_raster(info.uri)
+        try:
+            if (source.height, source.width, source.count) != (info.height, info.width, info.band_count):
+                raise RasterError(
+                    f"{unsigned(info.uri)} has changed since it was inspected.",
+                    "Leave inputs unchanged while a run works on them, and start the run again.",
+                )
+            bands = tuple(band + 1 for band in self.bands)
+            alpha = next(
+                (n for n, kind in enumerate(source.colorinterp, 1) if kind == ColorInterp.alpha), None
+            )
+            if self._placements[index].aligned:
+                flags = [source.mask_flag_enums[band - 1] for band in bands]
+                masked = any(MaskFlags.all_valid not in flag for flag in flags)
+                return _Handle(source, source, bands, _aligned_alpha(source, bands, alpha), masked)
+            return self._warped(source, bands, alpha)
+        except BaseException:
+            source.close()
+            raise
+
+    def _warped(self, source: DatasetReader, bands: tuple[int, ...], alpha: int | None) -> _Handle:
+        grid = self.grid
+        a, b, c, d, e, f = grid.transform
+        by_nodata = source.nodata is not None and alpha is None
+        view = WarpedVRT(
+            source,
+            crs=CRS.from_wkt(grid.crs_wkt),
+            transform=Affine(a, b, c, d, e, f),
+            width=grid.cols,
+            height=grid.rows,
+            resampling=self._resampling,
+            # Next to exact (0 itself fails in rasterio): an approximated transformation would depend on
+            # the window that is computed at a time.
+            tolerance=1e-30,
+            add_alpha=not by_nodata and alpha is None,
+            # Nodata is a matter of each band by itself, as it is for an aligned raster.
+            warp_extras={"UNIFIED_SRC_NODATA": "NO"} if by_nodata else {},
+        )
+        if by_nodata:
+            return _Handle(source, view, bands, None, masked=True)
+        return _Handle(source, view, bands, alpha or source.count + 1, masked=True)
+
+
+def _origin_shift(placement: _Placement, info: RasterInfo, grid: Grid) -> tuple[int, int]:
+    """What to add to a grid position to get the aligned raster's own position: (rows, cols)."""
+    offset = grid.offset_of(info.transform, info.height, info.width)
+    if offset is None:
+        raise ValueError(f"{info.uri} is not aligned with the grid; {placement} is wrong.")
+    return (-offset[0], -offset[1])
+
+
+def _aligned_alpha(source: DatasetReader, bands: tuple[int, ...], alpha: int | None) -> int | None:
+    """The alpha band, where it is what masks the extracted bands (nodata goes before alpha in GDAL)."""
+    if alpha is None:
+        return None
+    colours = [band for band in bands if band != alpha] or [alpha]
+    masked = any(MaskFlags.alpha in source.mask_flag_enums[band - 1] for band in colours)
+    return alpha if masked or colours == [alpha] else None
+
+
+def _checked_bands(infos: tuple[RasterInfo, ...], bands: tuple[int, ...] | None) -> tuple[int, ...]:
+    first = infos[0]
+    if bands is None:
+        for info in infos[1:]:
+            if info.band_count != first.band_count:
+                raise BadInputError(
+                    f"{first.uri} has {first.band_count} bands and {info.uri} has {info.band_count}.",
+                    "Name the bands to extract, or give rasters with the same bands.",
+                )
+        return tuple(range(first.band_count))
+    if not bands:
+        raise BadInputError("No band is to be extracted.", "Name at least one band, counted from 0.")
+    for info in infos:
+        lacking = [band for band in bands if not 0 <= band < info.band_count]
+        if lacking:
+            raise BadInputError(
+                f"{info.uri} has {info.band_count} bands ({', '.join(info.band_names)}), so there is no "
+                f"band {', '.join(str(band) for band in lacking)} counted from 0.",
+                f"Extract bands between 0 and {info.band_count - 1}.",
+            )
+    return tuple(bands)
+
+
+def _placements(infos: tuple[RasterInfo, ...], grid: Grid) -> list[_Placement]:
+    same: dict[str | None, bool] = {}
+    placements = []
+    for info in infos:
+        if info.crs_wkt not in same:
+            same[info.crs_wkt] = same_crs(info.crs_wkt, grid.crs_wkt)
+        if not same[info.crs_wkt] and (info.crs_wkt is None or grid.crs_wkt is None):
+            raise BadInputError(
+                f"{info.uri} has {crs_name(info.crs_wkt)}, the target grid has {crs_name(grid.crs_wkt)}.",
+                "Assign the raster's reference system, or process it by itself in pixel space.",
+            )
+        offset = grid.offset_of(info.transform, info.height, info.width) if same[info.crs_wkt] else None
+        if offset is not None:
+            window = Window(offset[0], offset[1], info.height, info.width)
+        elif grid.crs_wkt is None:
+            raise BadInputError(
+                f"{info.uri} does not lie on the target grid, and in pixel space nothing is resampled.",
+                "Process the raster by itself.",
+            )
+        else:
+            # One cell more on each side: the footprint's edge is curved in another reference system.
+            window = grid.window_of_bounds(bounds_in(info, grid.crs_wkt)).expand(1)
+        placements.append(_Placement(window.intersection(grid.window), aligned=offset is not None))
+    return placements
