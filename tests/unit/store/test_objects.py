@@ -51,6 +51,10 @@ def test_conditions(store: ObjectStore, tmp_path: Path) -> None:
 def test_one_winner_of_eight_and_no_lost_swap(store: ObjectStore, tmp_path: Path) -> None:
     uri = f"{tmp_path}/race"
 
+    def pad(number: int) -> bytes:
+        # Long enough that a comparison without a lock would be overtaken.
+        return str(number).encode().ljust(500_000)
+
     def create(racer: int) -> int:
         try:
             store.put(uri, str(racer).encode(), if_none_match=True)
@@ -62,16 +66,16 @@ def test_one_winner_of_eight_and_no_lost_swap(store: ObjectStore, tmp_path: Path
         while True:
             data, etag = store.get_versioned(f"{tmp_path}/count")
             try:
-                store.put(f"{tmp_path}/count", str(int(data) + 1).encode(), if_match=etag)
+                store.put(f"{tmp_path}/count", pad(int(data) + 1), if_match=etag)
             except PreconditionFailedError:
                 continue
             return
 
-    store.put(f"{tmp_path}/count", b"0")
+    store.put(f"{tmp_path}/count", pad(0))
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(create, range(8))) == 1
         list(pool.map(count, range(40)))
-    assert store.get(f"{tmp_path}/count") == b"40"
+    assert int(store.get(f"{tmp_path}/count")) == 40
     assert sorted(path.name for path in tmp_path.iterdir()) == ["count", "race"]
 
 
