@@ -6,6 +6,7 @@ form, the API schema, the reference in the docs and the provenance record.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Annotated, Any, TypeVar
 
@@ -49,6 +50,14 @@ def arguments_as_dict(arguments: list[ModelArgument]) -> dict[str, str]:
             )
         result[argument.name] = argument.value
     return result
+
+
+def inherited(model: type[BaseModel], name: str) -> Any:
+    """The field ``name`` of another tool's model, with its default, bounds and description.
+
+    For a tool that hands a parameter on to another: the truth about it stays in one place.
+    """
+    return copy.deepcopy(model.model_fields[name])
 
 
 def flat_signature(model: type[BaseModel]) -> inspect.Signature:

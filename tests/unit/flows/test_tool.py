@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flows._tool import tool
 from tasks.errors import BadInputError
-from tasks.parameters import ModelArgument, ToolParameters
+from tasks.parameters import ModelArgument, ToolParameters, inherited
 
 
 class CutParameters(ToolParameters):
@@ -63,3 +63,16 @@ def test_values_reach_the_function_validated() -> None:
     )
     assert values["model_arguments"] == [ModelArgument(name="a", value="1")]
     assert cut.fn(**values) == "256 TIFF"
+
+
+def test_an_inherited_field_keeps_default_bounds_and_description() -> None:
+    class ChainParameters(ToolParameters):
+        chip_size: int = inherited(CutParameters, "tile_size")
+        chip_format: Literal["TIFF", "PNG"] = inherited(CutParameters, "chip_format")
+
+    schema = ChainParameters.model_json_schema()["properties"]["chip_size"]
+    assert (schema["minimum"], schema["maximum"], schema["default"]) == (32, 4096, 256)
+    assert schema["description"] == "edge of a chip in pixels"
+    assert ChainParameters().chip_format == "TIFF"
+    with pytest.raises(ValueError, match="greater than or equal to 32"):
+        ChainParameters(chip_size=1)
