@@ -1,0 +1,20 @@
+"""The host: the process that runs an inference function."""
+
+from tasks.host.arguments import FunctionParameter
+from tasks.host.detections import Detection
+from tasks.host.devices import Gpu, visible_gpus
+from tasks.host.errors import FunctionFailure
+from tasks.host.limits import HostLimits
+from tasks.host.process import HostProcess, Operation, Ticket
+
+__all__ = [
+    "Detection",
+    "FunctionFailure",
+    "FunctionParameter",
+    "Gpu",
+    "HostLimits",
+    "HostProcess",
+    "Operation",
+    "Ticket",
+    "visible_gpus",
+]

@@ -1,0 +1,348 @@
+"""The child: one process that runs one inference function and nothing of ours.
+
+Started by path with the interpreter that the function's framework needs; it imports the standard library,
+numpy and its two siblings ``wire.py`` and ``arcpy_standin.py`` by path (and ``containment.py``, which has to
+confine the process before any foreign code is read). The call order and the shapes are those of
+docs/formats/python-raster-function.md. What the function prints goes to the log pipe on stdout.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import inspect
+import json
+import mmap
+import os
+import socket
+import sys
+import traceback
+import types
+from typing import Any
+
+_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib costs 10 ms of start
+
+
+def _sibling(name: str) -> types.ModuleType:
+    """A file beside this one as a module, without making our packages importable for the function."""
+    path = os.path.join(_HERE, name + ".py")  # noqa: PTH118
+    spec = importlib.util.spec_from_file_location("_chipline_" + name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class ContractError(Exception):
+    """The function does not keep to the interface of a Python raster function."""
+
+
+# -- loading -----------------------------------------------------------------------------------------------
+
+
+def load_class(path: str, arcpy: types.ModuleType) -> type:
+    """The function's class: named as the file, else the only class that defines ``getParameterInfo``."""
+    folder = os.path.dirname(path)  # noqa: PTH120
+    stem = os.path.splitext(os.path.basename(path))[0]  # noqa: PTH119, PTH122
+    sys.path.insert(0, folder)
+    # Templates use arcpy without importing it: the module's own namespace and every sibling must have it.
+    sys.modules["arcpy"] = arcpy
+    builtins.__dict__["arcpy"] = arcpy
+    spec = importlib.util.spec_from_file_location(stem, path)
+    if spec is None or spec.loader is None:
+        raise ContractError(f"{os.path.basename(path)} is no Python file")  # noqa: PTH119
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[stem] = module
+    module.__dict__["arcpy"] = arcpy
+    spec.loader.exec_module(module)
+    named = getattr(module, stem, None)
+    if inspect.isclass(named):
+        return named
+    candidates = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == stem and "getParameterInfo" in vars(value)
+    ]
+    if len(candidates) == 1:
+        return candidates[0]
+    found = ", ".join(candidate.__name__ for candidate in candidates) or "none"
+    raise ContractError(
+        f"{stem}.py defines no class {stem}, and not exactly one class with getParameterInfo (found: {found})"
+    )
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """``value`` as JSON can carry it: tuples and arrays become lists, numpy scalars numbers."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if depth > 12:
+        return repr(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item, depth + 1) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), depth + 1)
+    return repr(value)
+
+
+def tuples(value: Any) -> Any:
+    """The reverse, as functions expect it: lists of plain values become tuples."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(tuples(item) for item in value)
+    return value
+
+
+class Slot:
+    """One place of the ring: an input and an output memory file."""
+
+    def __init__(self, input_fd: int, output_fd: int) -> None:
+        self.output_fd = output_fd
+        self._input_fd = input_fd
+        self._map: mmap.mmap | None = None
+
+    def array(self, description: dict[str, Any]) -> Any:
+        """A writable array on the input memory, shape and dtype as described."""
+        import numpy
+
+        dtype = numpy.dtype(description["dtype"])
+        count = 1
+        for length in description["shape"]:
+            count *= length
+        end = description["offset"] + count * dtype.itemsize
+        if self._map is None or len(self._map) < end:
+            # The host has made the file longer; older arrays keep the older map alive by themselves.
+            self._map = mmap.mmap(self._input_fd, os.fstat(self._input_fd).st_size)
+        flat = numpy.frombuffer(self._map, dtype=dtype, count=count, offset=description["offset"])
+        return flat.reshape(description["shape"])
+
+    def write(self, data: memoryview) -> int:
+        """Puts a result into the output memory; its length in bytes."""
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self.output_fd, data[done:], done)
+        return done
+
+
+class Runner:
+    """The function's life: load, configure, call."""
+
+    def __init__(self, start: dict[str, Any], arcpy: types.ModuleType) -> None:
+        self._start = start
+        self._arcpy = arcpy
+        self._slots = [Slot(*pair) for pair in start["slots"]]
+        self._function: Any = None
+        self._scalars: dict[str, Any] = {}
+        self._raster = "raster"
+        self._configuration: dict[str, Any] = {}
+
+    def load(self, _frame: dict[str, Any]) -> dict[str, Any]:
+        """``__init__``, ``isLicensed``, ``initialize``, ``getParameterInfo``, in the order ArcGIS keeps."""
+        kind = load_class(self._start["function"], self._arcpy)
+        self._function = kind()
+        licensed = getattr(self._function, "isLicensed", None)
+        if licensed is not None and not _permitted(licensed):
+            raise ContractError("isLicensed() says that the function may not run")
+        self._function.initialize(model=self._start["model"], device=self._start["device"])
+        parameters = self._function.getParameterInfo()
+        if not isinstance(parameters, (list, tuple)):
+            raise ContractError(f"getParameterInfo() gave {type(parameters).__name__}, not a list")
+        # A template carries a bare string in its list: skipped, as ArcGIS does.
+        described = [plain(entry) for entry in parameters if isinstance(entry, dict) and "name" in entry]
+        for entry in described:
+            if str(entry.get("dataType", "")).lower() in ("raster", "rasters"):
+                self._raster = str(entry["name"])
+                break
+        return {
+            "event": "loaded",
+            "parameters": described,
+            "name": str(getattr(self._function, "name", kind.__name__)),
+            "class": kind.__name__,
+            "description": str(getattr(self._function, "description", "")),
+        }
+
+    def configure(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """``getConfiguration``, ``updateRasterInfo``, ``getFields`` and ``getGeometryType``."""
+        self._scalars = dict(frame["scalars"])
+        self._scalars["model"] = self._start["model"]
+        self._scalars["device"] = self._start["device"]
+        configure = getattr(self._function, "getConfiguration", None)
+        given = configure(**self._scalars) if configure is not None else {}
+        if given is None:
+            given = {}
+        if not isinstance(given, dict):
+            raise ContractError(f"getConfiguration() gave {type(given).__name__}, not a dict")
+        self._configuration = given
+        fields = getattr(self._function, "getFields", None)
+        geometry = getattr(self._function, "getGeometryType", None)
+        operations = ("updatePixels", "vectorize", "predict_scores", "selectRasters", "updateKeyMetadata")
+        answer = {
+            "event": "ready",
+            "configuration": plain(given),
+            "fields": plain(fields()) if fields is not None else None,
+            "geometry_type": plain(geometry()) if geometry is not None else None,
+            "operations": [name for name in operations if callable(getattr(self._function, name, None))],
+            "device": self.device(insisted=self._start["processor_type"] == "GPU"),
+        }
+        answer["output_info"] = self._output_info(frame["raster_info"])
+        return answer
+
+    def describe(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """``updateRasterInfo`` for another raster."""
+        return {"event": "described", "output_info": self._output_info(frame["raster_info"])}
+
+    def _output_info(self, raster_info: dict[str, Any]) -> Any:
+        update = getattr(self._function, "updateRasterInfo", None)
+        if update is None:
+            return None
+        info = tuples(raster_info)
+        named = {f"{self._raster}_info": info, "output_info": dict(info)}
+        answer = update(**self._scalars, **named)
+        if not isinstance(answer, dict) or not isinstance(answer.get("output_info"), dict):
+            raise ContractError("updateRasterInfo() gave no dict with output_info")
+        return plain(answer["output_info"])
+
+    def call(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """One block through ``updatePixels``, ``vectorize`` or ``predict_scores``."""
+        import numpy
+
+        slot = self._slots[frame["slot"]]
+        pixels = slot.array(frame["pixels"])
+        operation = frame["operation"]
+        if operation == "predict_scores":
+            return self._array(slot, numpy.asarray(self._function.predict_scores(pixels)))
+        mask = slot.array(frame["mask"])
+        if mask.shape != pixels.shape:
+            mask = numpy.broadcast_to(mask, pixels.shape).copy()
+        blocks = {f"{self._raster}_pixels": pixels, f"{self._raster}_mask": mask}
+        tlc, shape, props = tuple(frame["tlc"]), tuple(frame["shape"]), tuples(frame["props"])
+        if operation == "vectorize":
+            # vectorize(**pixelBlocks) gets the pixels only, unless it names the block's place too.
+            place = {"tlc": tlc, "shape": shape, "props": props}
+            named = inspect.signature(self._function.vectorize).parameters
+            blocks.update((name, value) for name, value in place.items() if name in named)
+            return self._vectors(slot, self._function.vectorize(**blocks))
+        answer = self._function.updatePixels(tlc, shape, props, **blocks)
+        if not isinstance(answer, dict) or "output_pixels" not in answer:
+            raise ContractError("updatePixels() gave no dict with output_pixels")
+        output = numpy.asarray(answer["output_pixels"])
+        output_mask = answer.get("output_mask")
+        if output_mask is not None:
+            # 0 is NoData in every class raster (docs/formats/python-raster-function.md).
+            output = numpy.where(numpy.asarray(output_mask) != 0, output, numpy.zeros((), output.dtype))
+        return self._array(slot, output)
+
+    def _array(self, slot: Slot, array: Any) -> dict[str, Any]:
+        import numpy
+
+        if array.dtype.kind == "b":
+            array = array.astype(numpy.uint8)
+        if array.dtype.kind not in "iuf":
+            raise ContractError(f"the output array has dtype {array.dtype}, not a number type")
+        array = numpy.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        size = slot.write(memoryview(array).cast("B")) if array.size else 0
+        return {"kind": "array", "shape": list(array.shape), "dtype": array.dtype.str, "bytes": size}
+
+    def _vectors(self, slot: Slot, answer: Any) -> dict[str, Any]:
+        if not isinstance(answer, dict) or "output_vectors" not in answer:
+            raise ContractError("vectorize() gave no dict with output_vectors")
+        text = answer["output_vectors"]
+        if not isinstance(text, (str, bytes)):
+            text = json.dumps(plain(text))
+        data = text.encode() if isinstance(text, str) else text
+        return {"kind": "json", "bytes": slot.write(memoryview(data))}
+
+    def device(self, insisted: bool = False) -> dict[str, Any]:
+        """The device that is really used; asked after ``initialize``, when the framework is there."""
+        asked = str(self._arcpy.env.processorType).upper()
+        torch = sys.modules.get("torch")
+        if torch is None and insisted and importlib.util.find_spec("torch") is not None:
+            # A lazy function has not imported its framework yet; a missing GPU must be told now.
+            import torch
+        if torch is not None and torch.cuda.is_available():
+            number = max(0, int(self._start["device"]))
+            name = torch.cuda.get_device_name(number) if asked == "GPU" else ""
+            return {"asked": asked, "gpus": torch.cuda.device_count(), "name": name}
+        tensorflow = sys.modules.get("tensorflow")
+        if insisted and tensorflow is not None:
+            gpus = tensorflow.config.list_physical_devices("GPU")
+            return {"asked": asked, "gpus": len(gpus), "name": gpus[0].name if gpus else ""}
+        return {"asked": asked, "gpus": 0, "name": "", "framework": torch is not None}
+
+
+def _permitted(is_licensed: Any) -> bool:
+    try:
+        answer = is_licensed(productInfo="Chipline")
+    except TypeError:
+        answer = is_licensed()
+    if isinstance(answer, dict):
+        return bool(answer.get("okToRun", True))
+    return bool(answer)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------
+
+
+def _failure(error: BaseException, frame: dict[str, Any]) -> dict[str, Any]:
+    steps = traceback.extract_tb(error.__traceback__)
+    own = [step for step in steps if step.filename != __file__]
+    text = "".join(traceback.format_list(own or list(steps)))
+    return {
+        "event": "failed",
+        "ticket": frame.get("ticket"),
+        "stage": frame.get("op"),
+        "type": type(error).__name__,
+        "message": str(error)[:4000],
+        "traceback": text[-16000:],
+    }
+
+
+def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> None:
+    """Answers frames one after the other until the host closes."""
+    answers = {
+        "load": runner.load,
+        "configure": runner.configure,
+        "describe": runner.describe,
+        "call": runner.call,
+    }
+    while True:
+        frame = wire.receive_frame(connection)
+        if frame is None or frame["op"] == "close":
+            return
+        try:
+            answer = answers[frame["op"]](frame)
+            if frame["op"] == "call":
+                answer.update(event="result", ticket=frame["ticket"])
+        except BaseException as error:  # noqa: BLE001
+            # Any failure of foreign code, SystemExit too, goes to the host with its own traceback.
+            answer = _failure(error, frame)
+        wire.send_frame(connection, answer)
+
+
+def main(connection_fd: int) -> None:
+    """Contain, then serve."""
+    wire = _sibling("wire")
+    containment = _sibling("containment")
+    arcpy_standin = _sibling("arcpy_standin")
+    connection = socket.socket(fileno=connection_fd)
+    start = wire.receive_frame(connection)
+    if start is None:
+        return
+    if start["version"] != wire.PROTOCOL_VERSION:
+        raise SystemExit(f"protocol {start['version']} was asked, this is {wire.PROTOCOL_VERSION}")
+    report = containment.confine(start["containment"])
+    wire.send_frame(connection, {"event": "contained", "version": wire.PROTOCOL_VERSION, "report": report})
+    arcpy = arcpy_standin.make_arcpy(start["processor_type"], start["device"])
+    serve(connection, wire, Runner(start, arcpy))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
+    # Frameworks leave threads behind that would hold the process at exit; everything is answered by now.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

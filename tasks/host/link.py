@@ -1,0 +1,268 @@
+"""The line to one child process: start it, hear it, watch its time and memory, end it with all it started.
+
+One thread per child starts it, reads its frames and its log, and stops it when it is over its time or its
+memory. The same thread has to start it: the child dies with the *thread* that started it (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tasks.host.errors import FailureCause, FunctionFailure
+from tasks.host.wire import FrameBuffer, WireError, send_frame
+
+_CHILD = Path(__file__).with_name("child.py")
+_TAIL_BYTES = 16 * 1024
+_TICK_S = 0.1
+_MEMORY_EVERY_S = 0.25
+_CLOSE_WAIT_S = 1.0
+
+Frame = dict[str, Any]
+
+
+class ChildLink:
+    """A running child.
+
+    Args:
+        interpreter: the Python that runs the bootstrap file.
+        environment: the child's whole environment.
+        folder: its working folder.
+        inherit: file descriptors it keeps, with the same numbers.
+        name: of the inference function, for messages.
+        memory_mb: resident size in MiB, with everything it starts, at which it is stopped.
+        on_frame: called in the link's thread with every frame; must not block.
+        on_failure: called in the link's thread once, when the child has failed.
+    """
+
+    def __init__(
+        self,
+        *,
+        interpreter: Path,
+        environment: Mapping[str, str],
+        folder: Path,
+        inherit: Sequence[int],
+        name: str,
+        memory_mb: int,
+        on_frame: Callable[[Frame], None],
+        on_failure: Callable[[FunctionFailure], None],
+    ) -> None:
+        self._interpreter = interpreter
+        self._environment = dict(environment)
+        self._folder = folder
+        self._inherit = tuple(inherit)
+        self._name = name
+        self._memory_mb = memory_mb
+        self._on_frame = on_frame
+        self._on_failure = on_failure
+        self._socket, self._child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._send_lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._tail = bytearray()
+        self._deadline: tuple[float, str] | None = None
+        self._closing = False
+        self._failure: FunctionFailure | None = None
+        self._spawned = threading.Event()
+        self._spawn_error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name=f"host {name}", daemon=True)
+
+    def start(self) -> int:
+        """Starts the process; its process id.
+
+        Raises:
+            OSError: the interpreter cannot be started.
+        """
+        self._thread.start()
+        self._spawned.wait()
+        if self._spawn_error is not None or self._process is None:
+            raise self._spawn_error or OSError("the child was not started")
+        return self._process.pid
+
+    def send(self, frame: Frame) -> None:
+        """Sends a frame; a child that is gone is told through ``on_failure``, not here."""
+        with self._send_lock, contextlib.suppress(BrokenPipeError, ConnectionResetError, OSError):
+            send_frame(self._socket, frame)
+
+    def expect_within(self, seconds: float | None, doing: str) -> None:
+        """Sets the time by which the next answer is due (None: none is due), with words for the message."""
+        self._deadline = None if seconds is None else (time.monotonic() + seconds, doing)
+
+    def tail(self) -> str:
+        """The last that the function printed."""
+        return bytes(self._tail).decode(errors="replace").strip()
+
+    def close(self) -> None:
+        """Ends the child and all it started; returns when they are gone."""
+        self._closing = True
+        self.send({"op": "close"})
+        self._thread.join()
+        self._socket.close()
+
+    # -- the link's own thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        log_read, log_write = os.pipe()
+        try:
+            # -I: no PYTHON* variables, no user site, and neither our folder nor the current one on the path.
+            self._process = subprocess.Popen(
+                [str(self._interpreter), "-I", "-u", str(_CHILD), str(self._child_socket.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log_write,
+                stderr=log_write,
+                env=self._environment,
+                cwd=self._folder,
+                pass_fds=(*self._inherit, self._child_socket.fileno()),
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._spawn_error = error
+            os.close(log_read)
+            return
+        finally:
+            os.close(log_write)
+            self._child_socket.close()
+            self._spawned.set()
+        try:
+            self._listen(self._process, log_read)
+        finally:
+            _end(self._process)
+            os.close(log_read)
+
+    def _listen(self, process: subprocess.Popen[bytes], log: int) -> None:
+        os.set_blocking(log, False)
+        frames = FrameBuffer()
+        next_memory = 0.0
+        close_by = 0.0
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(log, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select(_TICK_S):
+                    if key.fileobj is self._socket:
+                        data = self._receive()
+                        if not data:
+                            return self._ended(process, log)
+                        try:
+                            arrived = frames.feed(data)
+                        except WireError as error:
+                            return self._fail("protocol", f"broke the host's protocol: {error}")
+                        for frame in arrived:
+                            self._on_frame(frame)
+                    elif not self._drain(log):
+                        selector.unregister(log)
+                now = time.monotonic()
+                if self._closing:
+                    close_by = close_by or now + _CLOSE_WAIT_S
+                    if now > close_by:
+                        return None
+                    continue
+                deadline = self._deadline
+                if deadline is not None and now > deadline[0]:
+                    return self._fail("hang", f"took too long {deadline[1]}")
+                if now > next_memory:
+                    next_memory = now + _MEMORY_EVERY_S
+                    resident = resident_mb(process.pid)
+                    if resident > self._memory_mb:
+                        return self._fail(
+                            "memory", f"holds {resident} MiB, over its limit of {self._memory_mb} MiB"
+                        )
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
+
+    def _drain(self, log: int) -> bool:
+        try:
+            data = os.read(log, 1 << 16)
+        except BlockingIOError:
+            return True
+        self._tail += data
+        del self._tail[:-_TAIL_BYTES]
+        return bool(data)
+
+    def _ended(self, process: subprocess.Popen[bytes], log: int) -> None:
+        if self._closing:
+            return
+        try:
+            code = process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._fail("protocol", "closed the line to the host")
+            return
+        self._drain(log)
+        self._fail("crash", f"ended: {exit_words(code)}")
+
+    def _fail(self, cause: FailureCause, what: str) -> None:
+        remedies: dict[FailureCause, str] = {
+            "hang": "Raise the limit (CHIPLINE_HOST_BLOCK_TIMEOUT_S, CHIPLINE_HOST_START_TIMEOUT_S), or use "
+            "a smaller batch_size or a faster device.",
+            "memory": "Use a smaller batch_size or tile size, or raise CHIPLINE_HOST_MEMORY_MB.",
+            "crash": "Run the package on another device, or correct it; its output above says where it was.",
+            "protocol": "The function must not touch the host's file descriptors; correct the package.",
+        }
+        tail = self.tail()
+        said = f"\nIts last output:\n{tail}\n" if tail else ". It printed nothing."
+        self._failure = FunctionFailure(
+            f"The inference function {self._name} {what}{said}", remedies[cause], cause=cause
+        )
+        self._on_failure(self._failure)
+
+
+def exit_words(code: int) -> str:
+    """An exit status in words; above 128 it is a signal, as in a shell."""
+    number = -code if code < 0 else code - 128
+    if code < 0 or code > 128:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            return f"exit code {code}"
+        hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    return f"exit code {code}"
+
+
+def resident_mb(pid: int) -> int:
+    """Resident size in MiB of a process and everything it started; 0 when it is gone."""
+    pages = 0
+    for member in _tree(pid):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages += int(Path(f"/proc/{member}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
+
+
+def _tree(pid: int) -> list[int]:
+    """``pid`` and its descendants. Reads the kernel's own lists: psutil would read every process there is."""
+    found, index = [pid], 0
+    while index < len(found):
+        with contextlib.suppress(OSError):
+            for thread in os.scandir(f"/proc/{found[index]}/task"):
+                with contextlib.suppress(OSError):
+                    found += map(int, Path(thread.path, "children").read_text().split())
+        index += 1
+    return found
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills the process, its group and its descendants, also those that left the group."""
+    members = _tree(process.pid)[1:]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        members += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    for member in set(members):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,573 @@
+"""The host: an inference function in its own process, called as ArcGIS would call it.
+
+The interface of the function is described in docs/formats/python-raster-function.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import queue
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.errors import BadInputError, DeviceError, HostError
+from tasks.host.answers import AnswerError, Expected, read_answer
+from tasks.host.arguments import FunctionParameter, Scalar, read_parameters, scalars_for
+from tasks.host.containment import clean_environment
+from tasks.host.detections import Detection, DetectionsError, read_detections
+from tasks.host.devices import Gpu, GpuLock, visible_gpus
+from tasks.host.errors import FailureCause, FunctionFailure
+from tasks.host.limits import HostLimits
+from tasks.host.link import ChildLink, Frame
+from tasks.host.ring import Ring
+from tasks.host.target import class_names, default_raster_info, function_path
+from tasks.host.wire import PROTOCOL_VERSION
+from tasks.package.definition import ModelDefinition
+from tasks.settings import settings
+
+Operation = Literal["updatePixels", "vectorize", "predict_scores"]
+Pixels = npt.NDArray[Any]
+Ticket = int
+
+_CLASS_REMEDY = "Correct the function or the package; its own traceback and output are above."
+
+
+class RunnablePackage(Protocol):
+    """What the host needs of an unpacked package (``tasks.package.Package`` has it)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+
+    @property
+    def definition(self) -> ModelDefinition:
+        """Its ``.emd``."""
+
+    @property
+    def emd_path(self) -> Path:
+        """The ``.emd`` file."""
+
+
+@dataclass
+class _Call:
+    """One block on its way."""
+
+    slot: int
+    expected: Expected
+    block: str
+    done: threading.Event = field(default_factory=threading.Event)
+    value: Pixels | bytes | None = None
+    error: HostError | None = None
+
+
+class HostProcess:
+    """Runs a package's inference function in a process of its own.
+
+    Use as a context manager; inside it the attributes below are known. ``submit`` and ``result`` may be used
+    from several threads; blocks are worked on in the order in which they were submitted.
+
+    Args:
+        package: the unpacked package.
+        processor_type: "GPU" insists: no GPU is an error, never a silent run on the CPU.
+        arguments: model arguments by name, as text; merged over the function's defaults.
+        raster_info: what ``updateRasterInfo`` is told of the input raster (keys of ArcGIS's raster info).
+        foreign: the package was not made here, so it may run contained only, or with the operator's word
+            (``CHIPLINE_ALLOW_UNCONTAINED``).
+        interpreter: the Python that the function's framework needs; this one by default.
+        limits: time, memory and ring size; from the settings by default.
+
+    Attributes:
+        device: the device that is really used, e.g. ``cpu`` or ``cuda:0 NVIDIA H100``.
+        parameters: the arguments the function publishes, without rasters, model and device.
+        scalars: all arguments as the function got them.
+        configuration: what ``getConfiguration`` gave: extractBands, padding, tx, ty, fixedTileSize …
+        output_info: what ``updateRasterInfo`` gave: bandCount, pixelType, rasterAttributeTable …; empty
+            for functions that have no raster output.
+        fields: fields of the vector output by ``getFields``, as JSON objects; empty for raster output.
+        geometry_type: 1 point, 2 multipoint, 3 polyline, 4 polygon; None for raster output.
+        operations: methods that the function offers.
+        offers_scores: whether ``predict_scores`` is offered.
+        number_of_scores: scores per pixel that it gives; 0 without.
+        containment: what is in force, see ``tasks.host.containment.containment_report``.
+    """
+
+    def __init__(
+        self,
+        package: RunnablePackage,
+        processor_type: Literal["CPU", "GPU"] = "CPU",
+        arguments: Mapping[str, str] | None = None,
+        *,
+        raster_info: Mapping[str, Any] | None = None,
+        foreign: bool = False,
+        interpreter: Path | None = None,
+        limits: HostLimits | None = None,
+    ) -> None:
+        self._package = package
+        self._processor_type = processor_type
+        self._arguments = dict(arguments or {})
+        self._raster_info = dict(raster_info or default_raster_info(package.definition))
+        self._foreign = foreign
+        self._interpreter = interpreter or Path(sys.executable)
+        self._limits = limits or HostLimits.from_settings()
+        self._function = function_path(package.folder, package.definition)
+        self._class_names = class_names(package.definition)
+
+        self._answers: queue.SimpleQueue[Frame | FunctionFailure] = queue.SimpleQueue()
+        self._calls: dict[Ticket, _Call] = {}
+        self._tickets = itertools.count(1)
+        self._changed = threading.Condition()
+        self._free_slots: list[int] = []
+        self._failure: FunctionFailure | None = None
+        self._closed = False
+        self._link: ChildLink | None = None
+        self._ring: Ring | None = None
+        self._folder: Path | None = None
+        self._gpu_lock: GpuLock | None = None
+
+        self.device = ""
+        self.parameters: list[FunctionParameter] = []
+        self.scalars: dict[str, Scalar] = {}
+        self.configuration: dict[str, Any] = {}
+        self.output_info: dict[str, Any] = {}
+        self.fields: list[dict[str, Any]] = []
+        self.geometry_type: int | None = None
+        self.operations: tuple[str, ...] = ()
+        self.offers_scores = False
+        self.number_of_scores = 0
+        self.containment: dict[str, Any] = {}
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Starts the process, loads and configures the function.
+
+        Raises:
+            BadInputError: an argument that the function does not know or allow.
+            DeviceError: a GPU was asked for and is not there, or is taken by another process.
+            HostError: the function cannot be started, or may not run uncontained.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process with everything it started, and removes its folder; safe to call twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if self._gpu_lock is not None:
+            self._gpu_lock.release()
+            self._gpu_lock = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _start(self) -> None:
+        gpu = self._insisted_gpu()
+        self._folder = Path(tempfile.mkdtemp(prefix="chipline-host-"))
+        self._ring = Ring(max(2, self._limits.slots))
+        inherit = [descriptor for pair in self._ring.descriptors for descriptor in pair]
+        if gpu is not None:
+            self._gpu_lock = GpuLock(gpu)
+            inherit.append(self._gpu_lock.acquire(self._limits.start_timeout_s))
+        environment = clean_environment(os.environ, str(self._folder))
+        environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid if gpu is not None else ""
+        self._link = ChildLink(
+            interpreter=self._interpreter,
+            environment=environment,
+            folder=self._folder,
+            inherit=inherit,
+            name=self._function.name,
+            memory_mb=self._limits.memory_mb,
+            on_frame=self._on_frame,
+            on_failure=self._on_failure,
+        )
+        try:
+            pid = self._link.start()
+        except OSError as error:
+            raise HostError(
+                f"The interpreter {self._interpreter} cannot be started: {error}.",
+                "Give the path of a Python that has numpy and the package's framework.",
+            ) from error
+        if self._gpu_lock is not None:
+            self._gpu_lock.note_holder(pid)
+        self._link.expect_within(self._limits.start_timeout_s, "to start")
+        self._load(self._link)
+        self._link.expect_within(None, "")
+        self._free_slots = list(range(len(self._ring.descriptors)))
+
+    def _insisted_gpu(self) -> Gpu | None:
+        if self._processor_type == "CPU":
+            return None
+        gpus = visible_gpus()
+        if not gpus:
+            raise DeviceError(
+                "A GPU was asked for, and this machine shows none to this process.",
+                "Run on a worker with a GPU (driver and CUDA_VISIBLE_DEVICES), or set processor_type to CPU.",
+            )
+        return gpus[0]
+
+    def _load(self, link: ChildLink) -> None:
+        device = -1 if self._processor_type == "CPU" else 0
+        link.send(
+            {
+                "op": "start",
+                "version": PROTOCOL_VERSION,
+                "function": str(self._function),
+                "model": str(self._package.emd_path),
+                "device": device,
+                "processor_type": self._processor_type,
+                "slots": self._ring.descriptors if self._ring is not None else [],
+                "containment": self._containment_asked(),
+            }
+        )
+        self.containment = self._answer("contained")["report"]
+        self._permit()
+        link.send({"op": "load"})
+        self.parameters = read_parameters(self._answer("loaded")["parameters"])
+        self.scalars = scalars_for(self.parameters, self._arguments)
+        link.send({"op": "configure", "scalars": self.scalars, "raster_info": self._raster_info})
+        self._take_configuration(self._answer("ready"))
+
+    def _containment_asked(self) -> dict[str, Any]:
+        return {"parent": os.getpid()}
+
+    def _permit(self) -> None:
+        missing = [what for what in ("network", "files") if not self.containment.get(what)]
+        if self._foreign and missing and not settings().allow_uncontained:
+            raise HostError(
+                f"The package {self._package.folder.name} was not made here, and this machine cannot contain "
+                f"its function ({', '.join(missing)} stay open).",
+                "Run it on a Linux with Landlock or user namespaces, or give the operator's word: "
+                "CHIPLINE_ALLOW_UNCONTAINED=true.",
+            )
+
+    def _take_configuration(self, ready: Frame) -> None:
+        self.configuration = _mapping(ready.get("configuration"))
+        self.output_info = _mapping(ready.get("output_info"))
+        self.operations = tuple(str(name) for name in ready.get("operations") or ())
+        self.fields = _fields(ready.get("fields"))
+        geometry = ready.get("geometry_type")
+        self.geometry_type = geometry if isinstance(geometry, int) else None
+        self.device = self._device_words(_mapping(ready.get("device")))
+        scores = self.configuration.get("number_of_scores", 0)
+        self.offers_scores = "predict_scores" in self.operations and bool(
+            self.configuration.get("predict_scores", scores)
+        )
+        self.number_of_scores = int(scores) if self.offers_scores and isinstance(scores, (int, float)) else 0
+
+    def _device_words(self, device: Mapping[str, Any]) -> str:
+        if self._processor_type == "CPU":
+            return "cpu"
+        if not device.get("gpus") or device.get("asked") != "GPU":
+            seen = "its framework sees none" if not device.get("gpus") else "the function chose the CPU"
+            raise DeviceError(
+                f"A GPU was asked for, and {self._function.name} would not run on one: {seen}.",
+                "Install the framework's GPU build in the interpreter that runs the package, or set "
+                "processor_type to CPU.",
+            )
+        return f"cuda:0 {device.get('name') or ''}".strip()
+
+    def _answer(self, event: str) -> Frame:
+        answer = self._answers.get()
+        if isinstance(answer, FunctionFailure):
+            raise answer
+        if answer.get("event") == "failed":
+            raise self._exception(answer, "")
+        if answer.get("event") != event:
+            raise FunctionFailure(
+                f"The function {self._function.name} answered {answer.get('event')!r:.40}, not {event!r}.",
+                "The function must not touch the host's file descriptors; correct the package.",
+                cause="protocol",
+            )
+        return answer
+
+    # -- blocks -------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        operation: Operation,
+        pixels: Pixels,
+        mask: npt.NDArray[np.uint8] | None = None,
+        *,
+        tlc: tuple[float, float] = (0.0, 0.0),
+        shape: tuple[int, int] | None = None,
+        props: Mapping[str, Any] | None = None,
+    ) -> Ticket:
+        """Hands one block over; waits while the ring is full.
+
+        Args:
+            operation: the method to call.
+            pixels: (bands, rows, cols) with the padding, source dtype; for ``predict_scores`` a batch
+                (n, bands, rows, cols).
+            mask: uint8, 1 valid and 0 invalid, (bands, rows, cols) or (rows, cols) for all bands alike;
+                everything is valid without it.
+            tlc: (x, y) of the block's top-left, for the function and for messages.
+            shape: (rows, cols) of the inner block, without padding; that of the pixels by default.
+            props: ``extent``, ``pixelType``, ``spatialReference``, ``cellSize``, ``width``, ``height``,
+                ``noData``.
+
+        Raises:
+            BadInputError: arrays of the wrong shape, or an operation that the function does not offer.
+            HostError: the function has ended.
+        """
+        if operation not in self.operations or (operation == "predict_scores" and not self.offers_scores):
+            raise BadInputError(
+                f"The function {self._function.name} does not offer {operation}.",
+                f"It offers {', '.join(self.operations) or 'nothing'}.",
+            )
+        arrays = [pixels] if operation == "predict_scores" else [pixels, _mask_for(pixels, mask)]
+        _check_dimensions(operation, pixels)
+        inner = shape if shape is not None else (pixels.shape[-2], pixels.shape[-1])
+        block = f"tlc {tuple(tlc)}, shape {tuple(inner)}, pixels {pixels.shape} {pixels.dtype}"
+        link, ring, slot = self._take_slot()
+        described = ring.write(slot, arrays)
+        frame = {
+            "op": "call",
+            "operation": operation,
+            "slot": slot,
+            "pixels": described[0],
+            "mask": described[-1],
+            "tlc": list(tlc),
+            "shape": list(inner),
+            "props": self._props(props, inner),
+        }
+        expected = Expected(
+            operation, pixels.shape, inner, self.number_of_scores, self._limits.result_mb * 1024 * 1024
+        )
+        with self._changed:
+            ticket = next(self._tickets)
+            if not any(not call.done.is_set() for call in self._calls.values()):
+                link.expect_within(self._limits.block_timeout_s, f"in {operation}, on the block at {block}")
+            self._calls[ticket] = _Call(slot, expected, block)
+            # Within the lock, so that frames leave in the order of the tickets.
+            link.send({**frame, "ticket": ticket})
+            failure = self._failure
+        if failure is not None:
+            self._fail_calls(failure)
+        return ticket
+
+    def result(self, ticket: Ticket) -> Any:
+        """Waits for a block; each ticket can be asked once.
+
+        Returns:
+            ``updatePixels``: ndarray (bands, rows, cols) of the inner block, 0 where the function's own
+            output mask is 0. ``vectorize``: list of ``Detection``. ``predict_scores``: float32
+            (n, classes, rows, cols).
+
+        Raises:
+            FunctionFailure: the function raised (its traceback and the block are in the message), crashed,
+                hung, took too much memory, or gave an answer of the wrong kind or shape.
+        """
+        with self._changed:
+            call = self._calls.get(ticket)
+        if call is None:
+            raise BadInputError(f"There is no block with the ticket {ticket}.", "Ask for each result once.")
+        call.done.wait()
+        with self._changed:
+            self._calls.pop(ticket, None)
+        if call.error is not None:
+            raise call.error
+        if isinstance(call.value, bytes):
+            return self._detections(call.value, call.block)
+        return call.value
+
+    def run(
+        self,
+        operation: Operation,
+        pixels: Pixels,
+        mask: npt.NDArray[np.uint8] | None = None,
+        *,
+        tlc: tuple[float, float] = (0.0, 0.0),
+        shape: tuple[int, int] | None = None,
+        props: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """``submit`` and ``result`` in one."""
+        return self.result(self.submit(operation, pixels, mask, tlc=tlc, shape=shape, props=props))
+
+    def output_tail(self) -> str:
+        """The last that the function printed."""
+        return self._link.tail() if self._link is not None else ""
+
+    def _take_slot(self) -> tuple[ChildLink, Ring, int]:
+        with self._changed:
+            while not self._free_slots and self._failure is None and not self._closed:
+                self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
+            if self._closed or self._link is None or self._ring is None:
+                raise HostError("The host is closed.", "Submit blocks inside its with statement.")
+            return self._link, self._ring, self._free_slots.pop()
+
+    def _props(self, props: Mapping[str, Any] | None, inner: tuple[int, int]) -> dict[str, Any]:
+        rows, cols = inner
+        result = {
+            "extent": [0.0, 0.0, float(cols), float(rows)],
+            "pixelType": self.output_info.get("pixelType", "u1"),
+            "spatialReference": self.output_info.get("spatialReference", 3857),
+            "cellSize": [1.0, 1.0],
+            "width": cols,
+            "height": rows,
+            "noData": None,
+        }
+        result.update(props or {})
+        return result
+
+    # -- called in the link's thread ----------------------------------------------------------------------
+
+    def _on_frame(self, frame: Frame) -> None:
+        ticket = frame.get("ticket")
+        if ticket is None:
+            self._answers.put(frame)
+            return
+        with self._changed:
+            call = self._calls.get(ticket) if isinstance(ticket, int) else None
+        if call is None or call.done.is_set() or self._ring is None:
+            return
+        if frame.get("event") == "failed":
+            call.error = self._exception(frame, call.block)
+        else:
+            try:
+                call.value = read_answer(frame, call.expected, self._ring, call.slot)
+            except AnswerError as error:
+                call.error = self._contract(str(error), call.block)
+        with self._changed:
+            call.done.set()
+            self._free_slots.append(call.slot)
+            waiting = [other for other in self._calls.values() if not other.done.is_set()]
+            if self._link is not None:
+                if waiting:
+                    doing = f"in {waiting[0].expected.operation}, on the block at {waiting[0].block}"
+                    self._link.expect_within(self._limits.block_timeout_s, doing)
+                else:
+                    self._link.expect_within(None, "")
+            self._changed.notify_all()
+
+    def _on_failure(self, failure: FunctionFailure) -> None:
+        with self._changed:
+            working = next((call for call in self._calls.values() if not call.done.is_set()), None)
+            if working is not None:
+                failure = FunctionFailure(
+                    f"{failure.problem}\nThe block: {working.block}.",
+                    failure.remedy,
+                    cause=failure.cause,
+                    block=working.block,
+                )
+            self._failure = failure
+        self._answers.put(failure)
+        self._fail_calls(failure)
+
+    def _fail_calls(self, failure: FunctionFailure) -> None:
+        with self._changed:
+            for call in self._calls.values():
+                if not call.done.is_set():
+                    call.error = failure
+                    call.done.set()
+            self._changed.notify_all()
+
+    # -- answers into errors and detections ---------------------------------------------------------------
+
+    def _exception(self, frame: Frame, block: str) -> FunctionFailure:
+        kind, message = str(frame.get("type")), str(frame.get("message"))
+        stage, trace = str(frame.get("stage")), str(frame.get("traceback"))
+        cause: FailureCause = "contract" if kind == "ContractError" else "exception"
+        remedy = _CLASS_REMEDY
+        if kind in ("MemoryError", "OutOfMemoryError") or "out of memory" in message.lower():
+            cause, remedy = "out_of_memory", "Use a smaller batch_size."
+        elif kind in ("ModuleNotFoundError", "ImportError"):
+            remedy = f"Install what it imports in the interpreter that runs it ({self._interpreter})."
+        where = f" on the block at {block}" if block else f" ({stage})"
+        tail = self.output_tail()
+        said = f"\nIts last output:\n{tail}" if tail else ""
+        return FunctionFailure(
+            f"The inference function {self._function.name} failed{where}: {kind}: {message}\n{trace}{said}\n",
+            remedy,
+            cause=cause,
+            block=block,
+            function_traceback=trace,
+        )
+
+    def _contract(self, what: str, block: str) -> FunctionFailure:
+        return FunctionFailure(
+            f"The inference function {self._function.name} gave an answer that cannot be used: {what}. "
+            f"The block: {block}.",
+            "Correct the function; docs/formats/python-raster-function.md says what it must return.",
+            cause="contract",
+            block=block,
+        )
+
+    def _detections(self, text: bytes, block: str) -> list[Detection]:
+        announced = {str(entry.get("name", "")).lower() for entry in self.fields}
+        without_confidence = bool(announced) and "confidence" not in announced
+        try:
+            return read_detections(text, class_names=self._class_names, without_confidence=without_confidence)
+        except DetectionsError as error:
+            raise self._contract(str(error), block) from error
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _fields(given: Any) -> list[dict[str, Any]]:
+    """The field list of ``getFields``, which is JSON text, or an object already."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return []
+    listed = given.get("fields") if isinstance(given, dict) else given
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+
+
+def _mask_for(pixels: Pixels, mask: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
+    wanted = pixels.shape[-2:]
+    if mask is None:
+        return np.ones(wanted, np.uint8)
+    if mask.shape not in (wanted, pixels.shape):
+        raise BadInputError(
+            f"The mask has the shape {mask.shape}, the pixels have {pixels.shape}.",
+            "Give a mask of the pixels' shape, or (rows, cols) for all bands alike.",
+        )
+    if mask.ndim == 3 and mask.shape[0] > 1 and mask.strides[0] == 0:
+        # One plane seen as many: the child makes the copies.
+        mask = mask[0]
+    return mask.astype(np.uint8, copy=False)
+
+
+def _check_dimensions(operation: Operation, pixels: Pixels) -> None:
+    wanted = 4 if operation == "predict_scores" else 3
+    if pixels.ndim != wanted:
+        raise BadInputError(
+            f"{operation} takes {wanted}-D pixels, not {pixels.ndim}-D ones.",
+            "Give (n, bands, rows, cols) to predict_scores and (bands, rows, cols) to the others.",
+        )
