@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ Box = tuple[float, float, float, float]
 # Coordinates are rounded to this fraction of a pixel, a power of two: moving the origin by whole pixels
 # is then exact, so that a label burns alike whatever window it is burnt in.
 _FRACTION = 1.0 / 65536.0
+# What is thinner inside a window does not count there: its box, written with two decimals, could be empty.
+_LEAST_SIDE_PX = 0.02
 # Labels are burnt in blocks anchored to the grid's origin, for the same reason.
 _BLOCK = 1024
 
@@ -38,7 +41,7 @@ class LabelsInWindow:
         values: (n,) class values.
         boxes: (n, 4) xmin, ymin, xmax, ymax of the part inside, pixels from the window's upper-left corner.
         areas: (n,) area of the part inside, squared pixels.
-        left_out: labels that touch the window with too small a share of their area.
+        left_out: labels that share an area with the window, but too small a share of their own.
     """
 
     indices: npt.NDArray[np.intp]
@@ -71,44 +74,69 @@ class PixelLabels:
         return shapely.STRtree(self.geometries)
 
     @cached_property
+    def _bounds(self) -> npt.NDArray[np.float64]:
+        return shapely.bounds(self.geometries).reshape(-1, 4)
+
+    @cached_property
+    def _areas(self) -> npt.NDArray[np.float64]:
+        areas: npt.NDArray[np.float64] = shapely.area(self.geometries)
+        return areas
+
+    @cached_property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         """The smallest unsigned integer type that holds every class value."""
         return np.dtype(np.min_scalar_type(max(self.schema.values, default=1)))
 
-    def in_window(
-        self, row: int, col: int, rows: int, cols: int, *, min_overlap_ratio: float = 0.0
-    ) -> LabelsInWindow:
-        """The labels that share an area with the window.
+    def in_windows(
+        self, windows: npt.NDArray[np.int64], *, min_overlap_ratio: float = 0.0
+    ) -> list[LabelsInWindow]:
+        """For each window the labels that share an area with it.
 
         Args:
+            windows: (n, 4) row, col, rows, cols.
             min_overlap_ratio: a label counts only if at least this share of its area lies inside
                 (area of label and window over area of label).
         """
-        window = shapely.box(col, row, col + cols, row + rows)
-        touching = np.sort(self.tree.query(window, predicate="intersects"))
-        geometries = self.geometries[touching]
-        bounds = shapely.bounds(geometries).reshape(-1, 4)
-        cut = (
-            (bounds[:, 0] < col)
-            | (bounds[:, 1] < row)
-            | (bounds[:, 2] > col + cols)
-            | (bounds[:, 3] > row + rows)
-        )
-        areas = shapely.area(geometries)
-        whole = areas.copy()
+        windows = np.asarray(windows, dtype=np.int64).reshape(-1, 4)
+        row, col, rows, cols = windows.T
+        edges = np.column_stack([col, row, col + cols, row + rows]).astype(np.float64)
+        frames = np.asarray(shapely.box(*edges.T), dtype=object)
+        which, label = self.tree.query(frames, predicate="intersects")
+        order = np.lexsort((label, which))
+        which, label = which[order], label[order]
+        bounds, outer = self._bounds[label].copy(), edges[which]
+        areas = self._areas[label].copy()
+        cut = (bounds[:, :2] < outer[:, :2]).any(axis=1) | (bounds[:, 2:] > outer[:, 2:]).any(axis=1)
         if cut.any():
-            parts = _areal(shapely.intersection(geometries[cut], window))
+            parts = _areal(np.asarray(shapely.intersection(self.geometries[label[cut]], frames[which[cut]])))
             areas[cut] = shapely.area(parts)
             bounds[cut] = shapely.bounds(parts)
-        inside = areas > 0
-        kept = inside & (areas >= min_overlap_ratio * whole)
-        return LabelsInWindow(
-            indices=touching[kept],
-            values=self.values[touching[kept]],
-            boxes=np.clip(bounds[kept] - [col, row, col, row], 0, [cols, rows, cols, rows]),
-            areas=areas[kept],
-            left_out=touching[inside & ~kept],
-        )
+        inside = (areas > 0) & (bounds[:, 2:] - bounds[:, :2] >= _LEAST_SIDE_PX).all(axis=1)
+        kept = inside & (areas >= min_overlap_ratio * self._areas[label])
+        size = outer[:, 2:] - outer[:, :2]
+        boxes = np.clip(bounds - np.tile(outer[:, :2], 2), 0, np.tile(size, 2))
+        starts = np.searchsorted(which, np.arange(len(windows) + 1))
+        found = []
+        for start, stop in pairwise(starts):
+            here = slice(start, stop)
+            mine = label[here]
+            keep = kept[here]
+            found.append(
+                LabelsInWindow(
+                    indices=mine[keep],
+                    values=self.values[mine[keep]],
+                    boxes=boxes[here][keep],
+                    areas=areas[here][keep],
+                    left_out=mine[inside[here] & ~keep],
+                )
+            )
+        return found
+
+    def in_window(
+        self, row: int, col: int, rows: int, cols: int, *, min_overlap_ratio: float = 0.0
+    ) -> LabelsInWindow:
+        """The labels that share an area with one window; see :meth:`in_windows`."""
+        return self.in_windows(np.array([[row, col, rows, cols]]), min_overlap_ratio=min_overlap_ratio)[0]
 
     def burn(
         self, row: int, col: int, rows: int, cols: int, *, leave_out: Collection[int] = ()
