@@ -183,7 +183,7 @@ def _target_crs(infos: Sequence[RasterInfo], out_sr: str | None) -> str:
 
         try:
             return str(CRS.from_user_input(out_sr).to_wkt())
-        except rasterio.errors.CRSError as error:
+        except (rasterio.errors.CRSError, ValueError) as error:
             raise BadInputError(
                 f"The output reference system {out_sr!r} is not known.", "Give it as EPSG:<code> or as WKT."
             ) from error

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Protocol, TypeVar
 
-from tasks.imagery.reader import GridReader, Pixels
-from tasks.imagery.windows import Window
+from tasks.imagery.reader import Pixels
+
+Place = TypeVar("Place")
+_Place = TypeVar("_Place", contravariant=True)
+
+
+class Readable(Protocol[_Place]):
+    """What can be read ahead: a ``GridReader`` by windows, or several by places of the caller's own."""
+
+    def read(self, window: _Place, /) -> Pixels:
+        """The pixels of one place."""
+        ...
 
 
 def prefetch(
-    reader: GridReader, windows: Iterable[Window], *, threads: int = 2, depth: int = 4
-) -> Iterator[tuple[Window, Pixels]]:
+    reader: Readable[Place], windows: Iterable[Place], *, threads: int = 2, depth: int = 4
+) -> Generator[tuple[Place, Pixels], None, None]:
     """Each window with its pixels, in the order given, read ahead by ``threads`` threads.
 
     At most ``depth`` windows are read or held beyond the one that the consumer works on, so memory stays
@@ -27,7 +38,7 @@ def prefetch(
     if threads < 1 or depth < 1:
         raise ValueError(f"threads and depth are at least 1; got {threads} and {depth}.")
     source = iter(windows)
-    pending: deque[tuple[Window, Future[Pixels]]] = deque()
+    pending: deque[tuple[Place, Future[Pixels]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="chipline-read")
     try:
         for window in islice(source, depth):

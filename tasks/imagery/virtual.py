@@ -22,23 +22,25 @@ def sources_of_virtual_raster(uri: str, store: ObjectStore) -> list[str]:
         BadInputError: a source may not be read, the VRT carries code, is nested too deeply or is no VRT.
     """
     found: dict[str, None] = {}
-    _collect(uri, store, found, depth=0)
+    _collect(uri, store, found, above=())
     return list(found)
 
 
-def _collect(uri: str, store: ObjectStore, found: dict[str, None], depth: int) -> None:
-    if depth > _MAX_DEPTH:
+def _collect(uri: str, store: ObjectStore, found: dict[str, None], above: tuple[str, ...]) -> None:
+    if len(above) > _MAX_DEPTH:
         raise BadInputError(
             f"The VRT {uri} nests more than {_MAX_DEPTH} levels of VRTs.", "Name the rasters themselves."
         )
     for source in _direct_sources(uri, store.get(uri)):
+        if source in (uri, *above):
+            raise BadInputError(f"The VRT {source} reads itself.", "Write it again with gdalbuildvrt.")
         if source in found:
             continue
         if not _is_below(source, _folder(uri)):
             check_allowed(source)
         found[source] = None
         if looks_virtual(source, store):
-            _collect(source, store, found, depth + 1)
+            _collect(source, store, found, (*above, uri))
 
 
 def _direct_sources(uri: str, data: bytes) -> list[str]:
