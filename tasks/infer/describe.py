@@ -1,0 +1,130 @@
+"""What a package's inference function says about itself, asked once per package and arguments.
+
+Asking means starting the function's process, which loads a framework and takes seconds; the answer is kept
+in the store, so that planning the same work again touches no framework.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.errors import PackageError, PreconditionFailedError
+from tasks.host import HostProcess
+from tasks.infer.shards import TileGeometry
+from tasks.package import Package
+from tasks.settings import settings
+from tasks.store import ObjectStore, join, run_key
+
+# Bumped when what is kept here changes.
+DESCRIPTION_VERSION = 1
+
+
+class FunctionDescription(BaseModel):
+    """Answers of an inference function, for one set of arguments.
+
+    Attributes:
+        scalars: all arguments, defaults filled in, as the function receives them.
+        geometry: tile sizes.
+        extract_bands: bands that it wants, 0-based or by name; None: all.
+        output_dtype: numpy name of what ``updatePixels`` returns.
+        output_nodata: its nodata value, where it states one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    scalars: dict[str, str | int | float]
+    geometry: TileGeometry
+    extract_bands: list[int | str] | None
+    output_dtype: str
+    output_nodata: float | None
+
+
+# docs/formats/python-raster-function.md §5
+_PIXEL_TYPES = {
+    "t1": "uint8",
+    "t2": "uint8",
+    "t4": "uint8",
+    "u1": "uint8",
+    "u2": "uint16",
+    "u4": "uint32",
+    "i1": "int8",
+    "i2": "int16",
+    "i4": "int32",
+    "f4": "float32",
+    "f8": "float64",
+}
+
+
+def describe(package: Package, arguments: dict[str, str], store: ObjectStore) -> FunctionDescription:
+    """The function's description, from the store or from the function itself (on the CPU).
+
+    Raises:
+        BadInputError: an argument that the function does not have; the message names those it has.
+        PackageError: the function asks for what the engine cannot give.
+        HostError: the function fails to start.
+    """
+    key = run_key({"version": DESCRIPTION_VERSION, "arguments": arguments})
+    uri = join(settings().root, "packages", package.name, package.digest, "descriptions", f"{key}.json")
+    if store.exists(uri):
+        try:
+            return FunctionDescription.model_validate_json(store.get(uri))
+        except ValidationError:
+            store.delete(uri)  # damaged: ask the function again
+    with HostProcess(package, processor_type="CPU", arguments=arguments) as host:
+        description = description_of(host, package)
+    # Another run may have asked at the same time; it got the same answer.
+    with suppress(PreconditionFailedError):
+        store.put(uri, description.model_dump_json().encode(), if_none_match=True)
+    return description
+
+
+def description_of(host: HostProcess, package: Package) -> FunctionDescription:
+    """The description that a running host gives.
+
+    Raises:
+        PackageError: no tile size, or pixels on a scale of the function's own.
+    """
+    configuration: dict[str, Any] = host.configuration
+    if configuration.get("dataRange"):
+        raise PackageError(
+            f"The function of {package.name} asks for pixels rescaled to {configuration['dataRange']}, which "
+            "needs the range of the imagery.",
+            "Rescale in the function itself, or rescale the imagery to this range and drop DataRange.",
+        )
+    definition = package.definition
+    padding = int(configuration.get("padding") or 0)
+    rows = int(configuration.get("ty") or 0) or (definition.image_height or 0) - 2 * padding
+    cols = int(configuration.get("tx") or 0) or (definition.image_width or 0) - 2 * padding
+    if rows < 1 or cols < 1 or padding < 0:
+        raise PackageError(
+            f"The function of {package.name} states blocks of {rows} x {cols} pixels with a "
+            f"padding of {padding}.",
+            "Give a smaller padding among the model arguments, or state tx, ty and padding in "
+            "getConfiguration.",
+        )
+    bands = configuration.get("extractBands")
+    output: dict[str, Any] = host.output_info or {}
+    nodata = output.get("noData")
+    if isinstance(nodata, list | tuple):
+        nodata = nodata[0] if nodata else None
+    return FunctionDescription(
+        scalars=host.scalars,
+        geometry=TileGeometry(
+            rows=rows,
+            cols=cols,
+            padding=padding,
+            chip_rows=_chip_step(rows, definition.image_height, padding),
+            chip_cols=_chip_step(cols, definition.image_width, padding),
+        ),
+        extract_bands=None if bands is None else list(bands),
+        output_dtype=_PIXEL_TYPES.get(str(output.get("pixelType", "i4")).lower(), "int32"),
+        output_nodata=None if nodata is None else float(nodata),
+    )
+
+
+def _chip_step(step: int, image_size: int | None, padding: int) -> int:
+    inner = (image_size or 0) - 2 * padding
+    return inner if inner > 0 and step % inner == 0 else step

@@ -1,0 +1,366 @@
+"""The one tiling loop: shards in, results out, through an inference function's host.
+
+Reader threads fetch strips of tiles with their halo, the host works on several tiles at once, an operator
+puts a shard's result together, and a writer thread stores it. The stream of tiles runs on across shard
+borders, so that the device never waits for a shard to be finished. Memory depends on tile, strip and shard
+size alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import ChiplineError, NotFoundError, RasterError, StoreError
+from tasks.host import Operation
+from tasks.imagery import Grid, Pixels, Window, prefetch
+from tasks.infer.shards import Shard, TileGeometry
+
+# Pixels that one read may bring: bounds memory whatever the number of bands and the shard's width.
+STRIP_BYTES = 48 * 1024 * 1024
+ATTEMPTS = 4
+FIRST_DELAY_S = 0.5
+# Results that wait to be written; more would only hide a slow store behind growing memory.
+WRITES_WAITING = 2
+
+State = TypeVar("State")
+
+
+class Reader(Protocol):
+    """Where pixels come from: ``tasks.imagery.GridReader`` or a test's double."""
+
+    def read(self, window: Window) -> Pixels:
+        """Pixels of a window, zero and invalid outside the imagery."""
+        ...
+
+
+class Host(Protocol):
+    """What the engine needs of ``tasks.host.HostProcess``."""
+
+    def submit(
+        self,
+        operation: Operation,
+        pixels: NDArray[Any],
+        mask: NDArray[np.uint8],
+        *,
+        tlc: tuple[float, float],
+        shape: tuple[int, int],
+        props: Mapping[str, Any],
+    ) -> int:
+        """Hand over one block; blocks while the ring is full."""
+        ...
+
+    def result(self, ticket: int) -> Any:
+        """What the function returned for the block."""
+        ...
+
+
+class Sink(Protocol):
+    """Where results of shards go: ``tasks.infer.shards.ShardStore`` or a test's double."""
+
+    def exists(self, shard: Shard) -> bool:
+        """Whether the result is there already."""
+        ...
+
+    def put(self, shard: Shard, data: bytes) -> bool:
+        """Store a result; False when it was there already."""
+        ...
+
+
+class Operator(Protocol[State]):
+    """What a tool does with the results of tiles. It holds no state of its own: that is the shard's."""
+
+    @property
+    def operation(self) -> Operation:
+        """The function's method that takes a tile."""
+        ...
+
+    def needs(self, valid: NDArray[np.bool_], geometry: TileGeometry) -> bool:
+        """Whether a tile has to go through the function, by its block's mask (rows, cols)."""
+        ...
+
+    def begin(self, shard: Shard) -> State:
+        """State of a new shard."""
+        ...
+
+    def accept(self, state: State, tile: Tile, result: Any) -> None:
+        """Take what the function returned for one tile."""
+        ...
+
+    def finish(self, state: State) -> bytes:
+        """The shard's result."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile on its way through the host.
+
+    Attributes:
+        row, col: place on the grid, in tile steps.
+        inner: what the tile contributes; may reach outside the grid.
+        valid: (rows, cols) of the inner part, False where the imagery holds no pixel.
+    """
+
+    row: int
+    col: int
+    inner: Window
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One target grid with the reader of its pixels.
+
+    Attributes:
+        pixel_bytes: bytes of one pixel over all bands that are read, its mask included.
+        remote: whether a read goes over a network, so that a failure may pass.
+        props: what the function is told about the imagery besides a block's extent.
+    """
+
+    grid: Grid
+    reader: Reader
+    pixel_bytes: int
+    remote: bool
+    props: Mapping[str, Any]
+
+
+@dataclass
+class Counters:
+    """What a run of the engine did, for the log and the manifest.
+
+    ``seconds_waiting_for_host`` is the time in which the engine had nothing to do but wait for the function.
+    """
+
+    shards: int = 0
+    shards_found: int = 0
+    tiles: int = 0
+    tiles_empty: int = 0
+    retries: int = 0
+    bytes_written: int = 0
+    seconds_waiting_for_host: float = 0.0
+
+
+Progress = Callable[[int, int], None]
+
+
+def run_shards(
+    shards: Sequence[Shard],
+    sources: Mapping[int, Source],
+    host: Host,
+    operator: Operator[State],
+    sink: Sink,
+    *,
+    geometry: TileGeometry,
+    progress: Progress | None = None,
+    read_threads: int = 2,
+    strips_ahead: int = 3,
+    tiles_in_flight: int = 3,
+) -> Counters:
+    """Compute the shards whose results are not in the store yet.
+
+    Args:
+        shards: in (grid, row, col) order, or any other: results do not depend on it.
+        sources: grids and readers, by the shards' grid number.
+        host: runs the inference function.
+        operator: makes a shard's result of the tiles' results.
+        sink: takes the results.
+        geometry: tile sizes, as the function's configuration says.
+        progress: called with (shards done, shards in all) after each shard.
+        read_threads: threads that read imagery.
+        strips_ahead: strips that are read before they are needed.
+        tiles_in_flight: tiles handed to the host before the first of them is asked for.
+
+    Raises:
+        RasterError, StoreError: after several attempts, where the cause could have passed.
+        HostError: the function failed or returned what does not fit.
+    """
+    run = _Run(sources, host, operator, sink, geometry, Counters())
+    strips = run.strips(shards, progress)
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="chipline-write") as writer,
+        closing(prefetch(_StripReader(run.read), strips, threads=read_threads, depth=strips_ahead)) as ahead,
+    ):
+        run.loop(ahead, len(shards), writer, progress, tiles_in_flight)
+    return run.counters
+
+
+@dataclass(frozen=True)
+class _StripReader:
+    """Lets strips of several grids go through one prefetching stream."""
+
+    read: Callable[[_Strip], Pixels]
+
+
+@dataclass
+class _Work(Generic[State]):
+    """A shard on its way."""
+
+    shard: Shard
+    state: State
+    waiting: int = 0
+    all_submitted: bool = False
+
+
+@dataclass
+class _Strip:
+    """Consecutive tile rows of one shard, read in one go; ``last`` ends its shard."""
+
+    shard: Shard
+    tile_row: int
+    tile_rows: int
+    window: Window
+    last: bool
+
+
+@dataclass
+class _Run(Generic[State]):
+    sources: Mapping[int, Source]
+    host: Host
+    operator: Operator[State]
+    sink: Sink
+    geometry: TileGeometry
+    counters: Counters
+    flights: deque[tuple[int, _Work[State], Tile]] = field(default_factory=deque)
+    writes: deque[Future[int]] = field(default_factory=deque)
+
+    def loop(
+        self,
+        ahead: Iterator[tuple[_Strip, Pixels]],
+        in_all: int,
+        writer: ThreadPoolExecutor,
+        progress: Progress | None,
+        tiles_in_flight: int,
+    ) -> None:
+        work: _Work[State] | None = None
+
+        def close_if_done(item: _Work[State]) -> None:
+            if item.all_submitted and item.waiting == 0:
+                self._write(item, writer, progress, in_all)
+
+        for strip, pixels in ahead:
+            if work is None:
+                work = _Work(strip.shard, self.operator.begin(strip.shard))
+            for ticket, tile in self._submit(strip, pixels):
+                work.waiting += 1
+                self.flights.append((ticket, work, tile))
+                while len(self.flights) >= tiles_in_flight:
+                    close_if_done(self._receive())
+            if strip.last:
+                work.all_submitted = True
+                close_if_done(work)
+                work = None
+        while self.flights:
+            close_if_done(self._receive())
+        self._settle_writes(0)
+
+    def strips(self, shards: Sequence[Shard], progress: Progress | None) -> Iterator[_Strip]:
+        halo = 2 * self.geometry.padding
+        for shard in shards:
+            if self._again(lambda shard=shard: self.sink.exists(shard)):  # type: ignore[misc]
+                self.counters.shards_found += 1
+                if progress is not None:
+                    progress(self.counters.shards + self.counters.shards_found, len(shards))
+                continue
+            cols = shard.tile_cols * self.geometry.cols + halo
+            row_bytes = self.sources[shard.grid].pixel_bytes * cols * self.geometry.rows
+            per_strip = max(1, STRIP_BYTES // row_bytes)
+            for start in range(0, shard.tile_rows, per_strip):
+                count = min(per_strip, shard.tile_rows - start)
+                row = shard.tile_row + start
+                window = Window(
+                    row * self.geometry.rows - self.geometry.padding,
+                    shard.tile_col * self.geometry.cols - self.geometry.padding,
+                    count * self.geometry.rows + halo,
+                    cols,
+                )
+                yield _Strip(shard, row, count, window, last=start + count == shard.tile_rows)
+
+    def read(self, strip: _Strip) -> Pixels:
+        source = self.sources[strip.shard.grid]
+        if not source.remote:
+            return source.reader.read(strip.window)  # what a local file cannot give now, it never will
+        pixels: Pixels = self._again(lambda: source.reader.read(strip.window))
+        return pixels
+
+    def _submit(self, strip: _Strip, pixels: Pixels) -> Iterator[tuple[int, Tile]]:
+        geometry, source = self.geometry, self.sources[strip.shard.grid]
+        height, width = geometry.rows + 2 * geometry.padding, geometry.cols + 2 * geometry.padding
+        pad = geometry.padding
+        for row in range(strip.tile_rows):
+            for col in range(strip.shard.tile_cols):
+                top, left = row * geometry.rows, col * geometry.cols
+                valid = pixels.valid[top : top + height, left : left + width]
+                if not self.operator.needs(valid, geometry):
+                    self.counters.tiles_empty += 1
+                    continue
+                block = pixels.values[:, top : top + height, left : left + width]
+                mask = valid.astype(np.uint8)  # the host makes one plane per band of it
+                inner = geometry.inner(strip.tile_row + row, strip.shard.tile_col + col)
+                # A copy: the strip may go as soon as its tiles are submitted.
+                inner_valid = valid[pad : pad + geometry.rows, pad : pad + geometry.cols].copy()
+                tile = Tile(strip.tile_row + row, strip.shard.tile_col + col, inner, inner_valid)
+                ticket = self.host.submit(
+                    self.operator.operation,
+                    block,
+                    mask,
+                    tlc=(inner.col, inner.row),
+                    shape=(geometry.rows, geometry.cols),
+                    props={**source.props, "extent": source.grid.window_bounds(inner)},
+                )
+                self.counters.tiles += 1
+                yield ticket, tile
+
+    def _receive(self) -> _Work[State]:
+        ticket, work, tile = self.flights.popleft()
+        started = time.perf_counter()
+        result = self.host.result(ticket)
+        self.counters.seconds_waiting_for_host += time.perf_counter() - started
+        self.operator.accept(work.state, tile, result)
+        work.waiting -= 1
+        return work
+
+    def _write(
+        self, work: _Work[State], writer: ThreadPoolExecutor, progress: Progress | None, in_all: int
+    ) -> None:
+        def write() -> int:
+            data = self.operator.finish(work.state)
+            self._again(lambda: self.sink.put(work.shard, data))
+            self.counters.shards += 1
+            if progress is not None:
+                progress(self.counters.shards + self.counters.shards_found, in_all)
+            return len(data)
+
+        self._settle_writes(WRITES_WAITING - 1)
+        self.writes.append(writer.submit(write))
+
+    def _settle_writes(self, leave: int) -> None:
+        while len(self.writes) > leave:
+            self.counters.bytes_written += self.writes.popleft().result()
+
+    def _again(self, action: Callable[[], Any]) -> Any:
+        """The result of ``action``, tried again with growing delays where the cause can pass."""
+        delay = FIRST_DELAY_S
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return action()
+            except ChiplineError as error:
+                if not can_pass(error):
+                    raise
+            self.counters.retries += 1
+            time.sleep(delay)
+            delay *= 2
+        return action()
+
+
+def can_pass(error: BaseException) -> bool:
+    """Whether the cause of an error may be gone at the next attempt: the network's or the store's."""
+    return isinstance(error, StoreError | RasterError) and not isinstance(error, NotFoundError)

@@ -1,0 +1,272 @@
+"""Operators: what a tool makes of the results of tiles. They plug into the one loop in ``engine.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, Protocol
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.io import MemoryFile
+
+from tasks.errors import HostError
+from tasks.host import Operation
+from tasks.infer.engine import Tile
+from tasks.infer.objects import Objects, no_objects
+from tasks.infer.reconcile import border_margin
+from tasks.infer.shards import Shard, TileGeometry
+
+_UNSIGNED: tuple[type[np.unsignedinteger[Any]], ...] = (np.uint8, np.uint16)
+
+
+class DetectionLike(Protocol):
+    """One object as the host returns it: rings in pixels of the inner block, y down, not closed.
+
+    Source: ``docs/formats/python-raster-function.md`` §7.
+    """
+
+    @property
+    def class_name(self) -> str: ...
+    @property
+    def confidence_raw(self) -> float: ...
+    @property
+    def rings(self) -> Sequence[Sequence[Sequence[float]]]: ...
+    @property
+    def attributes(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """Values of a classified raster.
+
+    Attributes:
+        dtype: numpy name.
+        nodata: value of pixels that the imagery does not cover.
+    """
+
+    dtype: str
+    nodata: float
+
+
+def pixel_format(
+    function_dtype: str, class_values: Sequence[int], function_nodata: float | None
+) -> PixelFormat:
+    """The narrowest format that holds the classes, so that a colour table fits; float results stay float32.
+
+    Without a nodata value of the function's, 0 is nodata as in Esri's classified rasters, unless 0 is a
+    class of its own: then the largest value of the type.
+    """
+    if np.issubdtype(np.dtype(function_dtype), np.floating):
+        return PixelFormat("float32", np.nan if function_nodata is None else float(function_nodata))
+    nodata = function_nodata
+    if nodata is None and 0 not in class_values:
+        nodata = 0
+    values = [*class_values, *([] if nodata is None else [int(nodata)])]
+    for unsigned in _UNSIGNED:
+        largest = int(np.iinfo(unsigned).max)
+        room = largest if nodata is not None else largest - 1
+        if not class_values or min(values) < 0 or max(values) > room:
+            continue
+        return PixelFormat(np.dtype(unsigned).name, float(largest if nodata is None else nodata))
+    smallest = float(np.iinfo(np.int32).min)
+    return PixelFormat("int32", smallest if nodata is None else float(nodata))
+
+
+@dataclass
+class _PixelState:
+    shard: Shard
+    values: NDArray[Any]  # (rows, cols) of the shard's window
+
+
+@dataclass(frozen=True)
+class PixelOperator:
+    """Pixel classification: the inner parts of tiles abut; the result of a shard is a small GeoTIFF."""
+
+    geometry: TileGeometry
+    format: PixelFormat
+    operation: Operation = "updatePixels"
+
+    def needs(self, valid: NDArray[np.bool_], geometry: TileGeometry) -> bool:
+        """Whether the inner part holds a pixel of imagery: all others stay nodata."""
+        pad = geometry.padding
+        return bool(valid[pad : pad + geometry.rows, pad : pad + geometry.cols].any())
+
+    def begin(self, shard: Shard) -> _PixelState:
+        """A shard full of nodata."""
+        return _PixelState(shard, np.full(shard.target.shape, self.format.nodata, self.format.dtype))
+
+    def accept(self, state: _PixelState, tile: Tile, result: NDArray[Any]) -> None:
+        """Put the inner part of one tile, (1, rows, cols), in its place.
+
+        Raises:
+            HostError: another shape, or values that the output cannot hold.
+        """
+        if result.shape != (1, self.geometry.rows, self.geometry.cols):
+            raise HostError(
+                f"The inference function returned pixels of shape {result.shape} for a block of "
+                f"(1, {self.geometry.rows}, {self.geometry.cols}).",
+                "Mend the function: updatePixels returns the inner block, without padding.",
+            )
+        target = state.shard.target
+        common = tile.inner.intersection(target)
+        if common.is_empty:
+            return
+        part = common.slices_in(tile.inner)
+        values, valid = result[0][part], tile.valid[part]
+        kept = values[valid]
+        if kept.size and self.format.dtype != "float32":
+            lowest, highest = int(kept.min()), int(kept.max())
+            limits = np.iinfo(self.format.dtype)
+            if lowest < limits.min or highest > limits.max:
+                raise HostError(
+                    f"The inference function returned values from {lowest} to {highest}, which are no class "
+                    f"values of its package and do not fit {self.format.dtype}.",
+                    "Mend the package's Classes: they must list every value.",
+                )
+        state.values[common.slices_in(target)][valid] = kept.astype(self.format.dtype)
+
+    def finish(self, state: _PixelState) -> bytes:
+        """The shard as a compressed GeoTIFF, without georeference: the plan knows its place."""
+        rows, cols = state.values.shape
+        profile = {
+            "driver": "GTiff",
+            "height": rows,
+            "width": cols,
+            "count": 1,
+            "dtype": self.format.dtype,
+            "nodata": self.format.nodata,
+            "compress": "zstd",
+            "tiled": True,
+            "blockxsize": 256,
+            "blockysize": 256,
+            # Pixel space; without any transform rasterio would warn at each opening.
+            "transform": Affine(1, 0, 0, 0, -1, rows),
+        }
+        with MemoryFile() as memory:
+            with memory.open(**profile) as dataset:
+                dataset.write(state.values, 1)
+            return bytes(memory.read())
+
+
+def read_pixels(data: bytes) -> NDArray[Any]:
+    """The array (rows, cols) of a shard's result that :class:`PixelOperator` made."""
+    with MemoryFile(data) as memory, memory.open() as dataset:
+        values: NDArray[Any] = dataset.read(1)
+    return values
+
+
+@dataclass
+class _ObjectState:
+    shard: Shard
+    parts: list[Objects] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ObjectOperator:
+    """Detection: objects of tiles in grid pixels, with what reconciliation needs to know about them."""
+
+    geometry: TileGeometry
+    region: tuple[int, int, int, int]
+    operation: Operation = "vectorize"
+
+    def needs(self, valid: NDArray[np.bool_], geometry: TileGeometry) -> bool:  # noqa: ARG002
+        """Whether the block holds a pixel of imagery: an object may reach in from the halo."""
+        return bool(valid.any())
+
+    def begin(self, shard: Shard) -> _ObjectState:
+        """An empty shard."""
+        return _ObjectState(shard)
+
+    def accept(self, state: _ObjectState, tile: Tile, result: Sequence[DetectionLike]) -> None:
+        """Take the objects of one tile that the tile owns, or that lie near its border."""
+        polygons = [polygon_of_rings(item.rings) for item in result]
+        whole = np.array([item is not None for item in polygons], dtype=np.bool_)
+        if not whole.any():
+            return
+        items = [item for item, good in zip(result, whole, strict=True) if good]
+        inside = np.array([item for item, good in zip(polygons, whole, strict=True) if good], dtype=object)
+        objects = self._judged(tile, items, inside)
+        if len(objects):
+            state.parts.append(objects)
+
+    def _judged(self, tile: Tile, items: Sequence[DetectionLike], polygons: NDArray[np.object_]) -> Objects:
+        rows, cols, pad = self.geometry.rows, self.geometry.cols, self.geometry.padding
+        margin = border_margin(self.geometry)
+        centroids = shapely.get_coordinates(shapely.centroid(polygons))  # (n, 2) x, y in the inner block
+        x, y = centroids[:, 0], centroids[:, 1]
+        bounds = shapely.bounds(polygons)
+        # Within a pixel of the block's edge the function may have cut the object off.
+        cut = (
+            (bounds[:, 0] <= 1 - pad)
+            | (bounds[:, 1] <= 1 - pad)
+            | (bounds[:, 2] >= cols + pad - 1)
+            | (bounds[:, 3] >= rows + pad - 1)
+        )
+        # Half open, so that a centroid right on a border has one owner.
+        owned = (x >= 0) & (x < cols) & (y >= 0) & (y < rows)
+        near_inside = (x < margin) | (x >= cols - margin) | (y < margin) | (y >= rows - margin)
+        near_outside = (x >= -margin) & (x < cols + margin) & (y >= -margin) & (y < rows + margin)
+        # An object that the neighbour owns and that is cut off here is seen more whole over there.
+        kept = owned | (near_outside & ~cut)
+        row, col, region_rows, region_cols = self.region
+        grid_x, grid_y = x + tile.inner.col, y + tile.inner.row
+        kept &= (
+            (grid_x >= col) & (grid_x < col + region_cols) & (grid_y >= row) & (grid_y < row + region_rows)
+        )
+        offset = np.array((tile.inner.col, tile.inner.row))
+        shifted = shapely.transform(polygons, lambda points: points + offset)
+        count = len(items)
+        return Objects(
+            tile_row=np.full(count, tile.row, np.int32),
+            tile_col=np.full(count, tile.col, np.int32),
+            class_name=np.array([item.class_name for item in items], dtype=object),
+            confidence=np.array([item.confidence_raw for item in items], dtype=np.float64),
+            owned=owned,
+            at_border=near_inside | ~owned,
+            cut=cut & owned,
+            attributes=np.array([_extra(item.attributes) for item in items], dtype=object),
+            geometry=shifted,
+        ).take(kept)
+
+    def finish(self, state: _ObjectState) -> bytes:
+        """The shard's objects as Arrow bytes."""
+        return (Objects.joined(state.parts).in_order() if state.parts else no_objects()).to_bytes()
+
+
+def polygon_of_rings(rings: Sequence[Sequence[Sequence[float]]]) -> shapely.Geometry | None:
+    """A valid polygon of open or closed rings; holes by the even-odd rule; None where no area is left."""
+    usable = [ring for ring in rings if len({(float(x), float(y)) for x, y in ring}) >= 3]
+    if not usable:
+        return None
+    if len(usable) == 1:
+        polygon: shapely.Geometry = shapely.Polygon(usable[0])
+    else:
+        outlines = [shapely.make_valid(shapely.Polygon(ring)) for ring in usable]
+        polygon = reduce(shapely.symmetric_difference, outlines)
+    if not shapely.is_valid(polygon):
+        polygon = shapely.make_valid(polygon)
+    # What make_valid leaves of spikes are lines and points.
+    parts = [part for part in _flat(polygon) if shapely.area(part) > 0]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else shapely.multipolygons(parts)
+
+
+def _flat(geometry: shapely.Geometry) -> list[shapely.Geometry]:
+    """The parts of a geometry, those of nested collections too."""
+    if shapely.get_type_id(geometry) < shapely.GeometryType.MULTIPOINT:
+        return [geometry]
+    return [single for part in shapely.get_parts(geometry).tolist() for single in _flat(part)]
+
+
+def _extra(attributes: Mapping[str, Any]) -> str:
+    # Class and confidence have columns of their own; identifiers count within one block only.
+    rest = {
+        name: value for name, value in attributes.items() if name not in ("OID", "FID", "Class", "Confidence")
+    }
+    return json.dumps(rest, sort_keys=True, default=str)

@@ -1,0 +1,120 @@
+"""Parameters of ``classify_pixels`` and ``detect_objects``: ArcGIS's names in snake_case.
+
+Source of names and defaults: ``docs/formats/tools.md`` §2, §3 and §9.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.parameters import ModelArgument, ToolParameters
+
+ProcessingMode = Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"]
+ProcessorType = Literal["AUTO", "CPU", "GPU"]
+
+
+class InferenceParameters(ToolParameters):
+    """What both tools take: imagery, a package, where and how to compute."""
+
+    input_raster: list[str] = Field(
+        min_length=1,
+        description="Imagery: URIs of rasters, a prefix or folder ending in '/', or patterns with '*'. "
+        "Where rasters overlap, the first one in the list wins",
+    )
+    model: str = Field(
+        min_length=1,
+        description="Deep learning package (.dlpk): its URI, or a registered model as models:/name/3 or "
+        "models:/name@alias",
+    )
+    model_arguments: list[ModelArgument] = Field(
+        default=[],
+        description="Arguments of the package's inference function, as names and values, such as padding, "
+        "batch_size or threshold; what is not given keeps the package's own default",
+    )
+    processing_mode: ProcessingMode = Field(
+        default="PROCESS_AS_MOSAICKED_IMAGE",
+        description="PROCESS_AS_MOSAICKED_IMAGE computes all rasters together as one image; "
+        "PROCESS_ITEMS_SEPARATELY computes each raster on its own grid",
+    )
+    cell_size: float | None = Field(
+        default=None,
+        gt=0,
+        description="Cell size to compute on, in units of the imagery's coordinate system; empty: the "
+        "imagery's own",
+    )
+    extent: list[float] | None = Field(
+        default=None,
+        description="Area to compute, as xmin, ymin, xmax, ymax in the coordinates of the target grid; "
+        "empty: all of the imagery",
+    )
+    out_sr: int | None = Field(
+        default=None,
+        ge=1,
+        description="EPSG code of the output's coordinate system. A mosaic of rasters in several coordinate "
+        "systems needs it; separate items keep their own grids and only features are reprojected",
+    )
+    processor_type: ProcessorType = Field(
+        default="AUTO",
+        description="AUTO takes a GPU where the workers have one; GPU insists on one and fails without; CPU",
+    )
+    shard_size: int = Field(
+        default=2048,
+        ge=64,
+        le=32768,
+        description="Edge of a shard, the unit of results, in pixels (rounded to whole tiles); it changes no "
+        "result, only how the work is cut",
+    )
+    shards_per_part: int = Field(
+        default=16,
+        ge=1,
+        le=10_000,
+        description="Number of shards that one run of a worker computes; it changes no result",
+    )
+
+    @model_validator(mode="after")
+    def _extent_is_a_rectangle(self) -> InferenceParameters:
+        if self.extent is None:
+            return self
+        if len(self.extent) != 4:
+            raise ValueError("extent takes four numbers: xmin, ymin, xmax, ymax")
+        xmin, ymin, xmax, ymax = self.extent
+        if not (xmin < xmax and ymin < ymax):
+            raise ValueError("extent must have xmin below xmax and ymin below ymax")
+        return self
+
+
+class ClassifyPixelsParameters(InferenceParameters):
+    """Parameters of ``classify_pixels``."""
+
+    output_classified_raster: str = Field(
+        min_length=1,
+        description="Name of the output, or the URI of a folder; holds one classified raster (COG) for a "
+        "mosaic, or one per input raster",
+    )
+
+
+class DetectObjectsParameters(InferenceParameters):
+    """Parameters of ``detect_objects``."""
+
+    output_objects: str = Field(
+        min_length=1,
+        description="Name of the output, or the URI of a folder; holds one layer of polygons as GeoParquet "
+        "and as GeoPackage",
+    )
+    run_nms: bool = Field(
+        default=False,
+        description="Run Non Maximum Suppression over the complete layer: of objects that overlap more than "
+        "max_overlap_ratio, the one with the higher confidence stays",
+    )
+    confidence_score_field: str = Field(
+        default="Confidence", description="Field with the confidence, used by run_nms"
+    )
+    class_value_field: str = Field(default="Class", description="Field with the class, used by run_nms")
+    max_overlap_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Largest overlap, as intersection over union, that run_nms leaves; 0: none",
+    )

@@ -1,0 +1,482 @@
+"""The plan of an inference: collection -> target grids -> shards -> keys -> parts. No pixel is read here.
+
+All that can be wrong with the input is found here, before heavy work starts; the plan is one JSON document
+that the parts and the finish work from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.errors import BadInputError, DeviceError, PackageError
+from tasks.host.devices import visible_gpus
+from tasks.imagery import Grid, RasterInfo, Window, expand_rasters, grid_of_collection, inspect_raster
+from tasks.imagery.collection import bounds_in
+from tasks.infer.describe import FunctionDescription
+from tasks.infer.operators import PixelFormat, pixel_format
+from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters, ProcessorType
+from tasks.infer.shards import (
+    SEMANTICS_VERSION,
+    Footprint,
+    Shard,
+    TileGeometry,
+    plan_shards,
+    split_parts,
+    tiles_per_shard,
+)
+from tasks.package import Package
+from tasks.parameters import arguments_as_dict
+from tasks.store import check_allowed, output_folder, run_key
+
+Tool = Literal["classify_pixels", "detect_objects"]
+Processor = Literal["CPU", "GPU"]
+
+LARGEST_OUTPUT_PIXELS = 100_000_000_000
+INSPECTED_AT_ONCE = 16
+PRECISION = "float32"
+# A package trained at half or double the cell size still sees its objects; beyond that it is worth a word.
+CELL_SIZE_FACTOR = 2.0
+
+_MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
+    "classify_pixels": ("ImageClassification",),
+    "detect_objects": ("ObjectDetection", "InstanceDetection"),
+}
+
+
+class PlannedClass(BaseModel):
+    """One class of the package: value, name, colour (red, green, blue)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: int
+    name: str
+    color: tuple[int, int, int] | None
+
+
+class PlannedPackage(BaseModel):
+    """The package that is applied."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    name: str
+    digest: str
+    classes: list[PlannedClass]
+
+
+class PlannedGrid(BaseModel):
+    """One target grid and the rasters that it is computed from.
+
+    Attributes:
+        name: stem of the output's file.
+        crs_wkt, transform, rows, cols: the grid, see ``tasks.imagery.Grid``.
+        region: (row, col, rows, cols) of what is computed.
+        rasters: positions in the plan's list, in the collection's order.
+        footprints: per raster, its (row, col, rows, cols) on the grid.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    crs_wkt: str
+    transform: tuple[float, float, float, float, float, float]
+    rows: int
+    cols: int
+    region: tuple[int, int, int, int]
+    rasters: list[int]
+    footprints: list[tuple[int, int, int, int]]
+
+    @property
+    def grid(self) -> Grid:
+        """The target grid."""
+        return Grid(self.crs_wkt, self.transform, self.rows, self.cols)
+
+    @property
+    def output_grid(self) -> Grid:
+        """The grid of the region alone."""
+        window = Window(*self.region)
+        return Grid(self.crs_wkt, self.grid.window_transform(window), window.rows, window.cols)
+
+
+class Plan(BaseModel):
+    """Everything that parts and finish need to know.
+
+    Attributes:
+        output: name or URI that the person gave.
+        folder: where the result is published.
+        run_key: hash of the ordered shard keys and the finishing parameters.
+        parameters: as given, for the record.
+        finishing: the parameters that decide what finish makes of the shards.
+        extract_bands: 0-based bands that the function takes, in its order.
+        arguments: the function's arguments as given.
+        pixel_format: of the classified raster; None for objects.
+        processor: what the parts must run on.
+        parts: (start, stop) over ``shards``.
+        remarks: what a person should know, although it is no error.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tool: Tool
+    output: str
+    folder: str
+    run_key: str
+    parameters: dict[str, Any]
+    finishing: dict[str, Any]
+    rasters: list[RasterInfo]
+    package: PlannedPackage
+    arguments: dict[str, str]
+    description: FunctionDescription
+    geometry: TileGeometry
+    extract_bands: list[int]
+    pixel_format: PixelFormat | None
+    processor: Processor
+    grids: list[PlannedGrid]
+    shards: list[Shard]
+    parts: list[tuple[int, int]]
+    remarks: list[str]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all regions."""
+        return sum(grid.region[2] * grid.region[3] for grid in self.grids)
+
+
+def check_addresses(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> None:
+    """Refuse addresses that a caller may not name, before any of them is touched.
+
+    Raises:
+        BadInputError: an address outside of the allowed roots.
+    """
+    for uri in parameters.input_raster:
+        check_allowed(uri)
+    if not parameters.model.startswith("models:/"):
+        check_allowed(parameters.model)
+    # Only for its refusals: the run key is not known yet.
+    output_folder(f"outputs/{tool_of(parameters)}", output_of(parameters), "key")
+
+
+def inspect_collection(inputs: Sequence[str]) -> list[RasterInfo]:
+    """What the rasters are, in the collection's order; many at once, since each is a round trip.
+
+    Raises:
+        NotFoundError, RasterError, BadInputError: see ``tasks.imagery``.
+    """
+    uris = expand_rasters(list(inputs))
+    with ThreadPoolExecutor(min(INSPECTED_AT_ONCE, len(uris))) as pool:
+        return list(pool.map(inspect_raster, uris))
+
+
+def choose_processor(wanted: ProcessorType, workers_have: ProcessorType = "AUTO") -> Processor:
+    """The device class that the parts are planned for.
+
+    Args:
+        wanted: the tool's ``processor_type``.
+        workers_have: what the workers of pool ``gpu`` have, as the operator says; AUTO: what this
+            machine has.
+
+    Raises:
+        DeviceError: a GPU is asked for and is not there.
+    """
+    if wanted == "CPU":
+        return "CPU"
+    there = workers_have if workers_have != "AUTO" else ("GPU" if visible_gpus() else "CPU")
+    if wanted == "GPU" and there != "GPU":
+        raise DeviceError(
+            "processor_type is GPU, and there is no GPU that this process may use.",
+            "Take processor_type AUTO or CPU, or start the workers on a machine with a GPU "
+            "(CHIPLINE_WORKER_PROCESSOR=GPU says that they have one where the planning machine has none).",
+        )
+    return "GPU" if there == "GPU" else "CPU"
+
+
+def check_package(package: Package, tool: Tool) -> None:
+    """Refuse a package that is for another tool.
+
+    Raises:
+        PackageError: another model type, or no classes.
+    """
+    kind = package.definition.model_type
+    if kind not in _MODEL_TYPES[tool]:
+        fitting = [name for name, kinds in _MODEL_TYPES.items() if kind in kinds]
+        remedy = f"Use {fitting[0]} for it." if fitting else "No tool applies packages of this type yet."
+        raise PackageError(
+            f"The package {package.name} is of type {kind}, which {tool} does not apply.", remedy
+        )
+    if not package.definition.classes:
+        raise PackageError(
+            f"The package {package.name} lists no classes.", "Add Classes to its model definition (.emd)."
+        )
+
+
+def make_plan(
+    parameters: ClassifyPixelsParameters | DetectObjectsParameters,
+    *,
+    rasters: Sequence[RasterInfo],
+    package: Package,
+    package_uri: str,
+    description: FunctionDescription,
+    processor: Processor,
+) -> Plan:
+    """The plan, from checked parts. Nothing is read from or written to the store.
+
+    Raises:
+        BadInputError: imagery that does not fit the package or the parameters.
+        PackageError: a package that asks for what the engine cannot give.
+    """
+    tool = tool_of(parameters)
+    check_package(package, tool)
+    classes = [
+        PlannedClass(value=item.value, name=item.name, color=item.color)
+        for item in package.definition.classes or []
+    ]
+    geometry = description.geometry
+    bands = _extract_bands(description.extract_bands, rasters)
+    output_format = None
+    if tool == "classify_pixels":
+        values = [item.value for item in classes]
+        output_format = pixel_format(description.output_dtype, values, description.output_nodata)
+    grids = _plan_grids(parameters, rasters)
+    arguments = arguments_as_dict(parameters.model_arguments)
+    shards: list[Shard] = []
+    for number, planned in enumerate(grids):
+        block = rasters[planned.rasters[0]].block_shape
+        tiles = (
+            tiles_per_shard(geometry.rows, block[0], parameters.shard_size),
+            tiles_per_shard(geometry.cols, block[1], parameters.shard_size),
+        )
+        base_key = run_key(
+            {
+                "semantics": SEMANTICS_VERSION,
+                "tool": tool,
+                "package": package.digest,
+                "arguments": description.scalars,
+                "grid": planned.grid.to_dict(),
+                "region": planned.region,
+                "geometry": geometry.model_dump(),
+                "tiles": tiles,
+                "bands": bands,
+                "pixels": None if output_format is None else [output_format.dtype, str(output_format.nodata)],
+                "device": processor,
+                "precision": PRECISION,
+                "batch": [
+                    len(bands),
+                    geometry.rows + 2 * geometry.padding,
+                    geometry.cols + 2 * geometry.padding,
+                ],
+            }
+        )
+        footprints = [
+            Footprint(Window(*window), rasters[index].identity)
+            for index, window in zip(planned.rasters, planned.footprints, strict=True)
+        ]
+        shards += plan_shards(
+            grid=number,
+            region=Window(*planned.region),
+            geometry=geometry,
+            tiles=tiles,
+            footprints=footprints,
+            base_key=base_key,
+        )
+    if not shards:
+        raise BadInputError(
+            "No imagery lies in the extent.", "Give an extent that touches a raster, or leave it empty."
+        )
+    finishing = _finishing(parameters, tool)
+    key = run_key(
+        {
+            "tool": tool,
+            "shards": [shard.key for shard in shards],
+            "finishing": finishing,
+            "items": [grid.name for grid in grids],
+            "sources": [public_uri(info.uri) for info in rasters],
+        }
+    )
+    return Plan(
+        tool=tool,
+        output=output_of(parameters),
+        folder=output_folder(f"outputs/{tool}", output_of(parameters), key),
+        run_key=key,
+        parameters=parameters.model_dump(mode="json"),
+        finishing=finishing,
+        rasters=list(rasters),
+        package=PlannedPackage(uri=package_uri, name=package.name, digest=package.digest, classes=classes),
+        arguments=arguments,
+        description=description,
+        geometry=geometry,
+        extract_bands=bands,
+        pixel_format=output_format,
+        processor=processor,
+        grids=grids,
+        shards=shards,
+        parts=split_parts(len(shards), parameters.shards_per_part),
+        remarks=_remarks(package, grids),
+    )
+
+
+def tool_of(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> Tool:
+    """The tool that the parameters belong to."""
+    return "classify_pixels" if isinstance(parameters, ClassifyPixelsParameters) else "detect_objects"
+
+
+def output_of(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> str:
+    """The output's name or URI."""
+    if isinstance(parameters, ClassifyPixelsParameters):
+        return parameters.output_classified_raster
+    return parameters.output_objects
+
+
+def output_name(output: str) -> str:
+    """A short name for files and titles: the output's name, or the last segment of its URI."""
+    return PurePosixPath(urlsplit(output).path if "://" in output else output).name
+
+
+def public_uri(uri: str) -> str:
+    """The URI without a signed query string, which is a credential and changes from day to day."""
+    return urlsplit(uri)._replace(query="", fragment="").geturl() if "://" in uri else uri
+
+
+def _finishing(parameters: ClassifyPixelsParameters | DetectObjectsParameters, tool: Tool) -> dict[str, Any]:
+    if isinstance(parameters, ClassifyPixelsParameters):
+        return {"format": "COG", "name": output_name(parameters.output_classified_raster)}
+    suppression = None
+    if parameters.run_nms:
+        suppression = {
+            "confidence_score_field": parameters.confidence_score_field,
+            "class_value_field": parameters.class_value_field,
+            "max_overlap_ratio": parameters.max_overlap_ratio,
+        }
+    name = output_name(parameters.output_objects)
+    return {"format": tool, "name": name, "suppression": suppression, "out_sr": parameters.out_sr}
+
+
+def _plan_grids(
+    parameters: ClassifyPixelsParameters | DetectObjectsParameters, rasters: Sequence[RasterInfo]
+) -> list[PlannedGrid]:
+    separately = parameters.processing_mode == "PROCESS_ITEMS_SEPARATELY"
+    # Separate items are detected in their own coordinate system; only their features are reprojected.
+    keeps_own = separately and isinstance(parameters, DetectObjectsParameters)
+    out_sr = None if parameters.out_sr is None or keeps_own else f"EPSG:{parameters.out_sr}"
+    if not separately:
+        groups = [(output_name(output_of(parameters)), list(range(len(rasters))))]
+    else:
+        names = _distinct_names([PurePosixPath(urlsplit(info.uri).path).stem for info in rasters])
+        groups = [(name, [index]) for index, name in enumerate(names)]
+    planned = []
+    for name, indices in groups:
+        infos = [rasters[index] for index in indices]
+        grid = grid_of_collection(infos, out_sr=out_sr, cell_size=parameters.cell_size)
+        region = _region(grid, parameters.extent, infos)
+        if region.is_empty:
+            if not separately:
+                raise _extent_misses(grid, parameters.extent)
+            continue  # of many items, an extent need not touch each
+        if region.rows * region.cols > LARGEST_OUTPUT_PIXELS:
+            raise BadInputError(
+                f"The output {name} would have {region.rows} x {region.cols} pixels, more than "
+                f"{LARGEST_OUTPUT_PIXELS}.",
+                "Give a smaller extent or a larger cell_size, or process the items separately.",
+            )
+        footprints = [grid.window_of_bounds(bounds_in(info, grid.crs_wkt)) for info in infos]
+        assert grid.crs_wkt is not None  # grid_of_collection refuses rasters without
+        planned.append(
+            PlannedGrid(
+                name=name,
+                crs_wkt=grid.crs_wkt,
+                transform=grid.transform,
+                rows=grid.rows,
+                cols=grid.cols,
+                region=(region.row, region.col, region.rows, region.cols),
+                rasters=indices,
+                footprints=[(item.row, item.col, item.rows, item.cols) for item in footprints],
+            )
+        )
+    if not planned:
+        raise BadInputError(
+            f"The extent {parameters.extent} touches none of the {len(rasters)} rasters.",
+            "Give it in the coordinates of the rasters, as xmin, ymin, xmax, ymax, or leave it empty.",
+        )
+    return planned
+
+
+def _region(grid: Grid, extent: Sequence[float] | None, infos: Sequence[RasterInfo]) -> Window:
+    if extent is None:
+        return grid.window
+    if not all(math.isfinite(value) for value in extent):
+        raise BadInputError(
+            f"The extent {list(extent)} of {len(infos)} rasters is not finite.", "Give four finite numbers."
+        )
+    xmin, ymin, xmax, ymax = extent
+    return grid.window_of_bounds((xmin, ymin, xmax, ymax)).intersection(grid.window)
+
+
+def _extent_misses(grid: Grid, extent: Sequence[float] | None) -> BadInputError:
+    covered = ", ".join(f"{value:.10g}" for value in grid.bounds)
+    return BadInputError(
+        f"The extent {extent} does not touch the imagery, which covers {covered}.",
+        "Give it in the coordinates of the target grid, as xmin, ymin, xmax, ymax, or leave it empty.",
+    )
+
+
+def _distinct_names(stems: Sequence[str]) -> list[str]:
+    taken: set[str] = set()
+    names = []
+    for stem in stems:
+        name, number = stem, 2
+        while name.lower() in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _extract_bands(wanted: Sequence[int | str] | None, rasters: Sequence[RasterInfo]) -> list[int]:
+    first = rasters[0]
+    bands: list[int] = []
+    for item in range(first.band_count) if wanted is None else wanted:
+        if isinstance(item, int):
+            bands.append(item)
+            continue
+        names = [name.lower() for name in first.band_names]
+        if item.lower() not in names:
+            raise BadInputError(
+                f"The package takes a band {item!r}, and {first.uri} has {', '.join(first.band_names)}.",
+                "Give imagery with this band, or name its bands.",
+            )
+        bands.append(names.index(item.lower()))
+    for info in rasters:
+        if max(bands) >= info.band_count or min(bands) < 0:
+            raise BadInputError(
+                f"The package takes the bands {', '.join(str(band + 1) for band in bands)}, and {info.uri} "
+                f"has {info.band_count}.",
+                "Give imagery with the bands that the package was trained on, in the same order.",
+            )
+    return bands
+
+
+def _remarks(package: Package, grids: Sequence[PlannedGrid]) -> list[str]:
+    definition = package.definition
+    trained = [size for size in (definition.min_cell_size, definition.max_cell_size) if size is not None]
+    if not trained or any(size.wkid in (None, 4326) for size in trained):
+        return []
+    smallest = min(min(size.x, size.y) for size in trained)
+    largest = max(max(size.x, size.y) for size in trained)
+    remarks = []
+    for planned in grids:
+        cell = max(planned.grid.cell_size)
+        if smallest <= 0 or smallest / CELL_SIZE_FACTOR <= cell <= largest * CELL_SIZE_FACTOR:
+            continue
+        if ("GEOGCS" in planned.crs_wkt or "GEOGCRS" in planned.crs_wkt) and "PROJC" not in planned.crs_wkt:
+            continue  # degrees do not compare with metres
+        remarks.append(
+            f"{planned.name} has cells of {cell:g}, and the package was trained on {smallest:g} to "
+            f"{largest:g}: set cell_size to compute on the cell size of the training."
+        )
+    return remarks
