@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -110,8 +111,8 @@ def prefect(layout: Layout, keys: Secrets) -> str | None:
     return None
 
 
-def worker(layout: Layout, keys: Secrets, pool: str, name: str) -> str | None:
-    """The server hears the worker."""
+def worker(layout: Layout, keys: Secrets, pool: str, name: str, started: float) -> str | None:
+    """The server hears the worker, and not just an earlier one of the same name."""
     try:
         with client(f"{layout.prefect_url}/api", keys.prefect_auth_string) as http:
             answer = http.post(f"/work_pools/{pool}/workers/filter", json={})
@@ -120,8 +121,10 @@ def worker(layout: Layout, keys: Secrets, pool: str, name: str) -> str | None:
             found: list[dict[str, Any]] = answer.json()
     except httpx.HTTPError as error:
         return _reason(error)
-    if any(item["name"] == name and item["status"] == "ONLINE" for item in found):
-        return None
+    for item in found:
+        heard = datetime.fromisoformat(item["last_heartbeat_time"]).timestamp()
+        if item["name"] == name and item["status"] == "ONLINE" and heard > started:
+            return None
     return "the server does not hear it"
 
 

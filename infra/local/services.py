@@ -29,7 +29,8 @@ POOLS_FILE = PROJECT / "deployments" / "pools.yaml"
 class Service:
     """One process that the supervisor keeps.
 
-    ``check`` returns what is wrong, or nothing when the service really serves.
+    ``check``, given when the process started (seconds since the epoch), returns what is wrong, or
+    nothing when the service really serves.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Service:
     environment: dict[str, str]
     folder: Path
     ports: dict[str, int]
-    check: Callable[[], str | None]
+    check: Callable[[float], str | None]
     patience_s: float
     stop_patience_s: float
 
@@ -125,7 +126,7 @@ def _seaweed(layout: Layout, keys: Secrets) -> Service:
         environment=_environment(keys, "s3", {}),
         folder=folder,
         ports=layout.ports_of("s3"),
-        check=lambda: health.object_store(layout, keys),
+        check=lambda _started: health.object_store(layout, keys),
         patience_s=60,
         stop_patience_s=8,
     )
@@ -174,7 +175,7 @@ def _mlflow(layout: Layout, keys: Secrets) -> Service:
         environment=_environment(keys, "mlflow", own),
         folder=folder,
         ports=layout.ports_of("mlflow"),
-        check=lambda: health.mlflow(layout, keys),
+        check=lambda _started: health.mlflow(layout, keys),
         patience_s=120,
         stop_patience_s=7,
     )
@@ -202,7 +203,7 @@ def _prefect(layout: Layout, keys: Secrets) -> Service:
         environment=_environment(keys, "prefect", own),
         folder=folder,
         ports=layout.ports_of("prefect"),
-        check=lambda: health.prefect(layout, keys),
+        check=lambda _started: health.prefect(layout, keys),
         patience_s=180,
         stop_patience_s=7,
     )
@@ -227,7 +228,7 @@ def _worker(layout: Layout, keys: Secrets, pool: Role, number: int, own: dict[st
         environment=_environment(keys, name, role_environment(layout, keys, pool) | own),
         folder=layout.folder("workers", name),
         ports={},
-        check=lambda: health.worker(layout, keys, pool, name),
+        check=lambda started: health.worker(layout, keys, pool, name, started),
         patience_s=60,
         stop_patience_s=6,
     )

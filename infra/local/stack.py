@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,9 @@ from typing import TypedDict
 
 import psutil
 
-from infra.local import processes, server_data
+from infra.local import deployments, processes, server_data
 from infra.local.errors import StackError
-from infra.local.layout import PROJECT, Layout, is_free
+from infra.local.layout import Layout, is_free
 from infra.local.secrets import Role, Secrets, load_secrets, role_environment, write_private
 from infra.local.services import Service, servers, workers
 
@@ -82,10 +81,13 @@ class LocalStack:
 
     # ------------------------------------------------------------------------------------------ up
 
-    def up(self, *, deploy: bool = True) -> None:
+    def up(self, *, register: bool = True) -> None:
         """Boot what does not run, wait until everything serves, register pools and deployments.
 
         Services that run and serve are left alone, so that a second call changes nothing.
+
+        Args:
+            register: whether to register the deployments too (pools and automations always are).
 
         Raises:
             StackError: a port is taken, or a service does not come up; the message names its log.
@@ -101,20 +103,14 @@ class LocalStack:
             for service in everything:
                 if service.name not in running:
                     self._require_ports(service, keys)
-            applier = self._start_deploying() if deploy else None
-            try:
-                with ThreadPoolExecutor(max_workers=8) as pool:
-                    self._ensure_all(pool, everything, keys, running)
-                    server_data.apply(self.layout, keys)
-                    staff = workers(self.layout, keys)
-                    self._ensure_all(pool, staff, keys, running | self._adopt(staff))
-                if applier is not None:
-                    self._finish_deploying(applier)
-            except BaseException:
-                if applier is not None and applier.poll() is None:
-                    applier.kill()
-                    applier.wait()
-                raise
+            with ThreadPoolExecutor(max_workers=16) as pool:
+                self._ensure_all(pool, everything, keys, running)
+                server_data.apply(self.layout, keys)
+                registered = pool.submit(self._deploy, keys) if register else None
+                staff = workers(self.layout, keys)
+                self._ensure_all(pool, staff, keys, running | self._adopt(staff))
+                if registered is not None:
+                    registered.result()
             self.say(f"The stack is up after {time.monotonic() - started:.0f} s.")
 
     def _ensure_all(
@@ -156,6 +152,7 @@ class LocalStack:
             service.command, environment=service.environment, folder=service.folder, log=log
         )
         self._children.append(popen)
+        # Even if it has ended already: not yet reaped, it can still be looked at.
         started = _Started(psutil.Process(popen.pid), popen)
         self._remember(service.name, started.process)
         begun = time.monotonic()
@@ -169,13 +166,14 @@ class LocalStack:
 
     def _wait_healthy(self, service: Service, started: _Started, *, patience_s: float) -> str | None:
         end = time.monotonic() + patience_s
+        created = started.process.create_time()
         while True:
             # Reaps our own child, so that a dead one is seen as dead.
             if started.popen is not None and started.popen.poll() is not None:
                 return f"it ended with exit code {started.popen.returncode}"
             if not processes.is_alive(started.process):
                 return "it has ended"
-            problem = service.check()
+            problem = service.check(created)
             if problem is None or time.monotonic() > end or self._given_up.wait(_POLL_S):
                 return problem
 
@@ -204,24 +202,11 @@ class LocalStack:
                 "Stop it first (`make down`), or set CHIPLINE_HOME to another folder for a second stack.",
             )
 
-    def _start_deploying(self) -> Popen[bytes]:
-        environment = processes.machine_environment() | self.environment("admin")
-        environment["CHIPLINE_PROJECT"] = str(PROJECT)
-        return processes.start(
-            [sys.executable, "-m", "infra.deploy", "--wait"],
-            environment=environment,
-            folder=PROJECT,
-            log=self.layout.logs / "deploy.log",
-        )
-
-    def _finish_deploying(self, applier: Popen[bytes]) -> None:
-        log = self.layout.logs / "deploy.log"
-        if applier.wait(timeout=180) != 0:
-            raise StackError(
-                f"The deployments could not be registered.\n{_tail(log)}",
-                f"Mend what {log} names, then `make up` again.",
-            )
-        self.say("deployments are registered")
+    def _deploy(self, keys: Secrets) -> None:
+        environment = {processes.MARK: keys.stack_id, processes.SERVICE_MARK: "deploy"}
+        environment |= processes.machine_environment() | self.environment("admin")
+        count = deployments.register(environment)
+        self.say(f"{count} deployments are registered")
 
     # ---------------------------------------------------------------------------------------- down
 
@@ -263,7 +248,8 @@ class LocalStack:
         for process in processes.marked(keys.stack_id, service.name):
             with contextlib.suppress(psutil.NoSuchProcess):
                 resident += process.memory_info().rss
-        return ServiceStatus(service.name, started.process.pid, resident // 2**20, service.check())
+        problem = service.check(started.process.create_time())
+        return ServiceStatus(service.name, started.process.pid, resident // 2**20, problem)
 
     def summary(self) -> str:
         """Addresses, and where the passwords are; no password itself."""
