@@ -73,3 +73,10 @@ class DeviceError(ChiplineError, RuntimeError):
 
 class RunError(ChiplineError, RuntimeError):
     """A run could not be brought to its end: a part was lost too often, a leaf failed."""
+
+
+class TrackingError(ChiplineError, OSError):
+    """MLflow is not configured, refused a request or cannot be reached."""
+
+    def __str__(self) -> str:
+        return ChiplineError.__str__(self)
