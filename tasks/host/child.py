@@ -1,9 +1,9 @@
 """The child: one process that runs one inference function and nothing of ours.
 
 Started by path with the interpreter that the function's framework needs; it imports the standard library,
-numpy and its two siblings ``wire.py`` and ``arcpy_standin.py`` by path (and ``containment.py``, which has to
-confine the process before any foreign code is read). The call order and the shapes are those of
-docs/formats/python-raster-function.md. What the function prints goes to the log pipe on stdout.
+numpy and its siblings by path: ``wire.py``, ``arcpy_standin.py``, and ``containment.py`` with the kernel's
+means, which has to confine the process before any foreign code is read. The call order and the shapes are
+those of docs/formats/python-raster-function.md. What the function prints goes to the log pipe on stdout.
 """
 
 from __future__ import annotations
@@ -326,15 +326,15 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
 def main(connection_fd: int) -> None:
     """Contain, then serve."""
     wire = _sibling("wire")
-    containment = _sibling("containment")
-    arcpy_standin = _sibling("arcpy_standin")
+    containment, arcpy_standin = _sibling("containment"), _sibling("arcpy_standin")
+    kernel = [_sibling(name) for name in ("landlock", "seccomp", "namespaces")]
     connection = socket.socket(fileno=connection_fd)
     start = wire.receive_frame(connection)
     if start is None:
         return
     if start["version"] != wire.PROTOCOL_VERSION:
         raise SystemExit(f"protocol {start['version']} was asked, this is {wire.PROTOCOL_VERSION}")
-    report = containment.confine(start["containment"])
+    report = containment.confine(start["containment"], connection_fd, *kernel)
     wire.send_frame(connection, {"event": "contained", "version": wire.PROTOCOL_VERSION, "report": report})
     arcpy = arcpy_standin.make_arcpy(start["processor_type"], start["device"])
     serve(connection, wire, Runner(start, arcpy))

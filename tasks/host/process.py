@@ -110,7 +110,7 @@ class HostProcess:
         arguments: Mapping[str, str] | None = None,
         *,
         raster_info: Mapping[str, Any] | None = None,
-        foreign: bool = False,
+        foreign: bool = True,
         interpreter: Path | None = None,
         limits: HostLimits | None = None,
     ) -> None:
@@ -259,7 +259,12 @@ class HostProcess:
         self._take_configuration(self._answer("ready"))
 
     def _containment_asked(self) -> dict[str, Any]:
-        return {"parent": os.getpid()}
+        return {
+            "parent": os.getpid(),
+            "folder": str(self._folder),
+            "read": [str(self._package.folder.resolve())],
+            "gpu": self._processor_type == "GPU",
+        }
 
     def _permit(self) -> None:
         missing = [what for what in ("network", "files") if not self.containment.get(what)]

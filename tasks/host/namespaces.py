@@ -1,0 +1,95 @@
+"""Namespaces: no network, no sight of other processes, an own ``/proc`` and ``/dev/shm``.
+
+Standard library only, loaded by path in the child while it has one thread. Works as root, and as any user
+where the kernel allows user namespaces.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
+_PR_SET_PDEATHSIG = 1
+
+
+def enter(close_in_guardians: int) -> list[str]:
+    """Enters what the kernel allows; the names of what is in force: user, network, processes, proc, shm.
+
+    With a process namespace this returns in a grandchild: the process that called waits for it and passes
+    its exit status on (128 + signal, as shells do), and another one is the namespace's first process, whose
+    end takes everything in the namespace with it, also what has left the process group.
+
+    Args:
+        close_in_guardians: the descriptor of the line to the host, which only the grandchild keeps.
+    """
+    in_force: list[str] = []
+    if os.geteuid() != 0 or not _unshares(_NEWNS):
+        uid, gid = os.getuid(), os.getgid()
+        if not _unshares(_NEWUSER | _NEWNS):
+            return in_force
+        try:
+            _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/uid_map", f"{uid} {uid} 1")
+            _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        except OSError:
+            # A namespace without a map has no user to be; nothing else can be had in it.
+            return in_force
+        in_force.append("user")
+    mounts_private = _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    if _unshares(_NEWNET):
+        in_force.append("network")
+    _unshares(_NEWIPC)
+    if _unshares(_NEWPID):
+        _become_guarded(close_in_guardians)
+        in_force.append("processes")
+        if mounts_private and _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC):
+            in_force.append("proc")
+    if mounts_private and _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV):
+        os.chmod("/dev/shm", 0o1777)  # noqa: PTH101
+        in_force.append("shm")
+    return in_force
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _become_guarded(line: int) -> None:
+    first = os.fork()
+    if first:
+        os.close(line)
+        os._exit(_status_of(first))
+    die_with_parent()
+    worker = os.fork()
+    if worker:
+        os.close(line)
+        os._exit(_status_of(worker))
+
+
+def _status_of(awaited: int) -> int:
+    """Waits for one child, burying every other that ends before; its status as a shell would give it."""
+    while True:
+        pid, status = os.wait()
+        if pid == awaited:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def _unshares(flags: int) -> bool:
+    return int(ctypes.CDLL(None).unshare(flags)) == 0
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int) -> bool:
+    source_bytes = source.encode() if source is not None else None
+    kind_bytes = kind.encode() if kind is not None else None
+    libc = ctypes.CDLL(None)
+    return int(libc.mount(source_bytes, target.encode(), kind_bytes, ctypes.c_ulong(flags), None)) == 0
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:  # noqa: PTH123
+        file.write(text)
