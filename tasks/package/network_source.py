@@ -171,6 +171,8 @@ def build_detector(backbone: nn.Module, detector: DetectorName, arguments: Mappi
         )
     else:
         raise ValueError(f"unknown detector {detector!r}")
+    # torchvision honours _skip_resize in training only.
+    model.transform.resize = lambda image, target=None: (image, target)
     network: nn.Module = model
     return network
 
@@ -256,6 +258,8 @@ def _class_source(module: nn.Module, class_name: str) -> tuple[str, str]:
             raise PackageError(
                 f"The network {name} cannot be written out: {kind}: {error}.", _REMEDY
             ) from error
+        for node in graph.nodes:
+            node.type = None  # annotations name things of the original's own module
         _drop_assertions(graph)
         _fold_norms(module, graph)
         _drop_idle(module, graph)
