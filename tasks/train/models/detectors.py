@@ -1,0 +1,121 @@
+"""Object detectors: torchvision's classes around a light feature pyramid."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from tasks.package.network_source import DetectorName, build_detector
+from tasks.train.models.encoders import build_encoder
+from tasks.train.models.options import DetectorOptions
+
+
+class FeaturePyramid(nn.Module):
+    """Encoder features, merged from coarse to fine (Lin et al., "Feature Pyramid Networks", 2017).
+
+    Args:
+        encoder: see :func:`tasks.train.models.encoders.build_encoder`.
+        channels: its channels at strides 2, 4, ….
+        downscale: the input is averaged over cells of ``downscale`` pixels first.
+        finest: index of the finest stride that is used, 2 for stride 4 of the downscaled input.
+        levels: how many feature maps are given, from ``finest`` on.
+        width: their channels.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, channels: list[int], *, downscale: int, finest: int, levels: int, width: int
+    ) -> None:
+        super().__init__()
+        self.shrink = nn.AvgPool2d(downscale) if downscale > 1 else nn.Identity()
+        self.encoder = encoder
+        self.first = finest
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(size, width, 1, bias=False), nn.BatchNorm2d(width))
+            for size in channels[finest:]
+        )
+        self.enlarge = nn.Upsample(scale_factor=2.0, mode="nearest")
+        self.smooth = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            )
+            for _ in range(levels)
+        )
+        self.out_channels = width
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # (n, bands, rows, cols) -> maps by level, finest first
+        features = self.encoder(self.shrink(x))[self.first :]
+        merged: list[Tensor] = []
+        for lateral, feature in zip(reversed(self.lateral), reversed(features), strict=True):
+            level = lateral(feature)
+            merged.insert(0, level + self.enlarge(merged[0]) if merged else level)
+        levels = zip(self.smooth, merged, strict=False)
+        return OrderedDict((str(index), smooth(level)) for index, (smooth, level) in enumerate(levels))
+
+
+def build_pyramid(
+    backbone_model: str, options: DetectorOptions, *, bands: int, pretrained: bool
+) -> FeaturePyramid:
+    """The detector's backbone; its features start at ``options.stride`` image pixels."""
+    finest = int(math.log2(options.stride // options.downscale))
+    depth = max(options.depth, finest + options.levels - 1)
+    encoder = build_encoder(backbone_model, bands=bands, depth=depth, pretrained=pretrained)
+    channels = [int(size) for size in cast(list[int], encoder.out_channels)]
+    return FeaturePyramid(
+        encoder,
+        channels,
+        downscale=options.downscale,
+        finest=finest,
+        levels=options.levels,
+        width=options.width,
+    )
+
+
+def detector_arguments(model_type: str, options: DetectorOptions, *, classes: int, bands: int) -> dict[str, Any]:
+    """The plain arguments from which the detector is built here and in the package.
+
+    Label 0 is the background, labels 1 to ``classes`` are the classes in the order of the package.
+    """
+    sizes: tuple[tuple[float, ...], ...]
+    if model_type == "FCOS":
+        sizes = tuple((float(options.anchor_size * 2**level),) for level in range(options.levels))
+        own: dict[str, Any] = {
+            "head_convolutions": options.head_convolutions,
+            "center_sampling_radius": options.center_radius,
+        }
+    else:
+        sizes = tuple(
+            tuple(options.anchor_size * 2 ** (level + third / 3) for third in range(3))
+            for level in range(options.levels)
+        )
+        own = {}
+    ratios = ((1.0,) if model_type == "FCOS" else (0.5, 1.0, 2.0),) * options.levels
+    return {
+        "num_classes": classes + 1,
+        "bands": bands,
+        "anchor_sizes": sizes,
+        "aspect_ratios": ratios,
+        "score_thresh": 0.05,
+        "nms_thresh": options.nms_overlap,
+        "detections_per_img": 300,
+        "topk_candidates": 1000,
+        "size_divisible": options.size_divisor,
+        **own,
+    }
+
+
+def build_object_detector(
+    model_type: str, backbone: FeaturePyramid, arguments: dict[str, Any]
+) -> nn.Module:
+    """The detector, ready to train."""
+    detector = build_detector(backbone, cast(DetectorName, model_type), arguments)
+    if model_type == "FCOS":
+        # Boxes start at the anchor's size: with zeros half of them would sit behind a closed ReLU at first,
+        # and a short training cannot afford that.
+        regression = cast(nn.Conv2d, detector.get_submodule("head.regression_head.bbox_reg"))
+        nn.init.constant_(cast(Tensor, regression.bias), 1.0)
+    return detector

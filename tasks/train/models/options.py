@@ -1,0 +1,113 @@
+"""What a person may set about a network, as model arguments (names and values as text)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.parameters import validated
+
+Preset = Literal["light", "standard"]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: Preset = Field("standard", description="light trains on a CPU in minutes, standard wants a GPU")
+    pretrained: bool = Field(True, description="start the encoder from ImageNet weights")
+    downscale: Literal[1, 2, 4] = Field(1, description="the network sees every n-th pixel, averaged")
+
+    # Values come as text; a Literal of numbers takes no text.
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("downscale"), str):
+            text = values["downscale"].strip()
+            values = {**values, "downscale": int(text) if text.isdigit() else text}
+        return values
+
+
+class PixelOptions(_Options):
+    """Arguments of UNET."""
+
+    class_balancing: bool = Field(False, description="weigh classes by the inverse of their frequency")
+    focal_loss: bool = Field(False, description="focal loss (gamma 2) in place of cross-entropy")
+    dice_loss: bool = Field(True, description="add the soft Dice loss over the classes")
+    ignore_classes: str = Field("", description="class values, comma separated, that count as unknown; 0 too")
+    decoder: tuple[int, int, int, int, int] = Field(
+        (256, 128, 64, 32, 16), description="channels of the decoder"
+    )
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """``ignore_classes`` as numbers."""
+        return tuple(int(part) for part in self.ignore_classes.replace(";", ",").split(",") if part.strip())
+
+    @model_validator(mode="after")
+    def _ignored_are_numbers(self) -> PixelOptions:
+        try:
+            self.ignored  # noqa: B018 - parsing is the check
+        except ValueError:
+            raise ValueError("ignore_classes takes class values, comma separated, such as 0,3") from None
+        return self
+
+
+class DetectorOptions(_Options):
+    """Arguments of FCOS and RETINANET. Pixel sizes are those of the image, not of the downscaled one."""
+
+    stride: Literal[4, 8, 16] = Field(8, description="pixels per cell of the finest feature map")
+    levels: int = Field(3, ge=1, le=4, description="number of feature maps, each half the size of the last")
+    depth: int = Field(5, ge=3, le=5, description="how many resolutions of the encoder are used")
+    width: int = Field(128, ge=32, le=256, multiple_of=32, description="channels of the feature maps")
+    head_convolutions: int = Field(4, ge=1, le=4, description="layers of the head before the scores (FCOS)")
+    anchor_size: float = Field(16.0, gt=0, description="pixels; the finest level's boxes start at this size")
+    center_radius: float = Field(
+        0.75, gt=0, description="cells within this many anchor sizes of an object's centre learn it (FCOS)"
+    )
+    nms_overlap: float = Field(0.4, gt=0, lt=1, description="overlap at which the weaker of two boxes goes")
+    detect_min_iou: float = Field(0.4, gt=0, lt=1, description="IoU at which a validation box counts as found")
+
+    @property
+    def size_divisor(self) -> int:
+        """Image sizes are padded to a multiple of this."""
+        return int(max(32, self.downscale * 2**self.depth))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stride_number(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("stride"), str):
+            text = values["stride"].strip()
+            values = {**values, "stride": int(text) if text.isdigit() else text}
+        return values
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> DetectorOptions:
+        finest = self.stride // self.downscale
+        if finest < 2:
+            raise ValueError("stride must be at least twice downscale")
+        if finest.bit_length() - 1 + self.levels - 1 > 5:
+            raise ValueError("stride and levels ask for more resolutions than an encoder has")
+        return self
+
+
+_LIGHT_PIXELS = {"downscale": 2, "decoder": (128, 96, 64, 32, 16)}
+_LIGHT_DETECTOR = {"downscale": 2, "levels": 1, "depth": 4, "width": 64, "head_convolutions": 2}
+
+Options = TypeVar("Options", PixelOptions, DetectorOptions)
+
+
+def read_options(kind: type[Options], arguments: dict[str, str]) -> Options:
+    """The options that ``arguments`` give; ``preset`` decides what is not given.
+
+    Raises:
+        BadInputError: an unknown name, or a value outside its bounds.
+    """
+    light = arguments.get("preset", "").strip().lower() == "light"
+    base: dict[str, Any] = {}
+    if light:
+        base = dict(_LIGHT_PIXELS if kind is PixelOptions else _LIGHT_DETECTOR)
+    values = {name: value.strip() for name, value in arguments.items()}
+    if "preset" in values:
+        values["preset"] = values["preset"].lower()
+    return validated(kind, {**base, **values})

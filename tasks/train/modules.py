@@ -1,0 +1,208 @@
+"""Lightning modules: what a step learns and what a validation measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tasks.labels import ClassSchema
+from tasks.train.datasets import IGNORED, Target
+from tasks.train.models.options import DetectorOptions, PixelOptions
+from tasks.train.schedule import Budget, one_cycle
+from tasks.train.scores import Found, ObjectsOfChip, pixel_scores, score_chips
+
+_ENCODER_SHARE = 0.5  # of the learning rate: ImageNet weights move less than new ones
+_WEIGHT_DECAY = 0.05
+
+
+class TrainingModule(lightning.LightningModule):
+    """Shared by both kinds: optimiser, schedule, frozen encoder, measured values.
+
+    Args:
+        network: what is trained and packaged.
+        encoder: the part of it that starts from ImageNet weights.
+        learning_rate: largest value of the schedule.
+        budget: where the training stands.
+        freeze: leave the encoder as it is.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, encoder: nn.Module, learning_rate: float, budget: Budget, freeze: bool
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.learning_rate = learning_rate
+        self.budget = budget
+        self.freeze_encoder = freeze
+        self.measured: dict[str, float] = {}
+        self.per_class: dict[str, dict[str, float]] = {}
+        self._encoder = [encoder]  # in a list: it is registered once, inside the network
+        if freeze:
+            encoder.requires_grad_(False)
+        self._validation_losses: list[float] = []
+
+    def train(self, mode: bool = True) -> TrainingModule:
+        super().train(mode)
+        if self.freeze_encoder:
+            self._encoder[0].eval()  # running statistics of its normalisation stay, too
+        return self
+
+    def configure_optimizers(self) -> Any:
+        encoder = {id(parameter) for parameter in self._encoder[0].parameters()}
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups = [
+            {
+                "params": [p for p in parameters if id(p) in encoder],
+                "lr": self.learning_rate * _ENCODER_SHARE,
+            },
+            {"params": [p for p in parameters if id(p) not in encoder], "lr": self.learning_rate},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=_WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: one_cycle(self.budget.fraction(step))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation_losses = []
+
+    def finish_validation(self, values: Mapping[str, float]) -> None:
+        """Keep the values of this validation and log them."""
+        self.measured = {"VALID_LOSS": float(np.mean(self._validation_losses or [np.nan])), **values}
+        self.log_dict({name.lower(): value for name, value in self.measured.items()})
+
+
+class PixelModule(TrainingModule):
+    """Trains a network that gives logits (n, background and classes, rows, cols)."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        options: PixelOptions,
+        schema: ClassSchema,
+        class_weights: Sequence[float] | None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(network, **shared)
+        self.options = options
+        self.schema = schema
+        self.class_weights: Tensor | None
+        self.register_buffer(
+            "class_weights",
+            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32),
+            persistent=False,
+        )
+        self.confusion = np.zeros((len(schema) + 1, len(schema) + 1), dtype=np.int64)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy (or focal loss), and soft Dice; unknown pixels count nowhere."""
+        logits = logits.float()
+        known = labels != IGNORED
+        if not bool(known.any()):
+            return logits.sum() * 0.0
+        entropy = functional.cross_entropy(
+            logits, labels, weight=self.class_weights, ignore_index=IGNORED, reduction="none"
+        )
+        if self.options.focal_loss:
+            certainty = torch.exp(
+                -functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            )
+            entropy = entropy * (1.0 - certainty) ** 2
+        weights = known.float()
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[labels.where(known, torch.zeros_like(labels))]
+        result = entropy.sum() / weights.sum().clamp(min=1e-6)
+        if self.options.dice_loss:
+            result = result + _dice_loss(logits, labels, known)
+        return cast(Tensor, result)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        images, labels = batch
+        loss = self.loss(self.network(images.contiguous(memory_format=torch.channels_last)), labels)
+        self.log("train_loss", loss, batch_size=len(images), on_step=False, on_epoch=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.confusion[:] = 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        images, labels = batch
+        logits = self.network(images.contiguous(memory_format=torch.channels_last))
+        self._validation_losses.append(float(self.loss(logits, labels)))
+        truth, predicted = labels.flatten(), logits.argmax(dim=1).flatten()
+        known = truth != IGNORED
+        size = len(self.confusion)
+        pairs = truth[known] * size + predicted[known]
+        self.confusion += torch.bincount(pairs, minlength=size * size).reshape(size, size).cpu().numpy()
+
+    def on_validation_epoch_end(self) -> None:
+        values, self.per_class = pixel_scores(self.confusion, self.schema)
+        self.finish_validation(values)
+
+
+class ObjectModule(TrainingModule):
+    """Trains one of torchvision's detectors."""
+
+    def __init__(
+        self, network: nn.Module, *, options: DetectorOptions, schema: ClassSchema, **shared: Any
+    ) -> None:
+        super().__init__(network, **shared)
+        self.options = options
+        self.schema = schema
+        self.chips: list[ObjectsOfChip] = []
+
+    def training_step(self, batch: tuple[list[Tensor], list[Target]], _index: int) -> Tensor:
+        images, targets = batch
+        losses: dict[str, Tensor] = self.network(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        self.log("train_loss", loss, batch_size=len(images), on_step=False, on_epoch=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.chips = []
+
+    def validation_step(self, batch: tuple[list[Tensor], list[Target]], _index: int) -> None:
+        images, targets = batch
+        # torchvision computes losses in training mode only; its layers stay in evaluation mode here.
+        self.network.training = True
+        try:
+            losses: dict[str, Tensor] = self.network(images, targets)
+        finally:
+            self.network.training = False
+        self._validation_losses.append(float(torch.stack(list(losses.values())).sum()))
+        for found, target in zip(self.network(images), targets, strict=True):
+            self.chips.append(
+                ObjectsOfChip(
+                    truth=Found.of(target["boxes"], target["labels"], None),
+                    found=Found.of(found["boxes"], found["labels"], found["scores"]),
+                )
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        values, self.per_class = score_chips(
+            self.chips, self.schema, min_iou=self.options.detect_min_iou
+        )
+        self.finish_validation(values)
+
+
+def _dice_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """1 - soft Dice, averaged over the labels that occur (Milletari et al., "V-Net", 2016)."""
+    classes = logits.shape[1]
+    truth = functional.one_hot(labels.where(known, torch.zeros_like(labels)), classes).movedim(-1, 1)
+    mask = known[:, None].float()
+    truth = truth.float() * mask
+    scores = logits.softmax(dim=1) * mask
+    both = (scores * truth).sum(dim=(0, 2, 3))
+    total = scores.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
+    present = truth.sum(dim=(0, 2, 3)) > 0
+    dice = (2.0 * both + 1.0) / (total + 1.0)
+    return cast(Tensor, 1.0 - dice[present].mean())

@@ -1,0 +1,77 @@
+"""How pixel values become the network's input; recorded in the package as Esri's NormalizationStats.
+
+``((x - minimum) / (maximum - minimum) - mean) / std`` per band (docs/formats/emd-dlpk.md, "Core keys").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.errors import TrainingDataError
+from tasks.training_data import TrainingData
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per band: range of the pixel values, then mean and spread of the values scaled to that range."""
+
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    imagenet: bool
+
+    def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The network's input for pixels  # (bands, rows, cols) any dtype -> float32."""
+        low, high, mean, std = (
+            np.asarray(values, dtype=np.float32)[:, None, None]
+            for values in (self.minimum, self.maximum, self.mean, self.std)
+        )
+        result: npt.NDArray[np.float32] = ((pixels.astype(np.float32) - low) / (high - low) - mean) / std
+        return result
+
+    def undo(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Pixel values of a network's input."""
+        low, high, mean, std = (
+            np.asarray(part, dtype=np.float32)[:, None, None]
+            for part in (self.minimum, self.maximum, self.mean, self.std)
+        )
+        result: npt.NDArray[np.float32] = (values * std + mean) * (high - low) + low
+        return result
+
+
+def normalisation_of(data: Sequence[TrainingData], dtype: np.dtype[Any]) -> Normalisation:
+    """ImageNet's for three 8-bit bands (the encoders expect it), else from the exported statistics.
+
+    Raises:
+        TrainingDataError: a band that is constant over all chips.
+    """
+    first = data[0]
+    if dtype == np.uint8 and first.bands == 3:
+        return Normalisation((0.0,) * 3, (255.0,) * 3, _IMAGENET_MEAN, _IMAGENET_STD, imagenet=True)
+    counts = np.array([len(item.chips) for item in data], dtype=np.float64)
+    weights = counts / counts.sum()
+    minimum, maximum, means, stds = [], [], [], []
+    for band in range(first.bands):
+        stats = [item.band_stats[band] for item in data]
+        low, high = min(s.minimum for s in stats), max(s.maximum for s in stats)
+        if not high > low:
+            raise TrainingDataError(
+                f"The band {stats[0].name} holds the value {low} everywhere.",
+                "Leave it out of the imagery, or check the raster's values.",
+            )
+        mean = float(sum(w * s.mean for w, s in zip(weights, stats, strict=True)))
+        spread = sum(w * (s.std**2 + (s.mean - mean) ** 2) for w, s in zip(weights, stats, strict=True))
+        minimum.append(low)
+        maximum.append(high)
+        means.append((mean - low) / (high - low))
+        stds.append(max(float(spread) ** 0.5 / (high - low), 1e-6))
+    return Normalisation(tuple(minimum), tuple(maximum), tuple(means), tuple(stds), imagenet=False)

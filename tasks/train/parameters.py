@@ -1,0 +1,120 @@
+"""Parameters of ``train_deep_learning_model``: ArcGIS's names in snake_case.
+
+Source of names and defaults: ``docs/formats/tools.md`` §1. Where a default differs from ArcGIS's, the
+description says what ours does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.parameters import ModelArgument, ToolParameters
+
+ModelType = Literal["UNET", "FCOS", "RETINANET"]
+BackboneModel = Literal["EFFICIENTNET_LITE0", "RESNET18", "RESNET34", "RESNET50", "MOBILENET_V2"]
+Monitor = Literal["VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE", "ACCURACY", "MIOU"]
+
+PIXEL_MODELS = frozenset({"UNET"})
+_MONITORS = {
+    "pixels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
+    "objects": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
+}
+
+
+class TrainParameters(ToolParameters):
+    """Parameters of ``train_deep_learning_model``."""
+
+    in_folder: list[str] = Field(
+        min_length=1,
+        description="Training data: URIs of folders that export_training_data (or ArcGIS) wrote. Several "
+        "folders must agree in format, classes, bands and tile size",
+    )
+    output_name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$",
+        description="Name of the model, of its package and of its entry in the model registry",
+    )
+    model_type: ModelType = Field(
+        description="UNET classifies pixels (Classified_Tiles); FCOS and RETINANET detect objects "
+        "(PASCAL_VOC_rectangles)",
+    )
+    backbone_model: BackboneModel = Field(
+        default="EFFICIENTNET_LITE0",
+        description="Encoder of the network. The ImageNet weights of EFFICIENTNET_LITE0 are installed; those "
+        "of the others are fetched from the Hugging Face hub",
+    )
+    max_epochs: int = Field(
+        default=20, ge=1, le=100_000, description="Passes over the training chips, one crop of each per pass"
+    )
+    batch_size: int = Field(default=8, ge=1, le=1024, description="Chips per training step")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Largest learning rate of the one-cycle schedule; empty: 0.002. The encoder learns with "
+        "half of it",
+    )
+    validation_percent: float = Field(
+        default=10.0,
+        gt=0,
+        lt=90,
+        description="Share of the chips, in percent, that is kept aside, as compact areas: no training chip "
+        "overlaps a validation chip",
+    )
+    chip_size: int | None = Field(
+        default=None,
+        ge=64,
+        le=4096,
+        multiple_of=32,
+        description="Edge in pixels of the crop that training takes from each chip; empty: the whole chip",
+    )
+    model_arguments: list[ModelArgument] = Field(
+        default=[],
+        description="Arguments of the model, as names and values. preset = light trains on a CPU in minutes; "
+        "further: pretrained, downscale; UNET: class_balancing, focal_loss, dice_loss, ignore_classes; "
+        "FCOS and RETINANET: stride, levels, width, anchor_size, nms_overlap, detect_min_iou",
+    )
+    stop_training: bool = Field(
+        default=True, description="Stop when the monitored value has not improved in 5 validations"
+    )
+    freeze_model: bool = Field(
+        default=False, description="Leave the encoder's ImageNet weights as they are and train the rest"
+    )
+    augmentation: Literal["DEFAULT", "NONE"] = Field(
+        default="DEFAULT",
+        description="DEFAULT turns and mirrors chips, shifts crops and varies brightness, contrast and scale",
+    )
+    monitor: Monitor = Field(
+        default="VALID_LOSS",
+        description="Value that early stopping watches and the best weights are chosen by. Pixels: "
+        "VALID_LOSS, ACCURACY, F1_SCORE, MIOU; objects: VALID_LOSS, AVERAGE_PRECISION, F1_SCORE",
+    )
+    time_limit_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        le=100_000,
+        description="Time for training; the learning rate's schedule fits into it. Empty: max_epochs decides",
+    )
+    seed: int = Field(default=1, ge=0, le=2**31 - 1, description="Seed of the split, the weights and the crops")
+    precision: Literal["AUTO", "FLOAT32", "BFLOAT16", "FLOAT16"] = Field(
+        default="AUTO",
+        description="Arithmetic of training: AUTO is FLOAT32 on a CPU and mixed precision on a GPU",
+    )
+    processor_type: Literal["AUTO", "CPU", "GPU"] = Field(
+        default="AUTO", description="AUTO takes a GPU where there is one; GPU insists; CPU"
+    )
+
+    @property
+    def kind(self) -> Literal["pixels", "objects"]:
+        """What the model type predicts."""
+        return "pixels" if self.model_type in PIXEL_MODELS else "objects"
+
+    @model_validator(mode="after")
+    def _monitor_fits_the_model(self) -> TrainParameters:
+        if self.monitor not in _MONITORS[self.kind]:
+            raise ValueError(
+                f"monitor {self.monitor} does not exist for {self.model_type}; choose one of "
+                + ", ".join(sorted(_MONITORS[self.kind]))
+            )
+        return self

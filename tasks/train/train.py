@@ -1,0 +1,361 @@
+"""Training from training data to a package: plain Python, no server needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tasks.errors import BadInputError, DeviceError, TrainingDataError
+from tasks.labels import ClassSchema
+from tasks.parameters import arguments_as_dict
+from tasks.tracking import Tracker
+from tasks.train import augmentation, datasets
+from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
+from tasks.train.models import detectors, pixels
+from tasks.train.models.options import DetectorOptions, PixelOptions, read_options
+from tasks.train.modules import ObjectModule, PixelModule, TrainingModule
+from tasks.train.normalisation import Normalisation, normalisation_of
+from tasks.train.parameters import TrainParameters
+from tasks.train.schedule import Budget
+from tasks.train.splits import Split, check_no_leak, split_spatially
+from tasks.training_data import Chip, TrainingData, read_chip_image
+
+DEFAULT_LEARNING_RATE = 2e-3
+_PATIENCE = 5
+# Validating more often than this costs more than it tells.
+_STEPS_BETWEEN_VALIDATIONS = 100
+_GRADIENT_NORM = 10.0
+_FORMATS = {"pixels": "Classified_Tiles", "objects": "PASCAL_VOC_rectangles"}
+_GPU_LOADERS = 4
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves, before it is packaged.
+
+    Attributes:
+        module: with the best weights, on the CPU, in evaluation mode.
+        arguments: the detector's plain arguments; None for pixels.
+        normalisation: of the input.
+        split: indices into ``chips``.
+        metrics: values of the best weights on the validation chips, and what it took.
+        history: one row per epoch.
+    """
+
+    module: TrainingModule
+    arguments: dict[str, Any] | None
+    normalisation: Normalisation
+    chips: list[Chip]
+    split: Split
+    chip_size: int
+    metrics: dict[str, Any]
+    history: list[dict[str, float]]
+    validation: datasets.PixelChips | datasets.ObjectChips
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The package of a training and the values it reached on the validation chips."""
+
+    package: Path
+    metrics: dict[str, Any]
+    metrics_html: str
+    pictures: dict[str, bytes]
+
+
+def train_model(
+    parameters: TrainParameters,
+    data: Sequence[TrainingData],
+    work: Path,
+    *,
+    tracker: Tracker,
+    progress: Progress,
+) -> TrainResult:
+    """Train, measure, draw, and build the package.
+
+    Args:
+        parameters: the tool's parameters.
+        data: the opened training data, in the order of ``in_folder``.
+        work: an empty folder; the package ends there.
+        tracker: gets parameters, curves, per-class values and pictures; see ``Tracker.disabled``.
+        progress: called with a fraction and a word about what goes on.
+
+    Raises:
+        TrainingDataError: the data cannot be trained on.
+        BadInputError: parameters that do not fit the data.
+        DeviceError: a GPU was asked for and is not there.
+    """
+    from tasks.train.packaging import build
+    from tasks.train.report import draw_pictures, metrics_page
+
+    trained = fit(parameters, data, work, tracker=tracker, progress=progress)
+    pictures = draw_pictures(trained, data[0].classes)
+    page = metrics_page(parameters, trained, pictures)
+    for name, picture in pictures.items():
+        tracker.image(picture, f"ModelCharacteristics/{name}")
+    tracker.text(page, "model_metrics.html")
+    package = build(parameters, data[0], trained, page=page, pictures=pictures, into=work)
+    return TrainResult(package, trained.metrics, page, pictures)
+
+
+def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> None:
+    """Refuse data that the model type cannot learn from, or folders that do not go together.
+
+    Raises:
+        TrainingDataError, BadInputError: with what is wrong, before anything is computed.
+    """
+    wanted = _FORMATS[parameters.kind]
+    first = data[0]
+    for item in data:
+        if item.metadata_format != wanted:
+            raise TrainingDataError(
+                f"{parameters.model_type} learns from {wanted}, but {item.folder} holds {item.metadata_format}.",
+                f"Export the training data with metadata_format = {wanted}, or choose another model_type.",
+            )
+        for what, mine, theirs in (
+            ("classes", item.classes.to_records(), first.classes.to_records()),
+            ("tile size", item.tile_size, first.tile_size),
+            ("bands", item.band_names, first.band_names),
+        ):
+            if mine != theirs:
+                raise TrainingDataError(
+                    f"The {what} of {item.folder} ({mine}) differ from those of {first.folder} ({theirs}).",
+                    "Train on folders that were exported with the same settings.",
+                )
+    rows, cols = first.tile_size
+    size = parameters.chip_size
+    if size is not None and size > min(rows, cols):
+        raise BadInputError(
+            f"chip_size {size} is larger than the chips, which have {rows} × {cols} pixels.",
+            "Choose a smaller chip_size, or export larger tiles.",
+        )
+    if size is None and min(rows, cols) < 64:
+        raise TrainingDataError(
+            f"The chips have {rows} × {cols} pixels, which is too small for {parameters.model_type}.",
+            "Export tiles of at least 64 × 64 pixels.",
+        )
+    if parameters.freeze_model and not _options(parameters).pretrained:
+        raise BadInputError(
+            "freeze_model would freeze random weights, for pretrained is False.",
+            "Give one of the two another value.",
+        )
+
+
+def fit(
+    parameters: TrainParameters,
+    data: Sequence[TrainingData],
+    work: Path,
+    *,
+    tracker: Tracker,
+    progress: Progress,
+) -> Trained:
+    """Train and measure; see :func:`train_model`."""
+    check_data(parameters, data)
+    lightning.seed_everything(parameters.seed, workers=True, verbose=False)
+    schema, options = data[0].classes, _options(parameters)
+    chips = [chip for item in data for chip in item.chips]
+    split = _split(chips, data, parameters)
+    normalisation = normalisation_of(data, read_chip_image(chips[0]).dtype)
+    rows, cols = data[0].tile_size
+    chip_size = parameters.chip_size or min(rows, cols) // 32 * 32
+
+    train_set = _dataset(parameters, options, [chips[i] for i in split.train], normalisation, chip_size)
+    validation = _dataset(parameters, options, [chips[i] for i in split.validation], normalisation, None)
+    batch = min(parameters.batch_size, len(train_set))
+    sampler = datasets.DrawSampler(len(train_set), seed=parameters.seed)
+    accelerator = _accelerator(parameters)
+    loader: dict[str, Any] = {
+        "batch_size": batch,
+        "num_workers": _GPU_LOADERS if accelerator == "gpu" else 0,
+        "collate_fn": datasets.collate_pixels if parameters.kind == "pixels" else datasets.collate_objects,
+    }
+    steps = max(1, len(train_set) // batch)
+    seconds = None if parameters.time_limit_minutes is None else parameters.time_limit_minutes * 60.0
+    budget = Budget(steps=steps * parameters.max_epochs, seconds=seconds)
+    module, arguments = _module(parameters, options, schema, data[0].bands, train_set, budget)
+
+    curves = Curves(lambda row, epoch: tracker.metrics(_plain(row), epoch), progress)
+    best = BestWeights(parameters.monitor, patience=_PATIENCE if parameters.stop_training else None)
+    trainer = lightning.Trainer(
+        max_epochs=parameters.max_epochs,
+        accelerator=accelerator,
+        devices=1,
+        precision=_precision(parameters, accelerator),
+        callbacks=[TimeBudget(), best, curves],
+        check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // steps)),
+        gradient_clip_val=_GRADIENT_NORM,
+        default_root_dir=work,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        deterministic="warn",
+    )
+    # Sampler over (index, draw) pairs: the data set gets what it needs to be reproducible.
+    train_loader = DataLoader(train_set, sampler=cast(Any, sampler), drop_last=True, **loader)
+    every = [(index, 0) for index in range(len(validation))]
+    validation_loader = DataLoader(validation, sampler=cast(Any, every), **loader)
+    started = time.monotonic()
+    trainer.fit(module, train_loader, validation_loader)
+    train_seconds = time.monotonic() - started
+    epochs, steps_done = trainer.current_epoch, trainer.global_step
+    # Time may have run out between two validations: the last weights compete, too.
+    trainer.validate(module, validation_loader, verbose=False)
+    best.restore(module)
+    trainer.validate(module, validation_loader, verbose=False)
+    module.to("cpu").eval()
+    metrics: dict[str, Any] = {
+        **{name.lower(): _number(value) for name, value in module.measured.items()},
+        "per_class": {
+            name: {key: _number(value) for key, value in values.items()}
+            for name, values in module.per_class.items()
+        },
+        "chips": {
+            "train": len(split.train),
+            "validation": len(split.validation),
+            "dropped": len(split.dropped),
+        },
+        "epochs": epochs,
+        "steps": steps_done,
+        "samples_per_second": _number(steps_done * batch / max(train_seconds, 1e-9)),
+        "train_seconds": _number(train_seconds),
+        "stopped_early": best.stopped_early,
+        "device": str(trainer.strategy.root_device),
+        "precision": str(trainer.precision),
+        "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
+    }
+    tracker.metrics(
+        {
+            **{f"best_{k}": v for k, v in metrics.items() if isinstance(v, float)},
+            **{f"{name}.{k}": v for name, row in metrics["per_class"].items() for k, v in row.items() if v is not None},
+        },
+        epochs,
+    )
+    return Trained(
+        module=module,
+        arguments=arguments,
+        normalisation=normalisation,
+        chips=chips,
+        split=split,
+        chip_size=chip_size,
+        metrics=metrics,
+        history=curves.history,
+        validation=validation,
+    )
+
+
+def _options(parameters: TrainParameters) -> PixelOptions | DetectorOptions:
+    arguments = arguments_as_dict(parameters.model_arguments)
+    if parameters.kind == "pixels":
+        return read_options(PixelOptions, arguments)
+    return read_options(DetectorOptions, arguments)
+
+
+def _split(chips: Sequence[Chip], data: Sequence[TrainingData], parameters: TrainParameters) -> Split:
+    placed = [chip.footprint for chip in chips]
+    known = [footprint for footprint in placed if footprint is not None]
+    if len(known) < len(chips):
+        raise TrainingDataError(
+            f"{len(chips) - len(known)} of {len(chips)} chips have no georeference, so that a spatial split "
+            f"of {', '.join(str(item.folder) for item in data)} is not possible.",
+            "Export the chips with world files.",
+        )
+    split = split_spatially(known, parameters.validation_percent, seed=parameters.seed)
+    check_no_leak(known, split)
+    return split
+
+
+def _dataset(
+    parameters: TrainParameters,
+    options: PixelOptions | DetectorOptions,
+    chips: list[Chip],
+    normalisation: Normalisation,
+    size: int | None,
+) -> datasets.PixelChips | datasets.ObjectChips:
+    recipe = augmentation.DEFAULT if parameters.augmentation == "DEFAULT" else augmentation.NONE
+    shared: dict[str, Any] = {
+        "normalisation": normalisation,
+        "size": size,
+        "recipe": recipe,
+        "multiple": 32 * options.downscale,
+    }
+    if isinstance(options, PixelOptions):
+        return datasets.PixelChips(chips, ignored=options.ignored, **shared)
+    return datasets.ObjectChips(chips, **shared)
+
+
+def _module(
+    parameters: TrainParameters,
+    options: PixelOptions | DetectorOptions,
+    schema: ClassSchema,
+    bands: int,
+    train_set: datasets.PixelChips | datasets.ObjectChips,
+    budget: Budget,
+) -> tuple[TrainingModule, dict[str, Any] | None]:
+    shared: dict[str, Any] = {
+        "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
+        "budget": budget,
+        "freeze": parameters.freeze_model,
+        "schema": schema,
+    }
+    backbone = parameters.backbone_model
+    if isinstance(options, PixelOptions):
+        assert isinstance(train_set, datasets.PixelChips)
+        network = pixels.build_unet(
+            backbone, options, bands=bands, channels=len(schema) + 1, pretrained=options.pretrained
+        )
+        weights = None
+        if options.class_balancing:
+            counts = datasets.count_labels(train_set, len(schema)).astype(np.float64)
+            present = counts > 0
+            weights = np.where(present, counts[present].sum() / np.maximum(counts, 1) / present.sum(), 0.0)
+        encoder = cast(nn.Module, network.get_submodule("segmentation.encoder"))
+        network.to(memory_format=torch.channels_last)
+        return PixelModule(network, encoder=encoder, options=options, class_weights=weights, **shared), None
+    pyramid = detectors.build_pyramid(backbone, options, bands=bands, pretrained=options.pretrained)
+    arguments = detectors.detector_arguments(
+        parameters.model_type, options, classes=len(schema), bands=bands
+    )
+    detector = detectors.build_object_detector(parameters.model_type, pyramid, arguments)
+    detector.to(memory_format=torch.channels_last)
+    return ObjectModule(detector, encoder=pyramid.encoder, options=options, **shared), arguments
+
+
+def _accelerator(parameters: TrainParameters) -> str:
+    available = torch.cuda.is_available()
+    if parameters.processor_type == "GPU" and not available:
+        raise DeviceError(
+            "processor_type is GPU, but this worker sees no GPU.",
+            "Start it where there is one, or choose AUTO or CPU.",
+        )
+    return "gpu" if available and parameters.processor_type != "CPU" else "cpu"
+
+
+def _precision(parameters: TrainParameters, accelerator: str) -> Any:
+    chosen = parameters.precision
+    if chosen == "AUTO":
+        if accelerator == "cpu":
+            return "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    if chosen == "FLOAT16" and accelerator == "cpu":
+        raise BadInputError("FLOAT16 cannot be trained on a CPU.", "Choose AUTO, FLOAT32 or BFLOAT16.")
+    return {"FLOAT32": "32-true", "BFLOAT16": "bf16-mixed", "FLOAT16": "16-mixed"}[chosen]
+
+
+def _plain(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "epoch" and np.isfinite(value)}
+
+
+def _number(value: float) -> float | None:
+    """A finite number, or None where there is none (a class that does not occur)."""
+    return float(value) if np.isfinite(value) else None
