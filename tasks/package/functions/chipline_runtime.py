@@ -1,0 +1,324 @@
+"""What Chipline's inference functions share: definition, device, normalisation, network, super-tiles.
+
+This file travels inside packages beside the inference function. It needs numpy and torch only and imports
+nothing of Chipline. The interface it serves is stated in docs/formats/python-raster-function.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def read_definition(model: str, beside: str) -> tuple[dict[str, Any], str]:
+    """The model definition and the folder its relative paths start at.
+
+    Args:
+        model: path of the ``.emd``, or its JSON text (then the paths start at ``beside``).
+        beside: folder of the inference function.
+    """
+    try:
+        with open(model, encoding="utf-8-sig") as stream:  # noqa: PTH123
+            text, folder = stream.read(), os.path.dirname(os.path.abspath(model))  # noqa: PTH100, PTH120
+    except OSError:
+        # A JSON text is no file name; the system may also find it too long for one.
+        text, folder = model, beside
+    definition = json.loads(text)
+    if not isinstance(definition, dict):
+        raise ValueError("the model definition is no JSON object")
+    return definition, folder
+
+
+def choose_device(number: int, arcpy: ModuleType | None) -> torch.device:
+    """The device for ArcGIS's device number: -1 the CPU, -2 the emptiest GPU, 0 and more that GPU.
+
+    ``arcpy.env.processorType`` "CPU" wins over a GPU number; it and ``gpuId`` are set to what is used.
+
+    Raises:
+        RuntimeError: a GPU was asked for and is not there. There is no silent change to the CPU.
+    """
+    environment = getattr(arcpy, "env", None)
+    asked = str(getattr(environment, "processorType", "") or "").upper()
+    if number == -1 or (number >= 0 and asked == "CPU"):
+        device = torch.device("cpu")
+    elif not torch.cuda.is_available():
+        if number != -2 or asked == "GPU":
+            raise RuntimeError(
+                f"GPU {number} was asked for, and torch finds no GPU. Use processor type CPU (device -1)."
+            )
+        device = torch.device("cpu")
+    elif number == -2:
+        free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+        device = torch.device("cuda", free.index(max(free)))
+    elif number < torch.cuda.device_count():
+        device = torch.device("cuda", number)
+    else:
+        raise RuntimeError(f"GPU {number} was asked for; there are {torch.cuda.device_count()}.")
+    if environment is not None:
+        environment.processorType = "GPU" if device.type == "cuda" else "CPU"
+        environment.gpuId = device.index if device.type == "cuda" else -1
+    return device
+
+
+def as_bool(value: Any) -> bool:
+    """A host's "True"/"False" (also "1"/"0", or a bool)."""
+    return str(value).strip().lower() in ("true", "1", "yes")
+
+
+def normalisation(definition: dict[str, Any], bands: list[int]) -> tuple[list[float], list[float]]:
+    """Per extracted band the factor and the summand of ``x * factor + summand``.
+
+    With NormalizationStats: ((x - min) / (max - min) - scaled_mean) / scaled_std; else ImageNet's on 0-255.
+    """
+    stats = definition.get("NormalizationStats")
+    if stats:
+        low = [float(stats["band_min_values"][band]) for band in bands]
+        span = [float(stats["band_max_values"][band]) - base for band, base in zip(bands, low)]  # noqa: B905
+        mean = [float(stats["scaled_mean_values"][band]) for band in bands]
+        std = [float(stats["scaled_std_values"][band]) for band in bands]
+    else:
+        if len(bands) != 3:
+            raise ValueError(
+                f"{len(bands)} bands and no NormalizationStats: ImageNet's normalisation has 3 bands"
+            )
+        low, span = [0.0] * 3, [255.0] * 3
+        mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    factor, summand = [], []
+    for index in range(len(bands)):
+        width = span[index] or 1.0  # a constant band carries no information; avoid a division by zero
+        deviation = std[index] or 1.0
+        factor.append(1.0 / (width * deviation))
+        summand.append(-(low[index] / width + mean[index]) / deviation)
+    return factor, summand
+
+
+class PackagedNetwork:
+    """The network of a package on its device, and what its definition says about it."""
+
+    def __init__(self, model: str, device: int, beside: str, arcpy: ModuleType | None) -> None:
+        self.definition, self.folder = read_definition(model, beside)
+        self.own: dict[str, Any] = self.definition.get("Chipline") or {}
+        self.device = choose_device(int(device), arcpy)
+        self.bands = [int(band) for band in self.definition["ExtractBands"]]
+        self.classes: list[dict[str, Any]] = self.definition["Classes"]
+        self.size_divisor = int(self.own.get("SizeDivisor", 32))
+        factor, summand = normalisation(self.definition, self.bands)
+        shape = (1, len(factor), 1, 1)
+        self._factor = torch.tensor(factor, dtype=torch.float32, device=self.device).view(shape)
+        self._summand = torch.tensor(summand, dtype=torch.float32, device=self.device).view(shape)
+        # The same input must give the same output: no search for the fastest kernel, no atomics.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        self.module = self._load()
+
+    def _load(self) -> torch.nn.Module:
+        name = str(self.definition["ModelConfiguration"])
+        spec = importlib.util.spec_from_file_location(name, os.path.join(self.folder, name + ".py"))  # noqa: PTH118
+        if spec is None or spec.loader is None:
+            raise ValueError(f"the package has no network source {name}.py")
+        source = importlib.util.module_from_spec(spec)
+        sys.modules[name] = source
+        spec.loader.exec_module(source)
+        module: torch.nn.Module = source.build()
+        weights = os.path.join(self.folder, str(self.definition["ModelFile"]).replace("\\", "/"))  # noqa: PTH118
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        module.load_state_dict(state, strict=True)
+        module = module.eval().requires_grad_(False).to(self.device)
+        # The layout in which convolutions run fastest on both devices; results are layout-independent.
+        return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def normalised(self, pixels: np.ndarray) -> torch.Tensor:
+        """(n, bands, rows, cols) of any number type -> float32 of the same shape on the device."""
+        if pixels.dtype in (np.uint8, np.int16, np.int32, np.float32):
+            tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).to(torch.float32)
+        else:
+            tensor = torch.from_numpy(pixels.astype(np.float32)).to(self.device)
+        tensor = tensor * self._factor + self._summand
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    def number(self, key: str, default: int) -> int:
+        """A whole number of the definition, or ``default``."""
+        value = self.definition.get(key)
+        return default if value is None else int(value)
+
+
+def cleaned(pixels: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The block with 0 where a band is masked out or not finite, and the valid pixels (rows, cols).
+
+    Args:
+        pixels: (bands, rows, cols), source dtype.
+        mask: the same shape or (rows, cols), 0 where invalid; None where all is valid.
+
+    Returns:
+        A copy of the pixels, and bool (rows, cols): False only where every band is invalid.
+    """
+    block = np.array(pixels, copy=True)
+    valid = np.ones(block.shape, dtype=bool)
+    if mask is not None:
+        valid &= np.broadcast_to(np.asarray(mask), block.shape) != 0
+    if block.dtype.kind == "f":
+        valid &= np.isfinite(block)
+    block[~valid] = 0
+    any_band: np.ndarray = np.any(valid, axis=0)
+    return block, any_band
+
+
+class SuperTile:
+    """How a block of one call splits into chips: rows x cols of them, each ``tile`` wide with ``padding``.
+
+    Neighbouring chips overlap by twice the padding; their inner parts abut and fill the inner block.
+    """
+
+    def __init__(self, tile: int, padding: int, batch_size: int) -> None:
+        if not 0 <= 2 * padding < tile:
+            raise ValueError(
+                f"padding {padding} does not fit a tile of {tile} pixels: use less than {tile // 2}"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+        self.tile, self.padding = tile, padding
+        self.inner = tile - 2 * padding
+        # ArcGIS's rule: the largest square number of chips that the batch holds.
+        self.side = math.isqrt(batch_size)
+        self.batch = self.side * self.side
+        self.size = self.inner * self.side
+
+    def placed(self, rows: int, cols: int) -> list[tuple[int, int]]:
+        """(row, col) of each chip's top-left corner in a block of ``rows`` x ``cols`` with its padding."""
+        return [
+            (row, col)
+            for row in range(0, max(rows - 2 * self.padding, 1), self.inner)
+            for col in range(0, max(cols - 2 * self.padding, 1), self.inner)
+        ]
+
+    def batches(self, block: np.ndarray) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
+        """Batches of chips (n, bands, tile, tile) with their places; short blocks are filled with 0."""
+        places = self.placed(block.shape[1], block.shape[2])
+        for start in range(0, len(places), self.batch):
+            chosen = places[start : start + self.batch]
+            chips = np.zeros((len(chosen), block.shape[0], self.tile, self.tile), dtype=block.dtype)
+            for chip, (row, col) in zip(chips, chosen):  # noqa: B905
+                part = block[:, row : row + self.tile, col : col + self.tile]
+                chip[:, : part.shape[1], : part.shape[2]] = part
+            yield chosen, chips
+
+
+def parameter(
+    name: str, kind: str, value: Any, title: str, description: str, domain: Any = None
+) -> dict[str, Any]:
+    """One entry of ``getParameterInfo``; values are texts, as hosts hand them back."""
+    entry = {
+        "name": name,
+        "dataType": kind,
+        "value": str(value),
+        "required": False,
+        "displayName": title,
+        "description": description,
+    }
+    if domain is not None:
+        entry["domain"] = domain
+    return entry
+
+
+def leading_parameters() -> list[dict[str, Any]]:
+    """The three parameters that every deep learning function starts with; a host fills them in."""
+    return [
+        {
+            "name": "raster",
+            "dataType": "raster",
+            "required": True,
+            "displayName": "Raster",
+            "description": "The imagery.",
+        },
+        {
+            "name": "model",
+            "dataType": "string",
+            "required": True,
+            "displayName": "Model definition",
+            "description": "Path of the .emd, or its JSON text.",
+        },
+        {
+            "name": "device",
+            "dataType": "numeric",
+            "value": -1,
+            "required": False,
+            "displayName": "Device",
+            "description": "Number of the GPU; -1 for the CPU, -2 for the emptiest GPU.",
+        },
+    ]
+
+
+def tile_parameters(network: PackagedNetwork) -> list[dict[str, Any]]:
+    """padding, batch_size and tile_size, which both functions take."""
+    tile = network.number("ImageHeight", 256)
+    padding = network.number("Padding", tile // 4)
+    return [
+        parameter(
+            "padding",
+            "GPLong",
+            padding,
+            "Padding",
+            "Pixels at each side of a tile whose predictions are left to the neighbouring tile.",
+            [0, tile // 2 - 1],
+        ),
+        parameter(
+            "batch_size",
+            "GPLong",
+            network.number("BatchSize", 4),
+            "Batch size",
+            "Tiles per call of the network; the largest square number within it is used.",
+        ),
+        parameter(
+            "tile_size",
+            "GPLong",
+            tile,
+            "Tile size",
+            f"Pixels at each side of a tile; a multiple of {network.size_divisor}. "
+            "The size in training is the default.",
+        ),
+    ]
+
+
+def super_tile(network: PackagedNetwork, scalars: dict[str, Any]) -> SuperTile:
+    """The split that the given arguments ask for; what is not given is the definition's.
+
+    Raises:
+        ValueError: the tile size is no multiple of the network's, the padding does not fit.
+    """
+    tile = int(float(scalars.get("tile_size") or network.number("ImageHeight", 256)))
+    if tile < 1 or tile % network.size_divisor:
+        raise ValueError(
+            f"tile_size {tile} is not a multiple of {network.size_divisor}, which this network needs"
+        )
+    given = scalars.get("padding")
+    padding = int(float(given)) if given not in (None, "") else network.number("Padding", tile // 4)
+    batch_size = int(float(scalars.get("batch_size") or network.number("BatchSize", 4)))
+    return SuperTile(tile, padding, batch_size)
+
+
+def configuration(network: PackagedNetwork, tiles: SuperTile) -> dict[str, Any]:
+    """The keys of ``getConfiguration`` that both functions give."""
+    return {
+        "extractBands": tuple(network.bands),
+        "padding": tiles.padding,
+        "tx": tiles.size,
+        "ty": tiles.size,
+        "fixedTileSize": 1,
+        "batch_size": tiles.batch,
+        "tile_size": tiles.tile,
+        "inheritProperties": 2 | 4 | 8,  # all but the pixel type
+        "invalidateProperties": 2 | 4 | 8,  # statistics, histogram, key properties
+        "inputMask": True,
+    }
