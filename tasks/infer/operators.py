@@ -168,10 +168,14 @@ class _ObjectState:
 
 @dataclass(frozen=True)
 class ObjectOperator:
-    """Detection: objects of tiles in grid pixels, with what reconciliation needs to know about them."""
+    """Detection: objects of tiles in grid pixels, with what reconciliation needs to know about them.
+
+    Attributes:
+        regions: per grid, the (row, col, rows, cols) outside of which objects are left out.
+    """
 
     geometry: TileGeometry
-    region: tuple[int, int, int, int]
+    regions: Mapping[int, tuple[int, int, int, int]]
     operation: Operation = "vectorize"
 
     def needs(self, valid: NDArray[np.bool_], geometry: TileGeometry) -> bool:  # noqa: ARG002
@@ -190,11 +194,17 @@ class ObjectOperator:
             return
         items = [item for item, good in zip(result, whole, strict=True) if good]
         inside = np.array([item for item, good in zip(polygons, whole, strict=True) if good], dtype=object)
-        objects = self._judged(tile, items, inside)
+        objects = self._judged(tile, items, inside, self.regions[state.shard.grid])
         if len(objects):
             state.parts.append(objects)
 
-    def _judged(self, tile: Tile, items: Sequence[DetectionLike], polygons: NDArray[np.object_]) -> Objects:
+    def _judged(
+        self,
+        tile: Tile,
+        items: Sequence[DetectionLike],
+        polygons: NDArray[np.object_],
+        region: tuple[int, int, int, int],
+    ) -> Objects:
         rows, cols, pad = self.geometry.rows, self.geometry.cols, self.geometry.padding
         margin = border_margin(self.geometry)
         centroids = shapely.get_coordinates(shapely.centroid(polygons))  # (n, 2) x, y in the inner block
@@ -213,7 +223,7 @@ class ObjectOperator:
         near_outside = (x >= -margin) & (x < cols + margin) & (y >= -margin) & (y < rows + margin)
         # An object that the neighbour owns and that is cut off here is seen more whole over there.
         kept = owned | (near_outside & ~cut)
-        row, col, region_rows, region_cols = self.region
+        row, col, region_rows, region_cols = region
         grid_x, grid_y = x + tile.inner.col, y + tile.inner.row
         kept &= (
             (grid_x >= col) & (grid_x < col + region_cols) & (grid_y >= row) & (grid_y < row + region_rows)
@@ -254,7 +264,10 @@ def polygon_of_rings(rings: Sequence[Sequence[Sequence[float]]]) -> shapely.Geom
     parts = [part for part in _flat(polygon) if shapely.area(part) > 0]
     if not parts:
         return None
-    return parts[0] if len(parts) == 1 else shapely.multipolygons(parts)
+    if len(parts) == 1:
+        return parts[0]
+    joined: shapely.Geometry = shapely.union_all(parts)
+    return joined
 
 
 def _flat(geometry: shapely.Geometry) -> list[shapely.Geometry]:

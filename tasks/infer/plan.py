@@ -122,7 +122,8 @@ class Plan(BaseModel):
         remarks: what a person should know, although it is no error.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # NaN is a nodata value, which plain JSON has no number for.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     tool: Tool
     output: str

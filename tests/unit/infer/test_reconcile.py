@@ -102,7 +102,7 @@ def detected(
     work = list(shards)
     if shuffled:
         random.Random(5).shuffle(work)
-    operator = ObjectOperator(GEOMETRY, (0, 0, scene.grid.rows, scene.grid.cols))
+    operator = ObjectOperator(GEOMETRY, {0: (0, 0, scene.grid.rows, scene.grid.cols)})
     for start in range(0, len(work), 5):
         scene.run(work[start : start + 5], host, operator, sink, GEOMETRY)
     return content(reconciled(by_rows(shards, sink.results), GEOMETRY))
@@ -197,7 +197,7 @@ def test_nothing_is_settled_before_the_tile_below_has_been_seen() -> None:
 
 
 def test_an_object_cut_off_at_the_block_is_left_to_its_owner_and_marked_there() -> None:
-    operator = ObjectOperator(GEOMETRY, (0, 0, 400, 400))
+    operator = ObjectOperator(GEOMETRY, {0: (0, 0, 400, 400)})
     shard = Shard(
         grid=0, row=0, col=0, tile_row=0, tile_col=0, tile_rows=2, tile_cols=2, window=(0, 0, 80, 64), key="k"
     )

@@ -1,0 +1,207 @@
+"""One part of a plan: open the package and the imagery, run the engine over the part's shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rasterio.crs import CRS
+
+from tasks.errors import HostError, StoreError
+from tasks.host import HostProcess
+from tasks.imagery import GridReader, Window
+from tasks.infer.describe import description_of
+from tasks.infer.engine import Operator, Progress, Source, run_shards
+from tasks.infer.operators import ObjectOperator, PixelOperator
+from tasks.infer.plan import Plan, PlannedGrid
+from tasks.infer.shards import Shard, ShardStore
+from tasks.package import Package
+from tasks.settings import settings
+from tasks.store import ObjectStore, is_local, join
+
+PLAN = "plan.json"
+
+
+class PartReport(BaseModel):
+    """What computing a part took; goes into the provenance of the result.
+
+    Attributes:
+        device: the device that really ran, as the host says.
+        containment: what confined the inference function.
+        counters: see ``tasks.infer.engine.Counters``.
+        seconds_starting: until the function was ready.
+        seconds: of the engine.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    part: int
+    device: str
+    containment: dict[str, Any]
+    counters: dict[str, float]
+    seconds_starting: float
+    seconds: float
+
+
+def save_plan(store: ObjectStore, plan: Plan) -> str:
+    """Put the plan into its folder, which stays invisible without a manifest; its URI."""
+    uri = join(plan.folder, PLAN)
+    store.put(uri, plan.model_dump_json().encode(), content_type="application/json")
+    return uri
+
+
+def load_plan(store: ObjectStore, uri: str) -> Plan:
+    """The plan at ``uri``.
+
+    Raises:
+        StoreError: it was written by another version of Chipline, or is damaged.
+    """
+    try:
+        return Plan.model_validate_json(store.get(uri))
+    except ValidationError as error:
+        raise StoreError(
+            f"{uri} is no plan of an inference.", "Start the run again, which plans anew."
+        ) from error
+
+
+def shards_of(plan: Plan, part: int) -> list[Shard]:
+    """The shards of one part."""
+    start, stop = plan.parts[part]
+    return plan.shards[start:stop]
+
+
+def is_done(store: ObjectStore, plan: Plan, part: int) -> bool:
+    """Whether all results of a part are in the store."""
+    sink = ShardStore(store, settings().root)
+    return all(sink.exists(shard) for shard in shards_of(plan, part))
+
+
+def compute_part(
+    store: ObjectStore,
+    plan: Plan,
+    part: int,
+    *,
+    package: Package,
+    foreign: bool,
+    progress: Progress | None = None,
+) -> PartReport:
+    """Compute the shards of one part that are not in the store yet, and leave a report in the plan's folder.
+
+    Args:
+        package: the plan's package, unpacked on this machine.
+        foreign: it was not made here, so the host contains it or refuses.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        DeviceError: the plan is for a GPU, and this worker has none.
+        HostError: the function failed, or is not the one that was planned with.
+        RasterError, StoreError: imagery or store cannot be read or written.
+    """
+    shards = shards_of(plan, part)
+    started = time.monotonic()
+    with (
+        HostProcess(
+            package, processor_type=plan.processor, arguments=plan.arguments, foreign=foreign
+        ) as host,
+        opened_sources(plan, shards) as sources,
+    ):
+        if description_of(host, package).model_dump_json() != plan.description.model_dump_json():
+            raise HostError(
+                f"The function of {package.name} describes itself differently here "
+                "than where it was planned.",
+                "Its configuration must not depend on the machine or the device; mend the function.",
+            )
+        ready = time.monotonic()
+        counters = run_shards(
+            shards,
+            sources,
+            host,
+            operator_for(plan),
+            ShardStore(store, settings().root),
+            geometry=plan.geometry,
+            progress=progress,
+        )
+        report = PartReport(
+            part=part,
+            device=host.device,
+            containment=host.containment,
+            counters=asdict(counters),
+            seconds_starting=round(ready - started, 3),
+            seconds=round(time.monotonic() - ready, 3),
+        )
+    store.put(_report_uri(plan, part), report.model_dump_json().encode(), content_type="application/json")
+    return report
+
+
+def reports(store: ObjectStore, plan: Plan) -> list[PartReport]:
+    """Reports of the parts that were computed for this plan; none for parts found in the store."""
+    return [
+        PartReport.model_validate_json(store.get(_report_uri(plan, part)))
+        for part in range(len(plan.parts))
+        if store.exists(_report_uri(plan, part))
+    ]
+
+
+def operator_for(plan: Plan) -> Operator[Any]:
+    """The operator of the plan's tool."""
+    if plan.pixel_format is not None:
+        return PixelOperator(plan.geometry, plan.pixel_format)
+    return ObjectOperator(
+        plan.geometry, {number: planned.region for number, planned in enumerate(plan.grids)}
+    )
+
+
+@contextmanager
+def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, Source]]:
+    """Readers for the shards' grids, over the rasters that the shards touch."""
+    with ExitStack() as stack:
+        sources = {}
+        for number in sorted({shard.grid for shard in shards}):
+            planned = plan.grids[number]
+            here = [shard for shard in shards if shard.grid == number]
+            infos = [plan.rasters[index] for index in _touched(plan, planned, here)]
+            reader = stack.enter_context(GridReader(infos, planned.grid, tuple(plan.extract_bands)))
+            sources[number] = Source(
+                grid=planned.grid,
+                reader=reader,
+                pixel_bytes=len(plan.extract_bands) * reader.dtype.itemsize + 1,
+                remote=not all(is_local(info.uri) for info in infos),
+                props=_props(plan, planned),
+            )
+        yield sources
+
+
+def _touched(plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]) -> list[int]:
+    windows = np.array([shard.window for shard in shards])
+    geometry = plan.geometry
+    # Tiles reach beyond a shard's window by up to a step, and then by the halo.
+    reach_rows, reach_cols = geometry.rows + geometry.padding, geometry.cols + geometry.padding
+    top, left = windows[:, 0].min() - reach_rows, windows[:, 1].min() - reach_cols
+    bottom = (windows[:, 0] + windows[:, 2]).max() + reach_rows
+    right = (windows[:, 1] + windows[:, 3]).max() + reach_cols
+    area = Window(int(top), int(left), int(bottom - top), int(right - left))
+    return [
+        index
+        for index, place in zip(planned.rasters, planned.footprints, strict=True)
+        if not Window(*place).expand(1).intersection(area).is_empty
+    ]
+
+
+def _props(plan: Plan, planned: PlannedGrid) -> dict[str, Any]:
+    width, height = planned.grid.cell_size
+    code = CRS.from_wkt(planned.crs_wkt).to_epsg()
+    return {
+        "cellSize": (width, height),
+        "spatialReference": code or 0,
+        "width": plan.geometry.cols,
+        "height": plan.geometry.rows,
+    }
+
+
+def _report_uri(plan: Plan, part: int) -> str:
+    return join(plan.folder, "reports", f"{part}.json")
