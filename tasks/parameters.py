@@ -68,7 +68,7 @@ def flat_signature(model: type[BaseModel]) -> inspect.Signature:
         default = inspect.Parameter.empty if field.is_required() else field.default
         parameter = inspect.Parameter(
             name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
             default=default,
             annotation=_annotation(field),
         )
