@@ -1,0 +1,145 @@
+"""Shared by all tests: the real stack, booted once per session by the first test that asks for it.
+
+``CHIPLINE_TEST_HOME=<folder>`` keeps a stack between sessions: it is booted there, or taken as it runs,
+and left running. ``CHIPLINE_HOME=<folder> python -m infra.local down`` stops it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.local import LocalStack, free_port_base
+from infra.local.health import client
+
+# Servers of the machine's own: nothing that a test asks for may take a detour.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[LocalStack]:
+    """The real stack with all deployments registered."""
+    kept = os.environ.get("CHIPLINE_TEST_HOME")
+    if kept:
+        home = Path(kept)
+        state = home / "state.json"
+        entries = json.loads(state.read_text()).values() if state.exists() else []
+        base = next((entry["port_base"] for entry in entries), None) or free_port_base()
+        running = LocalStack(home, base)
+        running.up()
+        yield running
+        return
+    # Not pytest's own folder: the sockets' paths and the data of several sessions would pile up there.
+    home = Path(tempfile.mkdtemp(prefix="chipline-test-"))
+    running = LocalStack(home, free_port_base())
+    try:
+        running.up()
+        yield running
+    finally:
+        running.down()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class Runs:
+    """Deployment runs through Prefect's REST API, as any program would start them."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """The deployment ``flow/deployment``."""
+        answer = self.http.get(f"/deployments/name/{name}")
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def start(self, name: str, parameters: dict[str, Any]) -> str:
+        """Create a run; returns its identifier."""
+        answer = self.create(name, parameters)
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+    def create(self, name: str, parameters: dict[str, Any]) -> httpx.Response:
+        """What the API answers when a run is asked for."""
+        identifier = self.deployment(name)["id"]
+        return self.http.post(
+            f"/deployments/{identifier}/create_flow_run",
+            json={"parameters": parameters, "state": {"type": "SCHEDULED"}},
+        )
+
+    def wait(self, run: str, *, timeout_s: float = 180) -> dict[str, Any]:
+        """The run in its final state.
+
+        Raises:
+            TimeoutError: with the run's log.
+        """
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            found: dict[str, Any] = self.http.get(f"/flow_runs/{run}").json()
+            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return found
+            time.sleep(0.5)
+        raise TimeoutError(f"run {run} is {found['state_type']} after {timeout_s} s:\n{self.log(run)}")
+
+    def message(self, run: dict[str, Any]) -> str:
+        """What a run's state says."""
+        return str(run["state"].get("message") or "")
+
+    def log(self, run: str) -> str:
+        """The log of a run."""
+        answer = self.http.post(
+            "/logs/filter", json={"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
+        )
+        return "\n".join(line["message"] for line in answer.json())
+
+    def artifacts(self, run: str) -> list[dict[str, Any]]:
+        """The artifacts that a run left."""
+        answer = self.http.post("/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}})
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
+    def latest_of(self, name: str) -> list[dict[str, Any]]:
+        """The runs of a deployment, newest first."""
+        identifier = self.deployment(name)["id"]
+        answer = self.http.post(
+            "/flow_runs/filter",
+            json={"deployments": {"id": {"any_": [identifier]}}, "sort": "EXPECTED_START_TIME_DESC"},
+        )
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="session")
+def prefect_api(stack: LocalStack) -> Iterator[httpx.Client]:
+    """An authenticated client of Prefect's REST API."""
+    with client(f"{stack.layout.prefect_url}/api", stack.secrets.prefect_auth_string) as http:
+        yield http
+
+
+@pytest.fixture(scope="session")
+def runs(prefect_api: httpx.Client) -> Runs:
+    """Starts and follows deployment runs."""
+    return Runs(prefect_api)
+
+
+@pytest.fixture
+def as_role(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """``as_role("gpu")`` gives this process the settings of a role for the rest of the test."""
+    from tasks.settings import settings
+
+    def become(role: Any) -> None:
+        for name, value in stack.environment(role).items():
+            monkeypatch.setenv(name, value)
+        settings.cache_clear()
+
+    yield become
+    settings.cache_clear()
