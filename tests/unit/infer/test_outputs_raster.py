@@ -57,7 +57,8 @@ def gdal_table(path: Path) -> tuple[list[str], list[list[str]], list[str]]:
             [gdal.GDALRATGetValueAsString(table, row, column).decode() for column in columns]
             for row in range(gdal.GDALRATGetRowCount(table))
         ]
-        categories, found = gdal.GDALGetRasterCategoryNames(band), []
+        categories = gdal.GDALGetRasterCategoryNames(band)
+        found: list[str] = []
         while categories[len(found)] is not None:
             found.append(categories[len(found)].decode())
         gdal.GDALClose(dataset)
