@@ -58,6 +58,17 @@ _PIXEL_TYPES = {
 }
 
 
+def function_arguments(package: Package, given: dict[str, str]) -> dict[str, str]:
+    """The arguments that the function gets: those given, and one that the engine asks of our own detector.
+
+    Our detector would leave out objects whose centre lies in the padding; the reconciliation needs to see
+    them (``tasks.infer.reconcile``), unless the person insists.
+    """
+    if package.definition.inference_function == "ChiplineObjectDetector.py":
+        return {"exclude_pad_detections": "False", **given}
+    return given
+
+
 def describe(package: Package, arguments: dict[str, str], store: ObjectStore) -> FunctionDescription:
     """The function's description, from the store or from the function itself (on the CPU).
 
@@ -116,15 +127,8 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
             rows=rows,
             cols=cols,
             padding=padding,
-            chip_rows=_chip_step(rows, definition.image_height, padding),
-            chip_cols=_chip_step(cols, definition.image_width, padding),
         ),
         extract_bands=None if bands is None else list(bands),
         output_dtype=_PIXEL_TYPES.get(str(output.get("pixelType", "i4")).lower(), "int32"),
         output_nodata=None if nodata is None else float(nodata),
     )
-
-
-def _chip_step(step: int, image_size: int | None, padding: int) -> int:
-    inner = (image_size or 0) - 2 * padding
-    return inner if inner > 0 and step % inner == 0 else step

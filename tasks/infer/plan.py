@@ -19,7 +19,7 @@ from tasks.errors import BadInputError, DeviceError, PackageError
 from tasks.host.devices import visible_gpus
 from tasks.imagery import Grid, RasterInfo, Window, expand_rasters, grid_of_collection, inspect_raster
 from tasks.imagery.collection import bounds_in
-from tasks.infer.describe import FunctionDescription
+from tasks.infer.describe import FunctionDescription, function_arguments
 from tasks.infer.operators import PixelFormat, pixel_format
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters, ProcessorType
 from tasks.infer.shards import (
@@ -115,7 +115,7 @@ class Plan(BaseModel):
         parameters: as given, for the record.
         finishing: the parameters that decide what finish makes of the shards.
         extract_bands: 0-based bands that the function takes, in its order.
-        arguments: the function's arguments as given.
+        arguments: what the function is given; the rest of its arguments keeps its defaults.
         pixel_format: of the classified raster; None for objects.
         processor: what the parts must run on.
         parts: (start, stop) over ``shards``.
@@ -245,7 +245,7 @@ def make_plan(
         values = [item.value for item in classes]
         output_format = pixel_format(description.output_dtype, values, description.output_nodata)
     grids = _plan_grids(parameters, rasters)
-    arguments = arguments_as_dict(parameters.model_arguments)
+    arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     shards: list[Shard] = []
     for number, planned in enumerate(grids):
         block = rasters[planned.rasters[0]].block_shape

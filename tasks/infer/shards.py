@@ -27,8 +27,6 @@ class TileGeometry(BaseModel):
     Attributes:
         rows, cols: inner part of one super-tile (``ty``, ``tx``): the step between calls.
         padding: pixels around the inner part, on each side.
-        chip_rows, chip_cols: step between the chips inside a super-tile; equal to ``rows`` and ``cols``
-            where the function takes one chip per call or does not say.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,8 +34,6 @@ class TileGeometry(BaseModel):
     rows: int
     cols: int
     padding: int
-    chip_rows: int
-    chip_cols: int
 
     def inner(self, tile_row: int, tile_col: int) -> Window:
         """Inner window of a tile on the grid; tiles at the far edges reach outside."""

@@ -17,7 +17,7 @@ from tasks.infer.operators import PixelFormat, PixelOperator, read_pixels
 from tasks.infer.shards import TileGeometry
 
 RADIUS = 3
-GEOMETRY = TileGeometry(rows=32, cols=24, padding=5, chip_rows=32, chip_cols=24)
+GEOMETRY = TileGeometry(rows=32, cols=24, padding=5)
 FORMAT = PixelFormat("uint8", 0.0)
 
 

@@ -19,7 +19,7 @@ from tasks.infer.operators import ObjectOperator, polygon_of_rings
 from tasks.infer.reconcile import reconciled
 from tasks.infer.shards import Shard, TileGeometry
 
-GEOMETRY = TileGeometry(rows=40, cols=32, padding=12, chip_rows=40, chip_cols=32)
+GEOMETRY = TileGeometry(rows=40, cols=32, padding=12)
 
 
 @dataclass(frozen=True)
