@@ -6,6 +6,7 @@ from tasks.host.devices import Gpu, visible_gpus
 from tasks.host.errors import FunctionFailure
 from tasks.host.limits import HostLimits
 from tasks.host.process import HostProcess, Operation, Ticket
+from tasks.host.report import containment_report
 
 __all__ = [
     "Detection",
@@ -16,5 +17,6 @@ __all__ = [
     "HostProcess",
     "Operation",
     "Ticket",
+    "containment_report",
     "visible_gpus",
 ]

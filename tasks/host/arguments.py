@@ -31,7 +31,7 @@ class FunctionParameter:
         required: whether the function says that it needs one.
         display_name: label for a form.
         description: one line for a form.
-        domain: allowed values, or (lowest, highest) of a GPDouble or GPLong.
+        domain: allowed values, or (lowest, highest) of a number.
     """
 
     name: str
@@ -124,8 +124,8 @@ def _checked(parameter: FunctionParameter, given: str) -> Scalar:
 def _check_domain(parameter: FunctionParameter, number: float) -> None:
     numbers = [_number(item) for item in parameter.domain]
     known = [item for item in numbers if item is not None]
-    # Two numbers are a range for the GP types; everything else is a list of allowed values.
-    if len(known) == 2 and parameter.data_type.lower() != "numeric":
+    # Two numbers are a range; any other count is a list of allowed values.
+    if len(known) == 2:
         if not min(known) <= number <= max(known):
             raise _outside(parameter, number, f"from {min(known):g} to {max(known):g}")
     elif known and number not in known:

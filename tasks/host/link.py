@@ -28,6 +28,7 @@ _TAIL_BYTES = 16 * 1024
 _TICK_S = 0.1
 _MEMORY_EVERY_S = 0.25
 _CLOSE_WAIT_S = 1.0
+_END_WAIT_S = 5.0
 
 Frame = dict[str, Any]
 
@@ -255,14 +256,26 @@ def _tree(pid: int) -> list[int]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process, its group and its descendants, also those that left the group."""
-    members = _tree(process.pid)[1:]
+    """Kills the process, its group and its descendants, also those that left the group; waits for them."""
+    members = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        members += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        # The host's own view, not only the kernel's lists of children: some kernels have none.
+        members = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    for member in set(members):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(member, signal.SIGKILL)
+    for member in members:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
     process.wait()
+    give_up = time.monotonic() + _END_WAIT_S
+    while any(map(_lives, members)) and time.monotonic() < give_up:
+        time.sleep(0.005)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        # One that nobody has buried yet (a container without an init) holds nothing any more.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

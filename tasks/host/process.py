@@ -89,6 +89,7 @@ class HostProcess:
         limits: time, memory and ring size; from the settings by default.
 
     Attributes:
+        folder: the only place where the function can write; removed at the end.
         device: the device that is really used, e.g. ``cpu`` or ``cuda:0 NVIDIA H100``.
         parameters: the arguments the function publishes, without rasters, model and device.
         scalars: all arguments as the function got them.
@@ -131,11 +132,12 @@ class HostProcess:
         self._free_slots: list[int] = []
         self._failure: FunctionFailure | None = None
         self._closed = False
+        self._writing = 0
         self._link: ChildLink | None = None
         self._ring: Ring | None = None
-        self._folder: Path | None = None
         self._gpu_lock: GpuLock | None = None
 
+        self.folder: Path | None = None
         self.device = ""
         self.parameters: list[FunctionParameter] = []
         self.scalars: dict[str, Scalar] = {}
@@ -178,6 +180,9 @@ class HostProcess:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            # A block that is being written holds the ring's descriptors.
+            while self._writing:
+                self._changed.wait()
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -187,24 +192,24 @@ class HostProcess:
         if self._gpu_lock is not None:
             self._gpu_lock.release()
             self._gpu_lock = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
 
     def _start(self) -> None:
         gpu = self._insisted_gpu()
-        self._folder = Path(tempfile.mkdtemp(prefix="chipline-host-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="chipline-host-"))
         self._ring = Ring(max(2, self._limits.slots))
         inherit = [descriptor for pair in self._ring.descriptors for descriptor in pair]
         if gpu is not None:
             self._gpu_lock = GpuLock(gpu)
             inherit.append(self._gpu_lock.acquire(self._limits.start_timeout_s))
-        environment = clean_environment(os.environ, str(self._folder))
+        environment = clean_environment(os.environ, str(self.folder))
         environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid if gpu is not None else ""
         self._link = ChildLink(
             interpreter=self._interpreter,
             environment=environment,
-            folder=self._folder,
+            folder=self.folder,
             inherit=inherit,
             name=self._function.name,
             memory_mb=self._limits.memory_mb,
@@ -261,7 +266,7 @@ class HostProcess:
     def _containment_asked(self) -> dict[str, Any]:
         return {
             "parent": os.getpid(),
-            "folder": str(self._folder),
+            "folder": str(self.folder),
             "read": [str(self._package.folder.resolve())],
             "gpu": self._processor_type == "GPU",
         }
@@ -355,7 +360,12 @@ class HostProcess:
         inner = shape if shape is not None else (pixels.shape[-2], pixels.shape[-1])
         block = f"tlc {tuple(tlc)}, shape {tuple(inner)}, pixels {pixels.shape} {pixels.dtype}"
         link, ring, slot = self._take_slot()
-        described = ring.write(slot, arrays)
+        try:
+            described = ring.write(slot, arrays)
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._changed.notify_all()
         frame = {
             "op": "call",
             "operation": operation,
@@ -431,6 +441,7 @@ class HostProcess:
                 raise self._failure
             if self._closed or self._link is None or self._ring is None:
                 raise HostError("The host is closed.", "Submit blocks inside its with statement.")
+            self._writing += 1
             return self._link, self._ring, self._free_slots.pop()
 
     def _props(self, props: Mapping[str, Any] | None, inner: tuple[int, int]) -> dict[str, Any]:

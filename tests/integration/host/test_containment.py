@@ -1,0 +1,220 @@
+"""What a hostile function tries, from inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks.errors import HostError
+from tasks.host import HostLimits, HostProcess, containment_report
+from tasks.package import Package
+from tasks.settings import settings
+
+MakePackage = Callable[..., Package]
+
+ATTEMPTS = """
+import json, os, socket, subprocess, sys, ctypes, glob, tempfile
+import numpy as np
+
+
+def tried(action):
+    try:
+        return repr(action())
+    except BaseException as error:
+        return "refused " + type(error).__name__
+
+
+def write(path):
+    with open(path, "w") as file:
+        file.write("was here")
+    return path
+
+
+def has_needle(path, needle):
+    try:
+        return needle in open(path, "rb").read()
+    except OSError:
+        return False
+
+
+def descriptor(number):
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return ""
+
+
+def connect(family, address):
+    with socket.socket(family, socket.SOCK_STREAM) as line:
+        line.settimeout(1)
+        line.connect(address)
+    return "connected"
+
+
+class Probe:
+    def initialize(self, **kwargs):
+        self.targets = json.load(open(os.path.join(os.path.dirname(kwargs["model"]), "targets.json")))
+
+    def getParameterInfo(self):
+        return [{"name": "raster", "dataType": "raster"}]
+
+    def getConfiguration(self, **scalars):
+        t = self.targets
+        return {
+            "environment": dict(os.environ),
+            "inherited": [place for place in map(descriptor, range(64)) if place],
+            "write own": tried(lambda: write(os.path.join(tempfile.gettempdir(), "mine.txt"))),
+            "write home": tried(lambda: write(os.path.expanduser("~/mine.txt"))),
+            "write package": tried(lambda: write(t["package"] + "/evil.py")),
+            "write outside": tried(lambda: write(t["outside"] + "/evil.txt")),
+            "read outside": tried(lambda: open(t["secret"]).read()),
+            "list root": tried(lambda: os.listdir("/")),
+            "read shadow": tried(lambda: open("/etc/shadow").read()),
+            "read host environ": tried(lambda: open(f"/proc/{t['host']}/environ", "rb").read()),
+            "any environ": tried(lambda: [
+                p for p in glob.glob("/proc/[0-9]*/environ") if has_needle(p, t["needle"].encode())]),
+            "kill host": tried(lambda: os.kill(t["host"], 0)),
+            "tcp": tried(lambda: connect(socket.AF_INET, ("127.0.0.1", t["port"]))),
+            "unix": tried(lambda: connect(socket.AF_UNIX, t["unix"])),
+            "dns": tried(lambda: socket.getaddrinfo("example.org", 80)),
+            "ptrace": tried(lambda: ctypes.CDLL(None, use_errno=True).ptrace(16, t["host"], 0, 0)),
+            "new user namespace": tried(lambda: ctypes.CDLL(None).unshare(0x10000000)),
+            "shell": tried(lambda: subprocess.run(
+                ["/bin/sh", "-c", f"echo x > {t['outside']}/from-shell"], check=True, capture_output=True)),
+            "setuid": tried(lambda: os.setuid(0) if os.getuid() else "already"),
+            "chown": tried(lambda: os.chown(t["secret"], 0, 0)),
+        }
+
+    def updatePixels(self, tlc, shape, props, **pixelBlocks):
+        return {"output_pixels": np.zeros((1,) + shape)}
+"""
+
+
+def _attack(make_package: MakePackage, limits: HostLimits, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o777)
+    outside.chmod(0o777)
+    secret = outside / "secret.txt"
+    secret.write_text("the secret")
+    tcp, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+    unix.bind(str(outside / "service.sock"))
+    unix.listen()
+    (outside / "service.sock").chmod(0o777)
+    package = make_package(source=ATTEMPTS)
+    targets = {
+        "package": str(package.folder),
+        "outside": str(outside),
+        "secret": str(secret),
+        "host": os.getpid(),
+        "needle": "chipline-test-credential",
+        "port": tcp.getsockname()[1],
+        "unix": str(outside / "service.sock"),
+    }
+    (package.folder / "targets.json").write_text(json.dumps(targets))
+    with tcp, unix, HostProcess(package, limits=limits) as host:
+        assert host.run("updatePixels", np.zeros((1, 4, 4), np.uint8)).shape == (1, 4, 4)
+        return host.configuration, outside
+
+
+def test_hostile_function_gets_nothing(
+    make_package: MakePackage, limits: HostLimits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "CHIPLINE_STORES",
+        "MLFLOW_TRACKING_PASSWORD",
+        "PREFECT_API_AUTH_STRING",
+    ):
+        monkeypatch.setenv(name, "chipline-test-credential")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with HostProcess(make_package(), limits=limits) as host:
+        report = host.containment
+    if not (report["files"] and report["network"]):
+        pytest.skip(f"this kernel contains less: {report['missing']}")
+    result, outside = _attack(make_package, limits, tmp_path)
+    environment = result["environment"]
+    assert "chipline-test-credential" not in str(environment)
+    assert environment["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert not result["write own"].startswith("refused")
+    assert not result["write home"].startswith("refused")
+    for attempt in (
+        "write package",
+        "write outside",
+        "read outside",
+        "list root",
+        "read shadow",
+        "read host environ",
+        "kill host",
+        "tcp",
+        "unix",
+        "dns",
+        "shell",
+        "chown",
+    ):
+        assert result[attempt].startswith("refused"), f"{attempt}: {result[attempt]}"
+    assert result["any environ"].startswith("refused") or result["any environ"] == "[]"
+    assert result["ptrace"] == "-1"
+    assert result["new user namespace"] == "-1"
+    assert result["setuid"] == "'already'" or result["setuid"].startswith("refused")
+    assert sorted(path.name for path in outside.iterdir()) == ["secret.txt", "service.sock"]
+    inherited = [name for name in result["inherited"] if "memfd:chipline" not in name]
+    # stdin, stdout and stderr, and the line to the host; nothing else of the host's
+    assert sum(name.startswith(("pipe:", "socket:", "/dev/null")) for name in inherited) <= 4, inherited
+
+
+def test_foreign_package_needs_containment_or_the_operators_word(
+    make_package: MakePackage, limits: HostLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = make_package()
+    monkeypatch.setattr(HostProcess, "_answer", _without_network(HostProcess._answer))
+    with pytest.raises(HostError, match=r"(?s)network.*CHIPLINE_ALLOW_UNCONTAINED"):
+        HostProcess(package, limits=limits).__enter__()
+    with HostProcess(package, foreign=False, limits=limits) as host:
+        assert host.containment["network"] is False
+    monkeypatch.setattr(settings(), "allow_uncontained", True)
+    with HostProcess(package, limits=limits) as host:
+        assert host.containment["network"] is False
+
+
+def _without_network(original: Callable[..., dict[str, object]]) -> Callable[..., dict[str, object]]:
+    def answer(self: HostProcess, event: str) -> dict[str, object]:
+        frame = original(self, event)
+        if event == "contained":
+            frame["report"]["network"] = False  # type: ignore[index]
+        return frame
+
+    return answer
+
+
+def test_host_may_be_started_from_a_thread_that_ends(make_package: MakePackage, limits: HostLimits) -> None:
+    body = """
+    def updatePixels(self, tlc, shape, props, **pixelBlocks):
+        return {"output_pixels": np.zeros((1,) + shape)}
+    """
+    host = HostProcess(make_package(body), limits=limits)
+    starter = threading.Thread(target=host.__enter__)
+    starter.start()
+    starter.join()
+    try:
+        assert host.run("updatePixels", np.zeros((1, 4, 4), np.uint8)).shape == (1, 4, 4)
+    finally:
+        host.close()
+
+
+def test_report_needs_no_package() -> None:
+    report = containment_report()
+    assert report["environment"] is True
+    assert isinstance(report["files"], bool)
+    assert report["kernel"] or report["missing"]
+    with pytest.raises(HostError, match="cannot be started"):
+        containment_report(Path("/nowhere/python"))
