@@ -1,0 +1,116 @@
+"""Inference functions for tests, as text: numpy and scipy only, so that a host starts fast.
+
+Both do what a whole-array filter of this file's twin in the tests does, so that results have an oracle.
+"""
+
+CLASSIFIER = '''
+import json
+import numpy as np
+
+
+class BrightClassifier:
+    """2 where the mean over (2 radius + 1) squared pixels of all bands is above a threshold, 1 elsewhere."""
+
+    def __init__(self):
+        self.name = "bright"
+        self.description = "a local filter"
+
+    def initialize(self, **kwargs):
+        pass
+
+    def getParameterInfo(self):
+        return [
+            {"name": "raster", "dataType": "raster", "required": True},
+            {"name": "model", "dataType": "string", "required": True},
+            {"name": "device", "dataType": "numeric", "required": False},
+            {"name": "padding", "dataType": "numeric", "value": 8},
+            {"name": "tile", "dataType": "numeric", "value": 64},
+            {"name": "level", "dataType": "numeric", "value": 128},
+            {"name": "fail_at", "dataType": "numeric", "value": -1},
+        ]
+
+    def getConfiguration(self, **scalars):
+        self.padding = int(scalars["padding"])
+        self.level = float(scalars["level"])
+        self.fail_at = int(scalars["fail_at"])
+        self.calls = 0
+        tile = int(scalars["tile"])
+        return {
+            "extractBands": (0, 1, 2),
+            "padding": self.padding,
+            "tx": tile,
+            "ty": tile,
+            "fixedTileSize": 1,
+            "inputMask": True,
+            "inheritProperties": 14,
+        }
+
+    def updateRasterInfo(self, **kwargs):
+        kwargs["output_info"]["bandCount"] = 1
+        kwargs["output_info"]["pixelType"] = "i4"
+        return kwargs
+
+    def updatePixels(self, tlc, shape, props, **blocks):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise ValueError("told to fail")
+        total = blocks["raster_pixels"].astype(np.int64).sum(axis=0)
+        radius = 3
+        padded = np.pad(total, radius)
+        mean = sum(
+            padded[r : r + total.shape[0], c : c + total.shape[1]]
+            for r in range(2 * radius + 1) for c in range(2 * radius + 1)
+        )
+        p = self.padding
+        values = np.where(mean > 3 * self.level * (2 * radius + 1) ** 2, 2, 1).astype(np.int32)
+        return {"output_pixels": values[p : p + shape[0], p : p + shape[1]][None]}
+'''
+
+DETECTOR = '''
+import json
+import numpy as np
+from scipy import ndimage
+
+
+class BlobDetector:
+    """A box around each connected group of bright pixels."""
+
+    def __init__(self):
+        self.name = "blobs"
+        self.description = "connected bright pixels"
+
+    def initialize(self, **kwargs):
+        pass
+
+    def getParameterInfo(self):
+        return [
+            {"name": "raster", "dataType": "raster", "required": True},
+            {"name": "model", "dataType": "string", "required": True},
+            {"name": "device", "dataType": "numeric", "required": False},
+            {"name": "padding", "dataType": "numeric", "value": 24},
+            {"name": "tile", "dataType": "numeric", "value": 80},
+        ]
+
+    def getConfiguration(self, **scalars):
+        self.padding = int(scalars["padding"])
+        tile = int(scalars["tile"])
+        return {"extractBands": (0,), "padding": self.padding, "tx": tile, "ty": tile, "fixedTileSize": 1}
+
+    def getFields(self):
+        fields = [("OID", "OID"), ("Class", "String"), ("Confidence", "Double"), ("Shape", "Geometry")]
+        described = [{"name": name, "type": "esriFieldType" + kind, "alias": name} for name, kind in fields]
+        return json.dumps({"fields": described})
+
+    def getGeometryType(self):
+        return 4
+
+    def vectorize(self, **blocks):
+        labels, _ = ndimage.label(blocks["raster_pixels"][0] > 128)
+        features = []
+        for rows, cols in ndimage.find_objects(labels):
+            x0, x1, y0, y1 = (v - self.padding for v in (cols.start, cols.stop, rows.start, rows.stop))
+            attributes = {"OID": 1, "Class": "Blob", "Confidence": 50.0 + (x1 - x0), "Tall": int(y1 - y0)}
+            rings = [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]]]
+            features.append({"attributes": attributes, "geometry": {"rings": rings}})
+        return {"output_vectors": json.dumps({"features": features})}
+'''
