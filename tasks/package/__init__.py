@@ -1,7 +1,15 @@
 """Deep learning packages: the ``.emd`` and the ``.dlpk``, read, checked, written and trusted."""
 
 from tasks.package.definition import ModelDefinition, parse_definition, read_definition
-from tasks.package.dlpk import Package, UnpackLimits, file_digest, open_package, package_problems, write_dlpk
+from tasks.package.dlpk import (
+    Package,
+    UnpackLimits,
+    file_digest,
+    open_package,
+    package_problems,
+    unpacked_package,
+    write_dlpk,
+)
 
 __all__ = [
     "ModelDefinition",
@@ -12,5 +20,6 @@ __all__ = [
     "package_problems",
     "parse_definition",
     "read_definition",
+    "unpacked_package",
     "write_dlpk",
 ]

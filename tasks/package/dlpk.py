@@ -159,11 +159,24 @@ def open_package(dlpk: Path, into: Path, limits: UnpackLimits | None = None) -> 
             _move_whole(temporary, home)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    package = unpacked_package(digest, into)
+    if package is None:  # pragma: no cover - it was put there above
+        raise PackageError(f"The package {dlpk.name} vanished from {into}.", "Do not clean the cache now.")
+    return package
+
+
+def unpacked_package(digest: str, into: Path) -> Package | None:
+    """The package of this digest if it was unpacked into ``into`` before, without its ``.dlpk``."""
+    home = into / digest
+    if not home.is_dir():
+        return None
     folder = next(entry for entry in sorted(home.iterdir()) if entry.is_dir())
     definition, problems = _read_root_definition(folder)
-    _raise_problems(dlpk, problems)
-    if definition is None:  # pragma: no cover - _raise_problems has raised
-        raise PackageError(f"The package {dlpk} has no definition.", "Pack it again.")
+    if definition is None or problems:
+        raise PackageError(
+            f"The unpacked package in {folder} was changed: {'; '.join(problems)}.",
+            f"Remove {home}; it is unpacked again.",
+        )
     return Package(folder=folder, definition=definition, digest=digest, name=folder.name)
 
 

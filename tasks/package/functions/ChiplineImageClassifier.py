@@ -38,7 +38,7 @@ class ChiplineImageClassifier:
         self.test_time_augmentation = False
 
     def initialize(self, **kwargs: Any) -> None:
-        """Loads the network; ``model`` is the path of the ``.emd`` or its text, ``device`` ArcGIS's number."""
+        """Loads the network; ``model``: path of the ``.emd`` or its text, ``device``: ArcGIS's number."""
         if "model" not in kwargs:
             return
         here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
@@ -193,9 +193,7 @@ class ChiplineImageClassifier:
         valid = valid[padding : padding + rows, padding : padding + cols]
         if valid.any():
             for places, chips in self.tiles.batches(block):
-                scores = self.predict_scores(chips)[
-                    :, :, padding : padding + inner, padding : padding + inner
-                ]
+                scores = self.predict_scores(chips)[:, :, middle, middle]
                 if not self.predict_background and len(values) > 1:
                     scores[:, values == 0] = -1
                 for (row, col), best in zip(places, values[scores.argmax(axis=1)]):  # noqa: B905

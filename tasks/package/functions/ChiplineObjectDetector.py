@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - packages have no parents
 
@@ -42,7 +42,7 @@ class ChiplineObjectDetector:
         self.exclude_pad_detections = True
 
     def initialize(self, **kwargs: Any) -> None:
-        """Loads the network; ``model`` is the path of the ``.emd`` or its text, ``device`` ArcGIS's number."""
+        """Loads the network; ``model``: path of the ``.emd`` or its text, ``device``: ArcGIS's number."""
         if "model" not in kwargs:
             return
         here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
@@ -76,8 +76,8 @@ class ChiplineObjectDetector:
                 "GPString",
                 "True",
                 "Exclude detections in the padding",
-                "True: a box counts where the inner part of its tile holds its centre. "
-                "False: every box of every tile, for hosts that settle duplicates themselves.",
+                "True: boxes whose centre lies in the padding of the block are left to the next block. "
+                "False: they are reported too, for hosts that settle duplicates between blocks themselves.",
                 ["True", "False"],
             ),
             runtime.parameter(
@@ -148,17 +148,19 @@ class ChiplineObjectDetector:
         of the inner block, x to the right, y down; rings are not closed, upper left first, clockwise.
         """
         block, valid = runtime.cleaned(pixelBlocks["raster_pixels"], pixelBlocks.get("raster_mask"))
-        features: list[dict[str, Any]] = []
+        found = _Boxes.none()
         if valid.any():
             for places, chips in self.tiles.batches(block):
-                for (row, col), found in zip(places, self._detect(chips)):  # noqa: B905
-                    self._collect(features, found, row, col, valid)
-        return {"output_vectors": json.dumps(_feature_set(features))}
+                for place, (boxes, labels, scores) in zip(places, self._detect(chips)):  # noqa: B905
+                    found.add(boxes, labels, scores, place)
+        found = found.settled(self.tiles, block.shape[1:])
+        return {"output_vectors": json.dumps(_feature_set(self._features(found, valid)))}
 
     def _detect(self, chips: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Boxes (n, 4) xmin, ymin, xmax, ymax, labels (n,) and scores (n,) of each chip, best first."""
         with torch.inference_mode():
             images = self.network.normalised(chips)
+            classes = len(self.network.classes)
             found = self.network.module(list(images))
             if self.test_time_augmentation:
                 size = float(self.tiles.tile)
@@ -171,7 +173,7 @@ class ChiplineObjectDetector:
             results = []
             for item in found:
                 boxes, labels, scores = item["boxes"], item["labels"], item["scores"]
-                kept = scores >= self.threshold
+                kept = (scores >= self.threshold) & (labels >= 1) & (labels <= classes)
                 boxes, labels, scores = boxes[kept], labels[kept], scores[kept]
                 if self.test_time_augmentation:
                     chosen = batched_nms(boxes, scores, labels, self.nms_overlap)
@@ -181,29 +183,23 @@ class ChiplineObjectDetector:
                 )
         return results
 
-    def _collect(
-        self,
-        features: list[dict[str, Any]],
-        found: tuple[np.ndarray, np.ndarray, np.ndarray],
-        row: int,
-        col: int,
-        valid: np.ndarray,
-    ) -> None:
-        padding, tile = self.tiles.padding, self.tiles.tile
-        for (left, top, right, bottom), label, score in zip(*found):  # noqa: B905
-            if not (right > left and bottom > top) or not 1 <= label <= len(self.network.classes):
-                continue
+    def _features(self, found: _Boxes, valid: np.ndarray) -> list[dict[str, Any]]:
+        padding = self.tiles.padding
+        rows, cols = valid.shape
+        features: list[dict[str, Any]] = []
+        for (left, top, right, bottom), label, score in zip(  # noqa: B905
+            found.boxes, found.labels, found.scores
+        ):
             x, y = (left + right) / 2, (top + bottom) / 2
-            if self.exclude_pad_detections and padding:
-                # The tile whose inner part holds the centre owns the object; half-open, so that one does.
-                if not (padding <= x < tile - padding and padding <= y < tile - padding):
-                    continue
-            at_row = min(int(row + y), valid.shape[0] - 1)
-            at_col = min(int(col + x), valid.shape[1] - 1)
-            if not valid[at_row, at_col]:
+            if self.exclude_pad_detections and not (
+                padding <= x < cols - padding and padding <= y < rows - padding
+            ):
                 continue
-            west, east = float(left + col - padding), float(right + col - padding)
-            north, south = float(top + row - padding), float(bottom + row - padding)
+            # An object whose middle is no imagery is an artefact of the fill value.
+            if not valid[min(max(int(y), 0), rows - 1), min(max(int(x), 0), cols - 1)]:
+                continue
+            west, east = float(left - padding), float(right - padding)
+            north, south = float(top - padding), float(bottom - padding)
             features.append(
                 {
                     "attributes": {
@@ -214,6 +210,83 @@ class ChiplineObjectDetector:
                     "geometry": {"rings": [[[west, north], [east, north], [east, south], [west, south]]]},
                 }
             )
+        return features
+
+
+class _Boxes:
+    """Boxes of all chips of a block, in pixels of the block with its padding.
+
+    boxes (n, 4) xmin, ymin, xmax, ymax; labels (n,); scores (n,) 0-1; chips (n, 2) row and col of the chip.
+    """
+
+    def __init__(self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, chips: np.ndarray) -> None:
+        self.boxes, self.labels, self.scores, self.chips = boxes, labels, scores, chips
+
+    @classmethod
+    def none(cls) -> _Boxes:
+        return cls(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 2), np.int64))
+
+    def add(self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, place: tuple[int, int]) -> None:
+        """The boxes of one chip, whose top-left corner is at ``place`` (row, col) of the block."""
+        usable = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        row, col = place
+        self.boxes = np.concatenate([self.boxes, boxes[usable] + np.array([col, row, col, row])])
+        self.labels = np.concatenate([self.labels, labels[usable]])
+        self.scores = np.concatenate([self.scores, scores[usable]])
+        self.chips = np.concatenate([self.chips, np.tile(np.array([[row, col]]), (int(usable.sum()), 1))])
+
+    def take(self, which: np.ndarray) -> _Boxes:
+        return _Boxes(self.boxes[which], self.labels[which], self.scores[which], self.chips[which])
+
+    def settled(self, tiles: Any, shape: tuple[int, ...]) -> _Boxes:
+        """Every object once, although neighbouring chips overlap.
+
+        The chip whose inner part holds a box's centre owns it; at the block's edges the inner part reaches
+        on through the padding, so that each point has one owner. Two chips may place an object differently
+        and both claim it, or both leave it to the other: boxes of one class and of different chips that
+        overlap by more than half are the same object, and the most confident one stays.
+        """
+        if len(self.scores) == 0 or tiles.padding == 0:
+            return self
+        owned = np.ones(len(self.scores), dtype=bool)
+        near = np.zeros(len(self.scores), dtype=bool)
+        for axis, length in ((0, shape[0]), (1, shape[1])):
+            centre = (self.boxes[:, 1 - axis] + self.boxes[:, 3 - axis]) / 2
+            start = self.chips[:, axis] + tiles.padding
+            first = self.chips[:, axis] == 0
+            last = start + tiles.inner >= length - tiles.padding
+            before = np.where(first, np.inf, centre - start)
+            after = np.where(last, np.inf, start + tiles.inner - centre)
+            owned &= (before >= 0) & (after > 0)
+            near |= np.minimum(np.abs(before), np.abs(after)) <= tiles.padding
+        order = np.lexsort((np.arange(len(owned)), -self.scores))
+        candidates = order[near[order]]
+        keep = owned.copy()
+        same = _same_objects(self.take(candidates))
+        taken = np.zeros(len(candidates), dtype=bool)
+        # Owned boxes first, then those that every chip left to another; the best first in both.
+        for wanted in (True, False):
+            for index, item in enumerate(candidates):
+                if bool(owned[item]) != wanted:
+                    continue
+                others = same[index]
+                if wanted:
+                    keep[item] = not (others & taken).any()
+                    taken[index] = keep[item]
+                elif others.any() and not (others & taken).any() and not (others & owned[candidates]).any():
+                    keep[item] = taken[index] = True
+        return self.take(keep)
+
+
+def _same_objects(found: _Boxes) -> np.ndarray:
+    if len(found.scores) == 0:
+        return np.zeros((0, 0), dtype=bool)
+    boxes = torch.from_numpy(found.boxes).float()
+    overlap = box_iou(boxes, boxes).numpy() > 0.5
+    same_class = found.labels[:, None] == found.labels[None, :]
+    other_chip = (found.chips[:, None, :] != found.chips[None, :, :]).any(axis=2)
+    pairs: np.ndarray = overlap & same_class & other_chip
+    return pairs
 
 
 def _unmirrored(
