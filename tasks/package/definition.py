@@ -69,8 +69,11 @@ def normalised_path(value: str) -> str:
 
 
 class _Tolerant(BaseModel):
-    # Unknown keys are kept: a definition must survive being read and written.
-    model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=(), frozen=True)
+    # Unknown keys are kept: a definition must survive being read and written. By alias only: real files
+    # hold keys such as "bands" and "extract_bands" beside the ones of the format.
+    model_config = ConfigDict(
+        extra="allow", protected_namespaces=(), frozen=True, ser_json_inf_nan="constants"
+    )
 
 
 class DefinitionClass(_Tolerant):
@@ -134,8 +137,6 @@ class NormalizationStats(_Tolerant):
 
 class ModelDefinition(_Tolerant):
     """An Esri model definition. Attributes are snake_case; the file's keys are the aliases."""
-
-    model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=(), frozen=True)
 
     framework: str | None = Field(None, alias="Framework")
     model_configuration: str | dict[str, Any] | None = Field(None, alias="ModelConfiguration")
@@ -227,7 +228,12 @@ class ModelDefinition(_Tolerant):
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of the file: keys that were given (null ones too), canonical spellings."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        written = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for name, described in type(self).model_fields.items():
+            # An unknown key spelled like an attribute ("bands") makes pydantic take the field for given.
+            if name in self.extras and getattr(self, name) is None:
+                written.pop(described.alias or name, None)
+        return written
 
     def to_json(self) -> str:
         """The text of the ``.emd``: two-space indent, no NaN, ends with a newline.
