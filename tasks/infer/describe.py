@@ -69,8 +69,16 @@ def function_arguments(package: Package, given: dict[str, str]) -> dict[str, str
     return given
 
 
-def describe(package: Package, arguments: dict[str, str], store: ObjectStore) -> FunctionDescription:
+def describe(
+    package: Package, arguments: dict[str, str], store: ObjectStore, *, foreign: bool
+) -> FunctionDescription:
     """The function's description, from the store or from the function itself (on the CPU).
+
+    Args:
+        package: the package, unpacked.
+        arguments: what the function is given, see :func:`function_arguments`.
+        store: keeps descriptions.
+        foreign: the package was not made here, so the host contains it or refuses.
 
     Raises:
         BadInputError: an argument that the function does not have; the message names those it has.
@@ -84,7 +92,7 @@ def describe(package: Package, arguments: dict[str, str], store: ObjectStore) ->
             return FunctionDescription.model_validate_json(store.get(uri))
         except ValidationError:
             store.delete(uri)  # damaged: ask the function again
-    with HostProcess(package, processor_type="CPU", arguments=arguments) as host:
+    with HostProcess(package, processor_type="CPU", arguments=arguments, foreign=foreign) as host:
         description = description_of(host, package)
     # Another run may have asked at the same time; it got the same answer.
     with suppress(PreconditionFailedError):

@@ -87,14 +87,12 @@ def compute_part(
     part: int,
     *,
     package: Package,
-    foreign: bool,
     progress: Progress | None = None,
 ) -> PartReport:
     """Compute the shards of one part that are not in the store yet, and leave a report in the plan's folder.
 
     Args:
         package: the plan's package, unpacked on this machine.
-        foreign: it was not made here, so the host contains it or refuses.
         progress: called with (shards done, shards in all).
 
     Raises:
@@ -106,7 +104,7 @@ def compute_part(
     started = time.monotonic()
     with (
         HostProcess(
-            package, processor_type=plan.processor, arguments=plan.arguments, foreign=foreign
+            package, processor_type=plan.processor, arguments=plan.arguments, foreign=plan.package.foreign
         ) as host,
         opened_sources(plan, shards) as sources,
     ):

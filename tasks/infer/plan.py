@@ -32,6 +32,8 @@ from tasks.infer.shards import (
     tiles_per_shard,
 )
 from tasks.package import Package
+from tasks.package.contract import check_contract
+from tasks.package.fetch import published_digest
 from tasks.parameters import arguments_as_dict
 from tasks.store import check_allowed, output_folder, run_key
 
@@ -41,8 +43,6 @@ Processor = Literal["CPU", "GPU"]
 LARGEST_OUTPUT_PIXELS = 100_000_000_000
 INSPECTED_AT_ONCE = 16
 PRECISION = "float32"
-# A package trained at half or double the cell size still sees its objects; beyond that it is worth a word.
-CELL_SIZE_FACTOR = 2.0
 
 _MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "classify_pixels": ("ImageClassification",),
@@ -61,13 +61,14 @@ class PlannedClass(BaseModel):
 
 
 class PlannedPackage(BaseModel):
-    """The package that is applied."""
+    """The package that is applied; ``foreign``: approved, but not made here, so the host contains it."""
 
     model_config = ConfigDict(frozen=True)
 
     uri: str
     name: str
     digest: str
+    foreign: bool
     classes: list[PlannedClass]
 
 
@@ -239,7 +240,7 @@ def make_plan(
         for item in package.definition.classes or []
     ]
     geometry = description.geometry
-    bands = _extract_bands(description.extract_bands, rasters)
+    bands, remarks = _agreed_bands(package, description, rasters, parameters.cell_size)
     output_format = None
     if tool == "classify_pixels":
         values = [item.value for item in classes]
@@ -308,7 +309,13 @@ def make_plan(
         parameters=parameters.model_dump(mode="json"),
         finishing=finishing,
         rasters=list(rasters),
-        package=PlannedPackage(uri=package_uri, name=package.name, digest=package.digest, classes=classes),
+        package=PlannedPackage(
+            uri=package_uri,
+            name=package.name,
+            digest=package.digest,
+            foreign=published_digest(package_uri) != package.digest,
+            classes=classes,
+        ),
         arguments=arguments,
         description=description,
         geometry=geometry,
@@ -318,7 +325,7 @@ def make_plan(
         grids=grids,
         shards=shards,
         parts=split_parts(len(shards), parameters.shards_per_part),
-        remarks=_remarks(package, grids),
+        remarks=remarks,
     )
 
 
@@ -462,22 +469,27 @@ def _extract_bands(wanted: Sequence[int | str] | None, rasters: Sequence[RasterI
     return bands
 
 
-def _remarks(package: Package, grids: Sequence[PlannedGrid]) -> list[str]:
+def _agreed_bands(
+    package: Package, description: FunctionDescription, rasters: Sequence[RasterInfo], cell_size: float | None
+) -> tuple[list[int], list[str]]:
+    """Bands to hand over, and what the person should know about how package and imagery fit."""
     definition = package.definition
-    trained = [size for size in (definition.min_cell_size, definition.max_cell_size) if size is not None]
-    if not trained or any(size.wkid in (None, 4326) for size in trained):
-        return []
-    smallest = min(min(size.x, size.y) for size in trained)
-    largest = max(max(size.x, size.y) for size in trained)
-    remarks = []
-    for planned in grids:
-        cell = max(planned.grid.cell_size)
-        if smallest <= 0 or smallest / CELL_SIZE_FACTOR <= cell <= largest * CELL_SIZE_FACTOR:
-            continue
-        if ("GEOGCS" in planned.crs_wkt or "GEOGCRS" in planned.crs_wkt) and "PROJC" not in planned.crs_wkt:
-            continue  # degrees do not compare with metres
-        remarks.append(
-            f"{planned.name} has cells of {cell:g}, and the package was trained on {smallest:g} to "
-            f"{largest:g}: set cell_size to compute on the cell size of the training."
-        )
-    return remarks
+    remarks: dict[str, None] = {}
+    by_raster: list[list[int]] = []
+    for info in rasters:
+        contract = check_contract(definition, info, cell_size=cell_size)
+        contract.raise_refusals(public_uri(info.uri))
+        by_raster.append(contract.bands)
+        for finding in contract.findings:
+            remarks[f"{finding.text}. {finding.remedy}".strip()] = None
+    if definition.extract_bands is None or description.extract_bands != list(definition.extract_bands):
+        # The function decides for itself, by its arguments for instance.
+        return _extract_bands(description.extract_bands, rasters), list(remarks)
+    for info, bands in zip(rasters, by_raster, strict=True):
+        if bands != by_raster[0]:
+            raise BadInputError(
+                f"The bands of {public_uri(info.uri)} are in another order than those of "
+                f"{public_uri(rasters[0].uri)}.",
+                "Process them in separate runs, or bring their bands into one order.",
+            )
+    return by_raster[0], list(remarks)

@@ -34,7 +34,7 @@ def planned(store: Any, package: Any, uris: list[str], processor: Any = "CPU", *
         rasters=inspect_collection(uris),
         package=package,
         package_uri="m.dlpk",
-        description=describe(package, arguments, store),
+        description=describe(package, arguments, store, foreign=False),
         processor=processor,
     )
 
@@ -65,7 +65,7 @@ def test_parts_give_what_the_function_gives_on_the_whole_array(
     plan = load_plan(store, save_plan(store, plan))
     for part in (2, 0, 1):
         assert not is_done(store, plan, part)
-        report = compute_part(store, plan, part, package=classifier, foreign=False)
+        report = compute_part(store, plan, part, package=classifier)
         assert is_done(store, plan, part)
         assert report.device == "cpu"
         assert report.counters["shards"] == plan.parts[part][1] - plan.parts[part][0]
@@ -80,7 +80,7 @@ def test_a_part_that_died_is_taken_up_where_it_stopped(
     failing = [{"name": "fail_at", "value": "12"}]
     broken = planned(store, classifier, [uri], model_arguments=failing)
     with pytest.raises(FunctionFailure, match="told to fail"):
-        compute_part(store, broken, 0, package=classifier, foreign=False)
+        compute_part(store, broken, 0, package=classifier)
     stored = [shard for shard in broken.shards if ShardStore(store, settings().root).exists(shard)]
     assert 0 < len(stored) < len(broken.shards)
     # Another process of the same part: only missing shards are computed, by fewer calls than it fails at.
@@ -88,38 +88,38 @@ def test_a_part_that_died_is_taken_up_where_it_stopped(
         if is_done(store, broken, 0):
             break
         try:
-            compute_part(store, broken, 0, package=classifier, foreign=False)
+            compute_part(store, broken, 0, package=classifier)
         except FunctionFailure:
             continue
     np.testing.assert_array_equal(pixels_of(store, broken, (300, 260)), expected(texture))
-    again = compute_part(store, broken, 0, package=classifier, foreign=False)
+    again = compute_part(store, broken, 0, package=classifier)
     assert (again.counters["shards"], again.counters["tiles"]) == (0, 0)
 
 
 def test_the_description_is_asked_once_and_then_read(
     store: Any, classifier: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = describe(classifier, {"padding": "5"}, store)
+    first = describe(classifier, {"padding": "5"}, store, foreign=False)
     assert (first.geometry.rows, first.geometry.padding, first.extract_bands) == (64, 5, [0, 1, 2])
 
     def refuse(*_args: Any, **_more: Any) -> None:
         raise AssertionError("the function was started again")
 
     monkeypatch.setattr("tasks.infer.describe.HostProcess", refuse)
-    assert describe(classifier, {"padding": "5"}, store) == first
+    assert describe(classifier, {"padding": "5"}, store, foreign=False) == first
     with pytest.raises(AssertionError, match="started again"):
-        describe(classifier, {"padding": "6"}, store)
+        describe(classifier, {"padding": "6"}, store, foreign=False)
 
 
 def test_an_unknown_model_argument_names_those_that_exist(store: Any, classifier: Any) -> None:
     with pytest.raises(BadInputError, match=r"'paddings'.*padding, tile, level, fail_at"):
-        describe(classifier, {"paddings": "5"}, store)
+        describe(classifier, {"paddings": "5"}, store, foreign=False)
 
 
 def test_a_gpu_plan_is_not_run_on_a_cpu(store: Any, classifier: Any, write_scene: Any, texture: Any) -> None:
     plan = planned(store, classifier, [write_scene("scene", texture)], processor="GPU")
     with pytest.raises(DeviceError, match="GPU"):
-        compute_part(store, plan, 0, package=classifier, foreign=False)
+        compute_part(store, plan, 0, package=classifier)
     assert not is_done(store, plan, 0)
 
 
@@ -129,4 +129,4 @@ def test_a_function_that_is_not_the_planned_one_is_refused(
     plan = planned(store, classifier, [write_scene("scene", texture)])
     other = plan.model_copy(update={"arguments": {"padding": "4"}})
     with pytest.raises(HostError, match="differently"):
-        compute_part(store, other, 0, package=classifier, foreign=False)
+        compute_part(store, other, 0, package=classifier)

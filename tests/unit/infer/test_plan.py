@@ -264,13 +264,26 @@ def test_an_output_beyond_the_stated_size_is_refused() -> None:
         plan(info(shape=(1000, 1000)), cell_size=1e-5)
 
 
-def test_a_cell_size_far_from_the_training_is_remarked() -> None:
-    size = {"x": 1.0, "y": 1.0, "spatialReference": {"wkid": 32612}}
-    remarks = plan(pack=package(MinCellSize=size, MaxCellSize=size)).remarks
+def test_what_fits_badly_is_remarked_once_and_what_cannot_fit_is_refused() -> None:
+    def trained_at(size: float) -> Package:
+        cell = {"x": size, "y": size, "spatialReference": {"wkid": 32612}}
+        return package(MinCellSize=cell, MaxCellSize=cell)
+
+    remarks = plan(info("a"), info("b", at=(0, 700)), pack=trained_at(0.5)).remarks
     assert len(remarks) == 1
-    assert "cells of 0.1" in remarks[0]
-    size = {"x": 0.1, "y": 0.1, "spatialReference": {"wkid": 32612}}
-    assert not plan(pack=package(MinCellSize=size, MaxCellSize=size)).remarks
+    assert "trained on 0.5 m" in remarks[0]
+    assert not plan(pack=trained_at(0.1)).remarks
+    assert not plan(pack=trained_at(0.5), cell_size=0.5).remarks
+    with pytest.raises(BadInputError, match="trained on 30 m"):
+        plan(pack=trained_at(30))
+
+
+def test_rasters_with_bands_in_another_order_are_read_by_name() -> None:
+    named = package(ExtractBands=[0, 1, 2], Bands=["Red", "Green", "Blue"])
+    turned = info("turned", band_names=("Blue", "Green", "Red"))
+    assert plan(turned, pack=named).extract_bands == [2, 1, 0]
+    with pytest.raises(BadInputError, match="another order"):
+        plan(info(), turned, pack=named)
 
 
 def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
