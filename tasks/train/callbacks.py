@@ -18,18 +18,28 @@ _SMALLER_IS_BETTER = frozenset({"VALID_LOSS"})
 Progress = Callable[[float, str], None]
 
 
+def _own(module: lightning.LightningModule) -> TrainingModule:
+    assert isinstance(module, TrainingModule)
+    return module
+
+
 class TimeBudget(lightning.Callback):
     """Starts the clock with the first step and ends the training when the time is over."""
 
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         del trainer
-        assert isinstance(module, TrainingModule)
-        module.budget.start()
+        _own(pl_module).budget.start()
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any, **__: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        assert isinstance(module, TrainingModule)
+        del outputs, batch, batch_idx
+        module = _own(pl_module)
         if module.budget.spent:
             trainer.should_stop = True
 
@@ -43,16 +53,22 @@ class Curves(lightning.Callback):
         self.history: list[dict[str, float]] = []
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any, **__: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        assert isinstance(module, TrainingModule)
+        del outputs, batch, batch_idx
+        module = _own(pl_module)
         step = trainer.global_step
         if step % 10 == 0:
             fraction = min(1.0, module.budget.fraction(step))
             self.progress(fraction, f"epoch {trainer.current_epoch + 1}, step {step}")
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        module = _own(pl_module)
         loss = trainer.callback_metrics.get("train_loss")
         row = {"epoch": float(trainer.current_epoch + 1)}
         if loss is not None:
@@ -65,6 +81,12 @@ class Curves(lightning.Callback):
         if optimizers:
             row["learning_rate"] = float(optimizers[0].param_groups[-1]["lr"])
         self.report(row, trainer.current_epoch + 1)
+
+    def add_last(self, module: TrainingModule, epoch: int) -> None:
+        """Put the values of a validation after the end into the last row, if it has none."""
+        if self.history and "valid_loss" not in self.history[-1]:
+            self.history[-1].update({name.lower(): value for name, value in module.measured.items()})
+            self.report(self.history[-1], epoch)
 
 
 class BestWeights(lightning.Callback):
@@ -84,8 +106,8 @@ class BestWeights(lightning.Callback):
         self.since = 0
         self.stopped_early = False
 
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        module = _own(pl_module)
         if trainer.sanity_checking:
             return
         value = module.measured[self.monitor]

@@ -119,7 +119,8 @@ class PixelChips(_Chips):
             image = self.normalisation.apply(pixels[:, :rows, :cols])
             return torch.from_numpy(image), torch.from_numpy(labels[:rows, :cols].astype(np.int64))
         rng = np.random.default_rng([index, number])
-        row, col, edge = augmentation.draw_window(*labels.shape, self.size, self.recipe, rng)
+        rows, cols = labels.shape
+        row, col, edge = augmentation.draw_window(rows, cols, self.size, self.recipe, rng)
         window = (slice(row, row + edge), slice(col, col + edge))
         image = self.normalisation.apply(pixels[:, window[0], window[1]])
         cut = labels[window]
@@ -131,7 +132,9 @@ class PixelChips(_Chips):
         target = torch.from_numpy(np.ascontiguousarray(cut))
         if edge != self.size:
             tensor = _resized(tensor, self.size)
-            target = functional.interpolate(target[None, None], size=(self.size, self.size), mode="nearest")[0, 0]
+            target = functional.interpolate(target[None, None], size=(self.size, self.size), mode="nearest")[
+                0, 0
+            ]
         return tensor, target.long()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.assess.objects import Matches
 from tasks.labels import ClassSchema
 from tasks.train.datasets import IGNORED, Target
 from tasks.train.models.options import DetectorOptions, PixelOptions
 from tasks.train.schedule import Budget, one_cycle
-from tasks.train.scores import Found, ObjectsOfChip, pixel_scores, score_chips
+from tasks.train.scores import match_chip, pixel_scores, score_chips
 
 _ENCODER_SHARE = 0.5  # of the learning rate: ImageNet weights move less than new ones
 _WEIGHT_DECAY = 0.05
@@ -121,7 +122,7 @@ class PixelModule(TrainingModule):
         result = entropy.sum() / weights.sum().clamp(min=1e-6)
         if self.options.dice_loss:
             result = result + _dice_loss(logits, labels, known)
-        return cast(Tensor, result)
+        return result
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         images, labels = batch
@@ -157,7 +158,7 @@ class ObjectModule(TrainingModule):
         super().__init__(network, **shared)
         self.options = options
         self.schema = schema
-        self.chips: list[ObjectsOfChip] = []
+        self.chips: list[Matches] = []
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], _index: int) -> Tensor:
         images, targets = batch
@@ -180,17 +181,10 @@ class ObjectModule(TrainingModule):
             self.network.training = False
         self._validation_losses.append(float(torch.stack(list(losses.values())).sum()))
         for found, target in zip(self.network(images), targets, strict=True):
-            self.chips.append(
-                ObjectsOfChip(
-                    truth=Found.of(target["boxes"], target["labels"], None),
-                    found=Found.of(found["boxes"], found["labels"], found["scores"]),
-                )
-            )
+            self.chips.append(match_chip(found, target, min_iou=self.options.detect_min_iou))
 
     def on_validation_epoch_end(self) -> None:
-        values, self.per_class = score_chips(
-            self.chips, self.schema, min_iou=self.options.detect_min_iou
-        )
+        values, self.per_class = score_chips(self.chips, self.schema)
         self.finish_validation(values)
 
 
@@ -205,4 +199,4 @@ def _dice_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
     total = scores.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3))
     present = truth.sum(dim=(0, 2, 3)) > 0
     dice = (2.0 * both + 1.0) / (total + 1.0)
-    return cast(Tensor, 1.0 - dice[present].mean())
+    return 1.0 - dice[present].mean()

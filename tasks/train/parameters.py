@@ -52,7 +52,7 @@ class TrainParameters(ToolParameters):
         default=None,
         gt=0,
         le=1,
-        description="Largest learning rate of the one-cycle schedule; empty: 0.002. The encoder learns with "
+        description="Largest learning rate of the one-cycle schedule; empty: 0.004. The encoder learns with "
         "half of it",
     )
     validation_percent: float = Field(
@@ -96,7 +96,9 @@ class TrainParameters(ToolParameters):
         le=100_000,
         description="Time for training; the learning rate's schedule fits into it. Empty: max_epochs decides",
     )
-    seed: int = Field(default=1, ge=0, le=2**31 - 1, description="Seed of the split, the weights and the crops")
+    seed: int = Field(
+        default=1, ge=0, le=2**31 - 1, description="Seed of the split, the weights and the crops"
+    )
     precision: Literal["AUTO", "FLOAT32", "BFLOAT16", "FLOAT16"] = Field(
         default="AUTO",
         description="Arithmetic of training: AUTO is FLOAT32 on a CPU and mixed precision on a GPU",

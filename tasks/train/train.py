@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,52 +24,21 @@ from tasks.train.models import detectors, pixels
 from tasks.train.models.options import DetectorOptions, PixelOptions, read_options
 from tasks.train.modules import ObjectModule, PixelModule, TrainingModule
 from tasks.train.normalisation import Normalisation, normalisation_of
+from tasks.train.packaging import build
 from tasks.train.parameters import TrainParameters
+from tasks.train.report import draw_pictures, metrics_page
+from tasks.train.result import Trained, TrainResult
 from tasks.train.schedule import Budget
 from tasks.train.splits import Split, check_no_leak, split_spatially
 from tasks.training_data import Chip, TrainingData, read_chip_image
 
-DEFAULT_LEARNING_RATE = 2e-3
+DEFAULT_LEARNING_RATE = 4e-3
 _PATIENCE = 5
 # Validating more often than this costs more than it tells.
 _STEPS_BETWEEN_VALIDATIONS = 100
 _GRADIENT_NORM = 10.0
 _FORMATS = {"pixels": "Classified_Tiles", "objects": "PASCAL_VOC_rectangles"}
 _GPU_LOADERS = 4
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training leaves, before it is packaged.
-
-    Attributes:
-        module: with the best weights, on the CPU, in evaluation mode.
-        arguments: the detector's plain arguments; None for pixels.
-        normalisation: of the input.
-        split: indices into ``chips``.
-        metrics: values of the best weights on the validation chips, and what it took.
-        history: one row per epoch.
-    """
-
-    module: TrainingModule
-    arguments: dict[str, Any] | None
-    normalisation: Normalisation
-    chips: list[Chip]
-    split: Split
-    chip_size: int
-    metrics: dict[str, Any]
-    history: list[dict[str, float]]
-    validation: datasets.PixelChips | datasets.ObjectChips
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The package of a training and the values it reached on the validation chips."""
-
-    package: Path
-    metrics: dict[str, Any]
-    metrics_html: str
-    pictures: dict[str, bytes]
 
 
 def train_model(
@@ -94,9 +63,6 @@ def train_model(
         BadInputError: parameters that do not fit the data.
         DeviceError: a GPU was asked for and is not there.
     """
-    from tasks.train.packaging import build
-    from tasks.train.report import draw_pictures, metrics_page
-
     trained = fit(parameters, data, work, tracker=tracker, progress=progress)
     pictures = draw_pictures(trained, data[0].classes)
     page = metrics_page(parameters, trained, pictures)
@@ -104,7 +70,7 @@ def train_model(
         tracker.image(picture, f"ModelCharacteristics/{name}")
     tracker.text(page, "model_metrics.html")
     package = build(parameters, data[0], trained, page=page, pictures=pictures, into=work)
-    return TrainResult(package, trained.metrics, page, pictures)
+    return TrainResult(package, trained.metrics, trained.effort, page, pictures)
 
 
 def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> None:
@@ -118,7 +84,8 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
     for item in data:
         if item.metadata_format != wanted:
             raise TrainingDataError(
-                f"{parameters.model_type} learns from {wanted}, but {item.folder} holds {item.metadata_format}.",
+                f"{parameters.model_type} learns from {wanted}, but {item.folder} holds "
+                f"{item.metadata_format}.",
                 f"Export the training data with metadata_format = {wanted}, or choose another model_type.",
             )
         for what, mine, theirs in (
@@ -131,19 +98,25 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
                     f"The {what} of {item.folder} ({mine}) differ from those of {first.folder} ({theirs}).",
                     "Train on folders that were exported with the same settings.",
                 )
+    options = _options(parameters)
     rows, cols = first.tile_size
-    size = parameters.chip_size
+    size, step = parameters.chip_size, options.size_divisor
     if size is not None and size > min(rows, cols):
         raise BadInputError(
             f"chip_size {size} is larger than the chips, which have {rows} × {cols} pixels.",
             "Choose a smaller chip_size, or export larger tiles.",
         )
-    if size is None and min(rows, cols) < 64:
-        raise TrainingDataError(
-            f"The chips have {rows} × {cols} pixels, which is too small for {parameters.model_type}.",
-            "Export tiles of at least 64 × 64 pixels.",
+    if size is not None and size % step:
+        raise BadInputError(
+            f"chip_size {size} is no multiple of {step}, which this network needs.",
+            f"Choose chip_size {max(step, size // step * step)}.",
         )
-    if parameters.freeze_model and not _options(parameters).pretrained:
+    if min(rows, cols) < step:
+        raise TrainingDataError(
+            f"The chips have {rows} × {cols} pixels, but this network needs at least {step} × {step}.",
+            "Export larger tiles.",
+        )
+    if parameters.freeze_model and not options.pretrained:
         raise BadInputError(
             "freeze_model would freeze random weights, for pretrained is False.",
             "Give one of the two another value.",
@@ -166,7 +139,7 @@ def fit(
     split = _split(chips, data, parameters)
     normalisation = normalisation_of(data, read_chip_image(chips[0]).dtype)
     rows, cols = data[0].tile_size
-    chip_size = parameters.chip_size or min(rows, cols) // 32 * 32
+    chip_size = parameters.chip_size or min(rows, cols) // options.size_divisor * options.size_divisor
 
     train_set = _dataset(parameters, options, [chips[i] for i in split.train], normalisation, chip_size)
     validation = _dataset(parameters, options, [chips[i] for i in split.validation], normalisation, None)
@@ -185,6 +158,7 @@ def fit(
 
     curves = Curves(lambda row, epoch: tracker.metrics(_plain(row), epoch), progress)
     best = BestWeights(parameters.monitor, patience=_PATIENCE if parameters.stop_training else None)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = lightning.Trainer(
         max_epochs=parameters.max_epochs,
         accelerator=accelerator,
@@ -201,25 +175,22 @@ def fit(
         num_sanity_val_steps=0,
         deterministic="warn",
     )
-    # Sampler over (index, draw) pairs: the data set gets what it needs to be reproducible.
+    # Samplers give (index, draw) pairs: all that decides what a sample looks like.
     train_loader = DataLoader(train_set, sampler=cast(Any, sampler), drop_last=True, **loader)
     every = [(index, 0) for index in range(len(validation))]
     validation_loader = DataLoader(validation, sampler=cast(Any, every), **loader)
     started = time.monotonic()
     trainer.fit(module, train_loader, validation_loader)
-    train_seconds = time.monotonic() - started
+    seconds_taken = time.monotonic() - started
     epochs, steps_done = trainer.current_epoch, trainer.global_step
     # Time may have run out between two validations: the last weights compete, too.
     trainer.validate(module, validation_loader, verbose=False)
+    curves.add_last(module, epochs)
     best.restore(module)
     trainer.validate(module, validation_loader, verbose=False)
     module.to("cpu").eval()
-    metrics: dict[str, Any] = {
-        **{name.lower(): _number(value) for name, value in module.measured.items()},
-        "per_class": {
-            name: {key: _number(value) for key, value in values.items()}
-            for name, values in module.per_class.items()
-        },
+    metrics = {
+        **_validation_values(module),
         "chips": {
             "train": len(split.train),
             "validation": len(split.validation),
@@ -227,20 +198,16 @@ def fit(
         },
         "epochs": epochs,
         "steps": steps_done,
-        "samples_per_second": _number(steps_done * batch / max(train_seconds, 1e-9)),
-        "train_seconds": _number(train_seconds),
         "stopped_early": best.stopped_early,
-        "device": str(trainer.strategy.root_device),
+        "device": trainer.strategy.root_device.type,
         "precision": str(trainer.precision),
         "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
     }
-    tracker.metrics(
-        {
-            **{f"best_{k}": v for k, v in metrics.items() if isinstance(v, float)},
-            **{f"{name}.{k}": v for name, row in metrics["per_class"].items() for k, v in row.items() if v is not None},
-        },
-        epochs,
-    )
+    effort = {
+        "train_seconds": seconds_taken,
+        "chips_per_second": steps_done * batch / max(seconds_taken, 1e-9),
+    }
+    tracker.metrics({**_final_values(metrics), **effort}, epochs)
     return Trained(
         module=module,
         arguments=arguments,
@@ -249,9 +216,20 @@ def fit(
         split=split,
         chip_size=chip_size,
         metrics=metrics,
+        effort=effort,
         history=curves.history,
         validation=validation,
     )
+
+
+def _validation_values(module: TrainingModule) -> dict[str, Any]:
+    return {
+        **{name.lower(): _number(value) for name, value in module.measured.items()},
+        "per_class": {
+            name: {key: _number(value) for key, value in values.items()}
+            for name, values in module.per_class.items()
+        },
+    }
 
 
 def _options(parameters: TrainParameters) -> PixelOptions | DetectorOptions:
@@ -287,7 +265,7 @@ def _dataset(
         "normalisation": normalisation,
         "size": size,
         "recipe": recipe,
-        "multiple": 32 * options.downscale,
+        "multiple": options.size_divisor,
     }
     if isinstance(options, PixelOptions):
         return datasets.PixelChips(chips, ignored=options.ignored, **shared)
@@ -314,21 +292,27 @@ def _module(
         network = pixels.build_unet(
             backbone, options, bands=bands, channels=len(schema) + 1, pretrained=options.pretrained
         )
-        weights = None
+        weights: list[float] | None = None
         if options.class_balancing:
             counts = datasets.count_labels(train_set, len(schema)).astype(np.float64)
             present = counts > 0
-            weights = np.where(present, counts[present].sum() / np.maximum(counts, 1) / present.sum(), 0.0)
-        encoder = cast(nn.Module, network.get_submodule("segmentation.encoder"))
-        network.to(memory_format=torch.channels_last)
+            shares = np.where(present, counts[present].sum() / np.maximum(counts, 1) / present.sum(), 0.0)
+            weights = shares.tolist()
+        encoder = network.get_submodule("segmentation.encoder")
+        _channels_last(network)
         return PixelModule(network, encoder=encoder, options=options, class_weights=weights, **shared), None
     pyramid = detectors.build_pyramid(backbone, options, bands=bands, pretrained=options.pretrained)
-    arguments = detectors.detector_arguments(
-        parameters.model_type, options, classes=len(schema), bands=bands
-    )
+    arguments = detectors.detector_arguments(parameters.model_type, options, classes=len(schema), bands=bands)
     detector = detectors.build_object_detector(parameters.model_type, pyramid, arguments)
-    detector.to(memory_format=torch.channels_last)
+    _channels_last(detector)
     return ObjectModule(detector, encoder=pyramid.encoder, options=options, **shared), arguments
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Put the weights into the layout in which convolutions run fastest on CPUs and GPUs."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _accelerator(parameters: TrainParameters) -> str:
@@ -350,6 +334,13 @@ def _precision(parameters: TrainParameters, accelerator: str) -> Any:
     if chosen == "FLOAT16" and accelerator == "cpu":
         raise BadInputError("FLOAT16 cannot be trained on a CPU.", "Choose AUTO, FLOAT32 or BFLOAT16.")
     return {"FLOAT32": "32-true", "BFLOAT16": "bf16-mixed", "FLOAT16": "16-mixed"}[chosen]
+
+
+def _final_values(metrics: dict[str, Any]) -> dict[str, float]:
+    values = {f"final_{name}": value for name, value in metrics.items() if isinstance(value, float)}
+    for class_name, row in metrics["per_class"].items():
+        values.update({f"{class_name}.{name}": value for name, value in row.items() if value is not None})
+    return values
 
 
 def _plain(row: dict[str, float]) -> dict[str, float]:

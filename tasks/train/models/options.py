@@ -31,6 +31,11 @@ class _Options(BaseModel):
 class PixelOptions(_Options):
     """Arguments of UNET."""
 
+    @property
+    def size_divisor(self) -> int:
+        """Chips and tiles are multiples of this."""
+        return 32 * self.downscale
+
     class_balancing: bool = Field(False, description="weigh classes by the inverse of their frequency")
     focal_loss: bool = Field(False, description="focal loss (gamma 2) in place of cross-entropy")
     dice_loss: bool = Field(True, description="add the soft Dice loss over the classes")
@@ -66,11 +71,13 @@ class DetectorOptions(_Options):
         0.75, gt=0, description="cells within this many anchor sizes of an object's centre learn it (FCOS)"
     )
     nms_overlap: float = Field(0.4, gt=0, lt=1, description="overlap at which the weaker of two boxes goes")
-    detect_min_iou: float = Field(0.4, gt=0, lt=1, description="IoU at which a validation box counts as found")
+    detect_min_iou: float = Field(
+        0.4, gt=0, lt=1, description="IoU at which a validation box counts as found"
+    )
 
     @property
     def size_divisor(self) -> int:
-        """Image sizes are padded to a multiple of this."""
+        """Chips and tiles are multiples of this; torchvision pads other images."""
         return int(max(32, self.downscale * 2**self.depth))
 
     @model_validator(mode="before")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-from tasks.train.models.encoders import LITE, build_encoder
+from tasks.train.models.encoders import LITE, build_encoder, smp_name
 from tasks.train.models.options import PixelOptions
 
 
@@ -40,7 +40,7 @@ def build_unet(
     Args:
         channels: number of scores per pixel: the background and the classes.
     """
-    import segmentation_models_pytorch as smp
+    import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
     from segmentation_models_pytorch import encoders
 
     if backbone_model == LITE:
@@ -62,17 +62,11 @@ def build_unet(
     else:
         encoder = build_encoder(backbone_model, bands=bands, depth=5, pretrained=pretrained)
         unet = smp.Unet(
-            _smp_name(backbone_model),
+            smp_name(backbone_model),
             encoder_weights=None,
             in_channels=bands,
             decoder_channels=options.decoder,
             classes=channels,
         )
         unet.encoder.load_state_dict(encoder.state_dict())
-    return PixelNetwork(cast(nn.Module, unet), downscale=options.downscale)
-
-
-def _smp_name(backbone_model: str) -> str:
-    from tasks.train.models.encoders import _SMP_NAMES
-
-    return _SMP_NAMES[backbone_model]
+    return PixelNetwork(unet, downscale=options.downscale)

@@ -1,0 +1,81 @@
+"""From a training to its package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tasks.package.build import build_package
+from tasks.package.network_source import emit_detector, emit_network
+from tasks.train.models.options import DetectorOptions
+from tasks.train.modules import ObjectModule, PixelModule
+from tasks.train.parameters import TrainParameters
+from tasks.train.result import Trained
+from tasks.training_data import TrainingData, read_chip_image
+
+_BATCH = 4
+
+
+def build(
+    parameters: TrainParameters,
+    data: TrainingData,
+    trained: Trained,
+    *,
+    page: str,
+    pictures: dict[str, bytes],
+    into: Path,
+) -> Path:
+    """Build ``<into>/<output_name>.dlpk``.
+
+    Args:
+        data: where classes, bands, cell size and spatial reference come from.
+        page: ``model_metrics.html``.
+        pictures: PNG by file name.
+    """
+    module = trained.module
+    assert isinstance(module, PixelModule | ObjectModule)
+    options = module.options
+    divisor = options.size_divisor
+    specific: dict[str, Any] = {}
+    if isinstance(options, DetectorOptions):
+        specific = {
+            # The confidence where F1 was largest on the validation chips.
+            "threshold": float(trained.metrics["threshold"]),
+            "nms_overlap": options.nms_overlap,
+        }
+    return build_package(
+        kind=parameters.kind,
+        name=parameters.output_name,
+        network_source=_source(parameters, trained),
+        state_dict=module.network.state_dict(),
+        classes=data.classes,
+        normalisation=trained.normalisation,
+        tile_size=trained.chip_size,
+        cell_size=data.cell_size,
+        wkid=data.wkid,
+        band_names=data.band_names,
+        metrics=trained.metrics,
+        metrics_html=page,
+        characteristics=pictures,
+        extra_definition={"LearningRate": f"{trained.metrics['learning_rate']:.4e}"},
+        into=into,
+        model_name=parameters.model_type,
+        backbone=parameters.backbone_model,
+        pixel_type=np.dtype(read_chip_image(data.chips[0]).dtype).name,
+        size_divisor=divisor,
+        batch_size=_BATCH,
+        **specific,
+    )
+
+
+def _source(parameters: TrainParameters, trained: Trained) -> str:
+    network = trained.module.network
+    if trained.arguments is None:
+        return emit_network(network)
+    backbone = network.get_submodule("backbone")
+    assert isinstance(backbone, nn.Module)
+    name: Any = parameters.model_type
+    return emit_detector(backbone, name, trained.arguments)

@@ -1,0 +1,205 @@
+"""What a training shows of itself: curves, sample predictions, per-class values, as pictures and a page.
+
+The page is an HTML fragment with its pictures inside, as arcgis.learn writes it
+(docs/formats/emd-dlpk.md, "DLPK").
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw
+
+from tasks.labels import ClassSchema
+from tasks.train.datasets import IGNORED, ObjectChips, PixelChips
+from tasks.train.modules import PixelModule
+from tasks.train.parameters import TrainParameters
+from tasks.train.result import Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SAMPLES = 4
+_SAMPLE_PX = 256
+_GAP_PX = 6
+_STRETCH = (2.0, 98.0)  # percentiles of the display stretch for imagery that is not 8-bit RGB
+
+Picture = npt.NDArray[np.uint8]  # (rows, cols, 3)
+
+
+def draw_pictures(trained: Trained, schema: ClassSchema) -> dict[str, bytes]:
+    """PNG files by name: ``loss_graph.png``, ``show_results.png``; for pixels ``confusion_matrix.png``."""
+    pictures = {"loss_graph.png": _curves(trained.history), "show_results.png": _samples(trained, schema)}
+    if isinstance(trained.module, PixelModule):
+        pictures["confusion_matrix.png"] = _confusion(trained.module.confusion, schema)
+    return pictures
+
+
+def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[str, bytes]) -> str:
+    """``model_metrics.html``."""
+    metrics = trained.metrics
+    chips = metrics["chips"]
+    facts = {
+        "Model": parameters.model_type,
+        "Backbone": parameters.backbone_model,
+        "Learning rate": f"{metrics['learning_rate']:g}",
+        "Epochs": metrics["epochs"],
+        "Chips": f"{chips['train']} for training, {chips['validation']} for validation, "
+        f"{chips['dropped']} left out because they overlap validation chips",
+        "Device": f"{metrics['device']}, {metrics['precision']}",
+    }
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    per_class = metrics["per_class"]
+    columns = list(next(iter(per_class.values()))) if per_class else []
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(f"<td>{_shown(values[column])}</td>" for column in columns)
+        + "</tr>"
+        for name, values in per_class.items()
+    )
+    images = "".join(
+        f"<h3>{html.escape(name.removesuffix('.png').replace('_', ' '))}</h3>"
+        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+        for name, data in pictures.items()
+    )
+    return (
+        f"<h2>{html.escape(parameters.output_name)}</h2>\n<table>{rows}</table>\n"
+        f"<h3>Values on the validation chips</h3>\n"
+        f"<table><tr><th>class</th>{head}</tr>{body}</table>\n{images}\n"
+    )
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value == int(value) and abs(value) > 1 else f"{value:.3f}"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    # No date and version in the file: the same training gives the same bytes.
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _curves(history: list[dict[str, float]]) -> bytes:
+    figure = _figure(6, 3.5)
+    axes = figure.add_subplot()
+    for name in ("train_loss", "valid_loss"):
+        points = [(row["epoch"], row[name]) for row in history if name in row and np.isfinite(row[name])]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker=".", markersize=3)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    return _png(figure)
+
+
+def _confusion(confusion: npt.NDArray[np.int64], schema: ClassSchema) -> bytes:
+    names = ["Background", *schema.names]
+    size = max(3.0, 0.6 * len(names) + 2)
+    figure = _figure(size + 0.5, size)
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    for row, col in np.ndindex(shares.shape):
+        colour = "white" if shares[row, col] > 0.5 else "black"
+        axes.text(col, row, f"{shares[row, col]:.2f}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    return _png(figure)
+
+
+def _samples(trained: Trained, schema: ClassSchema) -> bytes:
+    """Validation chips with the truth above and the prediction below; those with the most labels."""
+    chosen = _telling(trained.validation)
+    cells = [_sample(trained, index, schema) for index in chosen]
+    step = _SAMPLE_PX + _GAP_PX
+    sheet = Image.new("RGB", (step * len(cells) - _GAP_PX, 2 * step - _GAP_PX), "white")
+    for column, (truth, predicted) in enumerate(cells):
+        sheet.paste(truth, (column * step, 0))
+        sheet.paste(predicted, (column * step, step))
+    stream = io.BytesIO()
+    sheet.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _telling(validation: PixelChips | ObjectChips) -> list[int]:
+    looked_at = range(min(len(validation), 64))
+    labels = {index: validation.read(index)[1] for index in looked_at}
+    amount = {
+        index: len(label[0]) if isinstance(label, tuple) else int(((label > 0) & (label != IGNORED)).sum())
+        for index, label in labels.items()
+    }
+    return sorted(looked_at, key=lambda index: (-amount[index], index))[:_SAMPLES]
+
+
+def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Image, Image.Image]:
+    validation, network = trained.validation, trained.module.network
+    image, target = validation[(index, 0)]
+    picture = _as_rgb(trained.normalisation.undo(image.numpy()), eight_bit=trained.normalisation.imagenet)
+    colors = np.array([(0, 0, 0), *(item.color for item in schema)], dtype=np.float32)
+    with torch.inference_mode():
+        if isinstance(validation, PixelChips):
+            predicted = network(image[None])[0].argmax(dim=0).numpy()
+            assert isinstance(target, torch.Tensor)
+            truth = target.numpy()
+            return _tinted(picture, truth, colors), _tinted(picture, predicted, colors)
+        found: dict[str, Any] = network([image])[0]
+    assert isinstance(target, dict)
+    kept = found["scores"] >= float(trained.metrics.get("threshold") or 0.5)
+    return (
+        _boxed(picture, target["boxes"].numpy(), target["labels"].numpy(), schema),
+        _boxed(picture, found["boxes"][kept].numpy(), found["labels"][kept].numpy(), schema),
+    )
+
+
+def _as_rgb(pixels: npt.NDArray[np.float32], *, eight_bit: bool) -> Picture:
+    """Pixel values (bands, rows, cols) as a picture: 8-bit RGB as it is, else stretched."""
+    shown = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
+    if not eight_bit:
+        low, high = np.percentile(shown, _STRETCH, axis=(1, 2))
+        spread = np.maximum(high - low, 1e-9)[:, None, None]
+        shown = (shown - low[:, None, None]) / spread * 255
+    picture: Picture = np.clip(np.rint(shown), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return picture
+
+
+def _tinted(picture: Picture, labels: npt.NDArray[Any], colors: npt.NDArray[np.float32]) -> Image.Image:
+    painted = picture.astype(np.float32)
+    shown = (labels > 0) & (labels != IGNORED)
+    painted[shown] = 0.5 * painted[shown] + 0.5 * colors[labels[shown]]
+    return Image.fromarray(painted.astype(np.uint8)).resize((_SAMPLE_PX, _SAMPLE_PX))
+
+
+def _boxed(
+    picture: Picture, boxes: npt.NDArray[Any], labels: npt.NDArray[Any], schema: ClassSchema
+) -> Image.Image:
+    image = Image.fromarray(picture)
+    scale_x, scale_y = _SAMPLE_PX / image.width, _SAMPLE_PX / image.height
+    image = image.resize((_SAMPLE_PX, _SAMPLE_PX))
+    draw = ImageDraw.Draw(image)
+    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+        corners = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+        draw.rectangle(corners, outline=schema.classes[int(label) - 1].color, width=2)
+    return image

@@ -1,0 +1,50 @@
+"""What a training leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.train.datasets import ObjectChips, PixelChips
+from tasks.train.modules import TrainingModule
+from tasks.train.normalisation import Normalisation
+from tasks.train.splits import Split
+from tasks.training_data import Chip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves, before it is packaged.
+
+    Attributes:
+        module: with the best weights, on the CPU, in evaluation mode.
+        arguments: the detector's plain arguments; None for pixels.
+        normalisation: of the input.
+        split: indices into ``chips``.
+        metrics: values of the best weights on the validation chips, and what led to them.
+        effort: seconds and chips per second, which differ from run to run.
+        history: one row per epoch.
+    """
+
+    module: TrainingModule
+    arguments: dict[str, Any] | None
+    normalisation: Normalisation
+    chips: list[Chip]
+    split: Split
+    chip_size: int
+    metrics: dict[str, Any]
+    effort: dict[str, float]
+    history: list[dict[str, float]]
+    validation: PixelChips | ObjectChips
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The package of a training and the values it reached on the validation chips."""
+
+    package: Path
+    metrics: dict[str, Any]
+    effort: dict[str, float]
+    metrics_html: str
+    pictures: dict[str, bytes]

@@ -1,0 +1,126 @@
+"""Values on the validation chips, as training watches them; the metrics are those of tasks.assess."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from torch import Tensor
+
+from tasks.assess.objects import (
+    Detections,
+    Matches,
+    Truths,
+    average_precision,
+    best_f1,
+    match_objects,
+    mean_or_nan,
+    precision_recall_curve,
+)
+from tasks.assess.pixels import class_measures
+from tasks.labels import ClassSchema
+
+Values = dict[str, float]
+
+_NO_OBJECT_THRESHOLD = 0.5  # of a package whose validation chips held nothing to tune it on
+
+
+def match_chip(found: dict[str, Tensor], truth: dict[str, Tensor], *, min_iou: float) -> Matches:
+    """Matches of one chip; classes are the network's labels, from 1.
+
+    Args:
+        found: a detector's output, "boxes" (n, 4) xmin, ymin, xmax, ymax, "labels" (n,), "scores" (n,).
+        truth: the target, "boxes" and "labels".
+    """
+    detections = Detections(_boxes(found), _labels(found), found["scores"].detach().cpu().double().numpy())
+    labels = _labels(truth)
+    return match_objects(
+        detections, Truths(_boxes(truth), labels, np.zeros(len(labels), dtype=bool)), min_iou
+    )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    precision: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+    f1: float
+    threshold: float
+    at: int
+
+
+def score_chips(chips: Sequence[Matches], schema: ClassSchema) -> tuple[Values, dict[str, Values]]:
+    """Average precision, and the other values at the confidence where F1 is largest.
+
+    Returns:
+        AVERAGE_PRECISION (mean of the classes that occur), F1_SCORE and THRESHOLD of all classes together;
+        and per class ap, precision, recall, f1 and the number of objects.
+    """
+    matches = Matches.joined(chips)
+    hits = matches.truth >= 0
+    per_class: dict[str, Values] = {}
+    for label, item in enumerate(schema, start=1):
+        mine = matches.classes == label
+        objects = int((matches.truth_classes == label).sum())
+        curve = _curve(matches.scores[mine], hits[mine], objects)
+        per_class[item.name] = {
+            "ap": average_precision(matches.scores[mine], hits[mine], objects),
+            "precision": float(curve.precision[curve.at]) if curve else 0.0,
+            "recall": float(curve.recall[curve.at]) if curve else 0.0,
+            "f1": curve.f1 if curve else 0.0,
+            "objects": float(objects),
+        }
+    every = _curve(matches.scores, hits, len(matches.truth_classes))
+    values = {
+        "AVERAGE_PRECISION": mean_or_nan([row["ap"] for row in per_class.values()]),
+        "F1_SCORE": every.f1 if every else 0.0,
+        "THRESHOLD": every.threshold if every else _NO_OBJECT_THRESHOLD,
+    }
+    return values, per_class
+
+
+def pixel_scores(confusion: npt.NDArray[np.int64], schema: ClassSchema) -> tuple[Values, dict[str, Values]]:
+    """ACCURACY, and F1_SCORE and MIOU as means over the classes that occur, the background left out.
+
+    Args:
+        confusion: pixels, rows truth, columns prediction, 0 the background  # (classes + 1, classes + 1).
+    """
+    measures = class_measures(confusion)
+    truth = confusion.sum(axis=1)
+    per_class = {
+        name: {
+            **dict(zip(("iou", "f1", "precision", "recall"), map(float, row), strict=True)),
+            "pixels": float(count),
+        }
+        for name, row, count in zip(["Background", *schema.names], measures, truth, strict=True)
+    }
+    occurring = [row for row, count in zip(measures[1:], truth[1:], strict=True) if count > 0]
+    total = int(confusion.sum())
+    values = {
+        "ACCURACY": float(np.trace(confusion) / total) if total else float("nan"),
+        "F1_SCORE": mean_or_nan([float(row[1]) for row in occurring]),
+        "MIOU": mean_or_nan([float(row[0]) for row in occurring]),
+    }
+    return values, per_class
+
+
+def _curve(scores: npt.NDArray[np.float64], hits: npt.NDArray[np.bool_], objects: int) -> _Curve | None:
+    """The precision-recall curve and its best point; None where there is nothing to draw one from."""
+    if not len(scores) or not objects:
+        return None
+    precision, recall, confidence = precision_recall_curve(scores, hits, objects)
+    f1, threshold = best_f1(precision, recall, confidence)
+    return _Curve(precision, recall, f1, threshold, int(np.argmax(confidence <= threshold)))
+
+
+def _boxes(values: dict[str, Tensor]) -> npt.NDArray[np.object_]:
+    corners = values["boxes"].detach().cpu().double().numpy().reshape(-1, 4)
+    boxes: npt.NDArray[np.object_] = shapely.box(corners[:, 0], corners[:, 1], corners[:, 2], corners[:, 3])
+    return boxes
+
+
+def _labels(values: dict[str, Tensor]) -> npt.NDArray[np.int64]:
+    labels: npt.NDArray[np.int64] = values["labels"].detach().cpu().numpy()
+    return labels
