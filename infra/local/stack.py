@@ -16,7 +16,7 @@ from typing import TypedDict
 
 import psutil
 
-from infra.local import deployments, processes, server_data
+from infra.local import deployments, processes, samples, server_data
 from infra.local.errors import StackError
 from infra.local.layout import Layout, is_free
 from infra.local.secrets import Role, Secrets, load_secrets, role_environment, write_private
@@ -107,6 +107,7 @@ class LocalStack:
                 self._ensure_all(pool, everything, keys, running)
                 server_data.apply(self.layout, keys)
                 registered = pool.submit(self._deploy, keys) if register else None
+                samples.upload(self.layout, keys)
                 staff = workers(self.layout, keys)
                 self._ensure_all(pool, staff, keys, running | self._adopt(staff))
                 if registered is not None:
