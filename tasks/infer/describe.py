@@ -31,6 +31,7 @@ class FunctionDescription(BaseModel):
         extract_bands: bands that it wants, 0-based or by name; None: all.
         output_dtype: numpy name of what ``updatePixels`` returns.
         output_nodata: its nodata value, where it states one.
+        fields: names of the fields that its objects have.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +41,7 @@ class FunctionDescription(BaseModel):
     extract_bands: list[int | str] | None
     output_dtype: str
     output_nodata: float | None
+    fields: list[str]
 
 
 # docs/formats/python-raster-function.md §5
@@ -139,4 +141,5 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
         extract_bands=None if bands is None else list(bands),
         output_dtype=_PIXEL_TYPES.get(str(output.get("pixelType", "i4")).lower(), "int32"),
         output_nodata=None if nodata is None else float(nodata),
+        fields=[str(field["name"]) for field in host.fields if "name" in field],
     )

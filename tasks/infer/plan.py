@@ -292,6 +292,7 @@ def make_plan(
             "No imagery lies in the extent.", "Give an extent that touches a raster, or leave it empty."
         )
     finishing = _finishing(parameters, tool)
+    _check_fields(finishing.get("suppression"), description)
     key = run_key(
         {
             "tool": tool,
@@ -363,6 +364,19 @@ def _finishing(parameters: ClassifyPixelsParameters | DetectObjectsParameters, t
         }
     name = output_name(parameters.output_objects)
     return {"format": tool, "name": name, "suppression": suppression, "out_sr": parameters.out_sr}
+
+
+def _check_fields(suppression: Mapping[str, Any] | None, description: FunctionDescription) -> None:
+    if suppression is None:
+        return
+    own = ["Class", "Classvalue", "Confidence"]
+    known = list(dict.fromkeys([*own, *(name for name in description.fields if name != "Shape")]))
+    for parameter in ("confidence_score_field", "class_value_field"):
+        if suppression[parameter].lower() not in [name.lower() for name in known]:
+            raise BadInputError(
+                f"The package's objects have no field {suppression[parameter]!r} ({parameter}).",
+                f"Use one of {', '.join(known)}.",
+            )
 
 
 def _plan_grids(

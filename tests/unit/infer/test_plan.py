@@ -60,6 +60,7 @@ def description(**more: Any) -> FunctionDescription:
         "extract_bands": [0, 1, 2],
         "output_dtype": "int32",
         "output_nodata": None,
+        "fields": ["FID", "Class", "Confidence"],
         **more,
     }
     return FunctionDescription(**values)
@@ -191,6 +192,8 @@ def test_semantics_version_and_finishing_parameters_change_the_run_key(
     plain, suppressed = objects(), objects(run_nms=True)
     assert plain.shards == suppressed.shards
     assert plain.run_key != suppressed.run_key
+    with pytest.raises(BadInputError, match=r"no field 'Score'.*Confidence"):
+        objects(run_nms=True, confidence_score_field="Score")
     # What NMS would do with these is decided only where it runs.
     assert objects(max_overlap_ratio=0.3).run_key == plain.run_key
 

@@ -1,0 +1,252 @@
+"""Finish: results of shards, in (row, col) order, become one raster per grid or one layer of objects.
+
+Everything is written into the run's folder, which stays invisible until its manifest is put last.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from tasks.infer.layer import Layer, gather_layer
+from tasks.infer.objects import Objects
+from tasks.infer.operators import PixelFormat, read_pixels
+from tasks.infer.outputs_features import write_features
+from tasks.infer.outputs_raster import RasterFormat, write_raster
+from tasks.infer.part import reports
+from tasks.infer.plan import Plan, PlannedClass, output_name, public_uri
+from tasks.infer.reconcile import reconciled
+from tasks.infer.shards import SEMANTICS_VERSION, Shard, ShardStore
+from tasks.labels import LabelClass
+from tasks.labels.schema import palette_color
+from tasks.settings import settings
+from tasks.store import FileRecord, Manifest, ObjectStore, Publication, read_manifest, set_current
+
+RESULTS_AHEAD = 4
+COG = "image/tiff; application=geotiff; profile=cloud-optimized"
+GEOPARQUET = "application/vnd.apache.parquet"
+GEOPACKAGE = "application/geopackage+sqlite3"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The published result.
+
+    Attributes:
+        manifest: in force, perhaps an earlier run's.
+        already_done: whether it was published before this call.
+    """
+
+    manifest: Manifest
+    already_done: bool
+
+
+def published(store: ObjectStore, plan: Plan) -> Manifest | None:
+    """The manifest of an earlier run of the very same work, which then need not be done again."""
+    return read_manifest(store, plan.folder)
+
+
+def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Finished:
+    """Put the outputs together from the shards, publish them and point the output's name at them.
+
+    Args:
+        store: holds the shards, takes the outputs.
+        plan: whose parts are all done.
+        provenance: times and run ids; the only thing in the manifest that may differ between two runs.
+
+    Raises:
+        StoreError: a shard's result is missing, or the store cannot be written.
+    """
+    manifest = published(store, plan)
+    already_done = manifest is not None
+    if manifest is None:
+        publication = Publication(store, plan.folder)
+        with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
+            if plan.tool == "classify_pixels":
+                records, outputs = _write_rasters(store, plan, publication, Path(folder))
+            else:
+                records, outputs = _write_objects(store, plan, publication, Path(folder))
+        part = publication.put_part("outputs", records)
+        manifest = publication.finish(
+            Manifest(
+                kind=f"outputs/{plan.tool}",
+                name=output_name(plan.output),
+                run_key=plan.run_key,
+                parameters=plan.parameters,
+                inputs=_inputs(plan),
+                versions={"chipline": version("chipline"), "semantics": SEMANTICS_VERSION},
+                parts=[part],
+                details={**_details(plan), "remarks": [*plan.remarks, *remarks(outputs)], "outputs": outputs},
+                provenance={**provenance, **_computing(store, plan)},
+            )
+        )
+    if "://" not in plan.output and not plan.output.startswith("/"):
+        set_current(store, f"outputs/{plan.tool}", plan.output, plan.folder)
+    return Finished(manifest, already_done)
+
+
+def shard_results(store: ObjectStore, shards: Sequence[Shard]) -> Iterator[tuple[Shard, bytes]]:
+    """The shards' stored results in the given order, fetched a few ahead."""
+    sink = ShardStore(store, settings().root)
+    coming = iter(shards)
+    waiting: deque[tuple[Shard, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(RESULTS_AHEAD, thread_name_prefix="chipline-fetch") as pool:
+        try:
+            for shard in islice(coming, RESULTS_AHEAD):
+                waiting.append((shard, pool.submit(sink.get, shard)))
+            while waiting:
+                shard, future = waiting.popleft()
+                data = future.result()
+                for following in islice(coming, 1):
+                    waiting.append((following, pool.submit(sink.get, following)))
+                yield shard, data
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def label_classes(classes: Sequence[PlannedClass]) -> tuple[LabelClass, ...]:
+    """The package's classes with a colour each."""
+    return tuple(
+        LabelClass(item.value, item.name, item.color or palette_color(index))
+        for index, item in enumerate(sorted(classes, key=lambda item: item.value))
+    )
+
+
+def _write_rasters(
+    store: ObjectStore, plan: Plan, publication: Publication, folder: Path
+) -> tuple[list[FileRecord], list[dict[str, Any]]]:
+    assert plan.pixel_format is not None
+    form = _raster_format(plan.pixel_format, plan.package.classes)
+    records: list[FileRecord] = []
+    outputs: list[dict[str, Any]] = []
+    by_grid = _by_grid(plan)
+    for number, planned in enumerate(plan.grids):
+        row, col = planned.region[:2]
+        blocks = (
+            (shard.target.shift(-row, -col), read_pixels(data))
+            for shard, data in shard_results(store, by_grid[number])
+        )
+        files = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
+        written = [(files.cog, COG), *((path, "application/xml") for path in files.side_cars)]
+        records += _upload(publication, written)
+        outputs.append(
+            {
+                "name": planned.name,
+                "path": files.cog.name,
+                "media_type": COG,
+                "bounds": list(planned.output_grid.bounds),
+                "crs_wkt": planned.crs_wkt,
+                "rows": planned.output_grid.rows,
+                "cols": planned.output_grid.cols,
+                "dtype": form.dtype,
+                "pixels_per_class": {str(value): count for value, count in files.counts.items()},
+            }
+        )
+    return records, outputs
+
+
+def _raster_format(pixels: PixelFormat, classes: Sequence[PlannedClass]) -> RasterFormat:
+    if pixels.dtype == "float32":
+        return RasterFormat(pixels.dtype, pixels.nodata, overviews="average")
+    return RasterFormat(pixels.dtype, pixels.nodata, classes=label_classes(classes))
+
+
+def _write_objects(
+    store: ObjectStore, plan: Plan, publication: Publication, folder: Path
+) -> tuple[list[FileRecord], list[dict[str, Any]]]:
+    layer = objects_of_plan(store, plan)
+    name = output_name(plan.output)
+    files = write_features(folder, name, layer.crs_wkt, layer.features)
+    records = _upload(publication, [(files.geoparquet, GEOPARQUET), (files.geopackage, GEOPACKAGE)])
+    common = {
+        "objects": files.count,
+        "objects_per_class": files.counts,
+        "objects_before_suppression": layer.before_suppression,
+        "objects_larger_than_halo": layer.larger_than_halo,
+        "bounds": None if files.bounds is None else list(files.bounds),
+        "crs_wkt": layer.crs_wkt,
+        "fields": files.fields,
+    }
+    outputs = [
+        {"name": name, "path": files.geoparquet.name, "media_type": GEOPARQUET, **common},
+        {"name": name, "path": files.geopackage.name, "media_type": GEOPACKAGE, **common},
+    ]
+    return records, outputs
+
+
+def objects_of_plan(store: ObjectStore, plan: Plan) -> Layer:
+    """All objects of all grids, each once, in one coordinate system."""
+    found = []
+    by_grid = _by_grid(plan)
+    for number in range(len(plan.grids)):
+        rows = _shard_rows(shard_results(store, by_grid[number]))
+        found.append(Objects.joined([table for table in reconciled(rows, plan.geometry) if len(table)]))
+    return gather_layer(plan, found)
+
+
+def _by_grid(plan: Plan) -> list[list[Shard]]:
+    shards: list[list[Shard]] = [[] for _ in plan.grids]
+    for shard in plan.shards:
+        shards[shard.grid].append(shard)
+    return shards
+
+
+def _shard_rows(results: Iterator[tuple[Shard, bytes]]) -> Iterator[tuple[int, Objects]]:
+    def row_of(item: tuple[Shard, bytes]) -> int:
+        return item[0].row
+
+    for _, group in groupby(results, key=row_of):
+        here = [(shard.tile_row + shard.tile_rows, Objects.from_bytes(data)) for shard, data in group]
+        yield max(stop for stop, _ in here), Objects.joined([objects for _, objects in here])
+
+
+def _upload(publication: Publication, files: Sequence[tuple[Path, str]]) -> list[FileRecord]:
+    records = []
+    for path, media_type in files:
+        records.append(publication.put_file(path.name, path, media_type))
+        path.unlink()  # the disk holds one output at a time
+    return records
+
+
+def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a person should know about the outputs."""
+    larger = max((int(output.get("objects_larger_than_halo", 0)) for output in outputs), default=0)
+    if not larger:
+        return []
+    return [
+        f"{larger} objects reach to the edge of what the function saw at once: they are larger than the halo "
+        "and may be cut. Give a larger padding among the model arguments, or a larger cell_size."
+    ]
+
+
+def _inputs(plan: Plan) -> list[dict[str, Any]]:
+    rasters = [{"uri": public_uri(info.uri), "identity": info.identity} for info in plan.rasters]
+    package = {"uri": plan.package.uri, "identity": plan.package.digest}
+    return [*({"role": "imagery", **raster} for raster in rasters), {"role": "package", **package}]
+
+
+def _details(plan: Plan) -> dict[str, Any]:
+    return {
+        "package": plan.package.name,
+        "classes": [item.model_dump(mode="json") for item in plan.package.classes],
+        "arguments": plan.description.scalars,
+        "device_class": plan.processor,
+        "shards": len(plan.shards),
+        "pixels": plan.pixels,
+    }
+
+
+def _computing(store: ObjectStore, plan: Plan) -> dict[str, Any]:
+    """What the parts say about their work; parts whose shards an earlier run computed left no report here."""
+    made = reports(store, plan)
+    return {
+        "devices": sorted({report.device for report in made}) or [f"{plan.processor} (an earlier run)"],
+        "parts": [report.model_dump() for report in made],
+    }

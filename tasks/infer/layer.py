@@ -1,0 +1,171 @@
+"""From objects in grid pixels to one layer in map coordinates: fields, sources, coordinate system, NMS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyproj
+import shapely
+from numpy.typing import NDArray
+
+from tasks.errors import BadInputError
+from tasks.imagery.collection import same_crs
+from tasks.infer.objects import Objects
+from tasks.infer.outputs_features import Features, FieldType
+from tasks.infer.plan import Plan, PlannedGrid, public_uri
+from tasks.infer.suppression import suppress
+
+MIXED_CRS = "EPSG:4326"
+"""Separate items in several coordinate systems share one layer in WGS 84, unless out_sr names another."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, ready to be written.
+
+    Attributes:
+        crs_wkt: its coordinate system.
+        features: its objects.
+        before_suppression: number of objects before Non Maximum Suppression.
+        larger_than_halo: of these, objects that a tile may have cut off.
+    """
+
+    crs_wkt: str
+    features: Features
+    before_suppression: int
+    larger_than_halo: int
+
+
+def gather_layer(plan: Plan, found: Sequence[Objects]) -> Layer:
+    """One layer of the objects of all grids.
+
+    Args:
+        plan: the plan; its order of grids is that of ``found``.
+        found: per grid, the reconciled objects in grid pixels.
+
+    Raises:
+        BadInputError: Non Maximum Suppression is to use a field that the objects do not have.
+    """
+    crs_wkt = layer_crs(plan)
+    geometry = [
+        _reprojected(_to_map(objects.geometry, planned), planned.crs_wkt, crs_wkt)
+        for planned, objects in zip(plan.grids, found, strict=True)
+    ]
+    sources = [_sources(plan, planned, objects) for planned, objects in zip(plan.grids, found, strict=True)]
+    together = Objects.joined(found)
+    values = {item.name: item.value for item in plan.package.classes}
+    extra, extra_types = _extra_columns(together.attributes)
+    features = Features(
+        geometry=np.concatenate(geometry),
+        class_name=together.class_name.tolist(),
+        class_value=[values.get(name) for name in together.class_name],
+        confidence=together.confidence,
+        source_raster=[uri for uris in sources for uri in uris],
+        extra=extra,
+        extra_types=extra_types,
+    )
+    suppression = plan.finishing.get("suppression")
+    if suppression is not None and len(together):
+        stays = suppress(
+            features.geometry,
+            np.asarray(_field(features, suppression["confidence_score_field"]), np.float64),
+            [str(value) for value in _field(features, suppression["class_value_field"])],
+            max_overlap_ratio=suppression["max_overlap_ratio"],
+        )
+        features = _taken(features, stays)
+    return Layer(crs_wkt, features, len(together), int(together.cut.sum()))
+
+
+def layer_crs(plan: Plan) -> str:
+    """The layer's coordinate system: out_sr, or the one that all grids share, or WGS 84."""
+    out_sr = plan.finishing.get("out_sr")
+    if out_sr is not None:
+        return str(pyproj.CRS.from_epsg(out_sr).to_wkt())
+    first = plan.grids[0].crs_wkt
+    if all(same_crs(first, planned.crs_wkt) for planned in plan.grids):
+        return first
+    return str(pyproj.CRS.from_user_input(MIXED_CRS).to_wkt())
+
+
+def _to_map(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.object_]:
+    a, _, c, _, e, f = planned.transform
+    scale, origin = np.array([a, e]), np.array([c, f])
+    mapped: NDArray[np.object_] = shapely.transform(geometry, lambda points: origin + points * scale)
+    return mapped
+
+
+def _reprojected(geometry: NDArray[np.object_], source: str, target: str) -> NDArray[np.object_]:
+    if same_crs(source, target) or len(geometry) == 0:
+        return geometry
+    project = pyproj.Transformer.from_crs(source, target, always_xy=True)
+    moved: NDArray[np.object_] = shapely.transform(
+        geometry, lambda points: np.column_stack(project.transform(points[:, 0], points[:, 1]))
+    )
+    return moved
+
+
+def _sources(plan: Plan, planned: PlannedGrid, objects: Objects) -> list[str | None]:
+    """Per object, the first raster of the collection that covers its centroid."""
+    boxes = np.array([(col, row, col + cols, row + rows) for row, col, rows, cols in planned.footprints])
+    tree = shapely.STRtree(shapely.box(*boxes.T))
+    points, rasters = tree.query(shapely.centroid(objects.geometry), predicate="intersects")
+    first = np.full(len(objects), len(planned.rasters))
+    np.minimum.at(first, points, rasters)
+    uris = [*(public_uri(plan.rasters[index].uri) for index in planned.rasters), None]
+    return [uris[index] for index in first]
+
+
+def _extra_columns(texts: NDArray[np.object_]) -> tuple[dict[str, list[Any]], dict[str, FieldType]]:
+    """Columns of the function's own attributes, with the narrowest type that fits all their values."""
+    rows = [json.loads(text) for text in texts]
+    names = sorted({name for row in rows for name in row})
+    columns: dict[str, list[Any]] = {}
+    types: dict[str, FieldType] = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds <= {int, bool}:
+            types[name], columns[name] = "integer", values
+        elif kinds <= {int, bool, float}:
+            types[name] = "real"
+            columns[name] = [None if value is None else float(value) for value in values]
+        else:
+            types[name] = "text"
+            columns[name] = [None if value is None else str(value) for value in values]
+    return columns, types
+
+
+def _field(features: Features, name: str) -> Sequence[Any]:
+    columns: dict[str, Sequence[Any]] = {
+        "Confidence": features.confidence.tolist(),
+        "Class": features.class_name,
+        "Classvalue": features.class_value,
+        **features.extra,
+    }
+    for known, values in columns.items():
+        if known.lower() == name.lower():
+            return values
+    raise BadInputError(
+        f"The objects have no field {name!r} for Non Maximum Suppression.",
+        f"Use one of {', '.join(columns)}.",
+    )
+
+
+def _taken(features: Features, stays: NDArray[np.bool_]) -> Features:
+    which = np.flatnonzero(stays)
+    changed: dict[str, Any] = {"extra_types": features.extra_types}
+    for column in fields(features):
+        value = getattr(features, column.name)
+        if isinstance(value, np.ndarray):
+            changed[column.name] = value[which]
+        elif column.name == "extra":
+            changed["extra"] = {
+                name: [values[i] for i in which.tolist()] for name, values in features.extra.items()
+            }
+        elif column.name != "extra_types":
+            changed[column.name] = [value[index] for index in which.tolist()]
+    return Features(**changed)
