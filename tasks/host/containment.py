@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 8, 24, 38
+_PR_CAP_AMBIENT, _AMBIENT_RAISE = 47, 2
 _CAP_DAC_READ_SEARCH, _LAST_CAPABILITY = 2, 63
 _CAPABILITY_VERSION_3 = 0x20080522
 _FIRST_UID, _UIDS = 600_000_000, 100_000_000
@@ -165,7 +166,7 @@ def _leave_root(asked: dict[str, Any], has_landlock: bool) -> str:
         with contextlib.suppress(OSError, ValueError):
             _lower(resource.RLIMIT_NPROC, _PROCESSES)
         # The bounding set can only be lowered while we are root.
-        _lower_bounding_set()
+        _lower_bounding_set(keep_read=not readable)
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -195,23 +196,30 @@ def _readable_as(uid: int, asked: dict[str, Any]) -> bool:
     return True
 
 
-def _lower_bounding_set() -> None:
+def _lower_bounding_set(keep_read: bool) -> None:
     libc = ctypes.CDLL(None)
     for capability in range(_LAST_CAPABILITY + 1):
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        if not (keep_read and capability == _CAP_DAC_READ_SEARCH):
+            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def _drop_capabilities(keep_read: bool) -> None:
-    _lower_bounding_set()
+    _lower_bounding_set(keep_read)
     kept = 1 << _CAP_DAC_READ_SEARCH if keep_read else 0
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     # effective, permitted, inheritable for the lower and then for the upper 32 capabilities
-    data = (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0)
-    ctypes.CDLL(None).capset(ctypes.byref(header), ctypes.byref(data))
+    data = (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.capset(ctypes.byref(header), ctypes.byref(data))
+    if keep_read:
+        # Also for interpreters that the function starts itself; Landlock binds them as well.
+        libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, _CAP_DAC_READ_SEARCH, 0, 0)
 
 
 def _readable(asked: dict[str, Any], private_proc: bool) -> list[str]:
     prefixes = [prefix for prefix in (sys.prefix, sys.base_prefix, sys.base_exec_prefix) if prefix != "/"]
+    # Site folders outside the prefix, as a distribution or a .pth file adds them.
+    prefixes += [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
     libraries = [part for part in os.environ.get("LD_LIBRARY_PATH", "").split(":") if part not in ("", "/")]
     proc = ["/proc"] if private_proc else list(_PROC_WITHOUT_OTHERS)
     return [*_SYSTEM, *prefixes, *libraries, *proc, *asked["read"]]

@@ -6,25 +6,35 @@ where the kernel allows user namespaces.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import threading
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def enter(close_in_guardians: int) -> list[str]:
     """Enters what the kernel allows; the names of what is in force: user, network, processes, proc, shm.
 
-    With a process namespace this returns in a grandchild: the process that called waits for it and passes
-    its exit status on (128 + signal, as shells do), and another one is the namespace's first process, whose
-    end takes everything in the namespace with it, also what has left the process group.
+    Returns in another process than the caller: the caller stays behind as a guardian, waits for it, ends
+    what it leaves behind and passes its exit status on (128 + signal, as shells do). With a process
+    namespace there is a second guardian, the namespace's first process, whose end takes everything in the
+    namespace with it.
 
     Args:
-        close_in_guardians: the descriptor of the line to the host, which only the grandchild keeps.
+        close_in_guardians: the descriptor of the line to the host, which only the worker keeps.
     """
+    in_force = _enter(close_in_guardians)
+    if "processes" not in in_force:
+        _become_guarded(close_in_guardians)
+    return in_force
+
+
+def _enter(line: int) -> list[str]:
     in_force: list[str] = []
     if os.geteuid() != 0 or not _unshares(_NEWNS):
         uid, gid = os.getuid(), os.getgid()
@@ -43,7 +53,8 @@ def enter(close_in_guardians: int) -> list[str]:
         in_force.append("network")
     _unshares(_NEWIPC)
     if _unshares(_NEWPID):
-        _become_guarded(close_in_guardians)
+        _become_guarded(line)
+        _become_guarded(line)
         in_force.append("processes")
         if mounts_private and _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC):
             in_force.append("proc")
@@ -59,15 +70,32 @@ def die_with_parent() -> None:
 
 
 def _become_guarded(line: int) -> None:
-    first = os.fork()
-    if first:
-        os.close(line)
-        os._exit(_status_of(first))
-    die_with_parent()
+    """Returns in a child; this process waits for it as its guardian and never returns."""
+    # What the function leaves behind falls to the guardian, where the host finds it too.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     worker = os.fork()
     if worker:
         os.close(line)
-        os._exit(_status_of(worker))
+        status = _status_of(worker)
+        _end_the_rest()
+        os._exit(status)
+    die_with_parent()
+
+
+def _end_the_rest() -> None:
+    while True:
+        try:
+            with open(f"/proc/self/task/{threading.get_native_id()}/children") as file:  # noqa: PTH123
+                left = [int(pid) for pid in file.read().split()]
+        except OSError:
+            return
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.wait()
 
 
 def _status_of(awaited: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from tasks.host import HostLimits
 from tasks.package import Package, read_definition
+from tasks.settings import settings
 
 MakePackage = Callable[..., Package]
 
@@ -44,6 +45,12 @@ class {name}:
         self.padding = int(scalars.get("padding", 0))
         return {{"padding": self.padding, "tx": 8, "ty": 8, "fixedTileSize": 1, "inputMask": True}}
 """
+
+
+@pytest.fixture(autouse=True)
+def any_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions run on a kernel that contains less, too; the tests of containment take this back."""
+    monkeypatch.setattr(settings(), "allow_uncontained", True)
 
 
 @pytest.fixture

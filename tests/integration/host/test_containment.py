@@ -176,6 +176,7 @@ def test_foreign_package_needs_containment_or_the_operators_word(
     make_package: MakePackage, limits: HostLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = make_package()
+    monkeypatch.setattr(settings(), "allow_uncontained", False)
     monkeypatch.setattr(HostProcess, "_answer", _without_network(HostProcess._answer))
     with pytest.raises(HostError, match=r"(?s)network.*CHIPLINE_ALLOW_UNCONTAINED"):
         HostProcess(package, limits=limits).__enter__()
