@@ -33,11 +33,14 @@ class Detections:
         geometries: (n,) shapely polygons.
         classes: (n,) int64 class values.
         scores: (n,) float64 confidences on any one scale; NaN counts as the least confident.
+        optional: (n,) True for detections that count only when they match (their centre lies outside of the
+            assessed area); None: all count.
     """
 
     geometries: Geometries
     classes: Ints
     scores: Floats
+    optional: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Matches:
     Attributes:
         classes, scores: (n,) of the detections.
         truth: (n,) index of the matched truth, -1 for a false positive.
-        counted: (n,) False for detections of ignored truths.
+        counted: (n,) False for detections of ignored truths and for optional ones without a match.
         truth_classes: (m,) of the truths.
         truth_counted: (m,) False for ignored truths.
     """
@@ -186,13 +189,13 @@ def match_objects(
         if matched[detection] < 0 and not taken[truth]:
             matched[detection] = truth
             taken[truth] = True
-    of_ignored = np.zeros(count, bool)
-    of_ignored[pairs.detection[order[~assessed]]] = True
+    optional = np.zeros(count, bool) if detections.optional is None else detections.optional.copy()
+    optional[pairs.detection[order[~assessed]]] = True
     return Matches(
         classes=detections.classes,
         scores=scores,
         truth=matched,
-        counted=~(of_ignored & (matched < 0)),
+        counted=~(optional & (matched < 0)),
         truth_classes=truths.classes,
         truth_counted=~truths.ignored,
     )

@@ -103,7 +103,7 @@ def read_vector_labels(
         LabelError: unreadable, no CRS, no features, an unknown field, class values that are no positive
             integers, points or lines without a buffer.
     """
-    frame = _read_frame(uri)
+    frame = read_frame(uri)
     if len(frame) == 0:
         raise LabelError(
             f"The labels {uri} hold no features.", "Name a layer with at least one labelled feature."
@@ -158,7 +158,13 @@ def split_layer(uri: str) -> tuple[str, str | None]:
     return uri, None
 
 
-def _read_frame(uri: str) -> geopandas.GeoDataFrame:
+def read_frame(uri: str) -> geopandas.GeoDataFrame:
+    """The features of a file as they are, CRS and fields included; formats as in :func:`read_vector_labels`.
+
+    Raises:
+        NotFoundError: no such object.
+        LabelError: unreadable, several layers to choose from, no geometry.
+    """
     import geopandas
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError

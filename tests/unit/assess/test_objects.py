@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -203,6 +202,14 @@ def test_ignored_truths_are_neither_missed_nor_found() -> None:
     assert (scores.true_positive, scores.false_positive, scores.false_negative) == (1, 1, 0)
 
 
+def test_optional_detections_count_only_when_they_match() -> None:
+    there = truths([(0, 0, 10, 10)])
+    found = detections([(0, 0, 10, 10), (50, 0, 60, 10), (70, 0, 80, 10)], [0.5, 0.9, 0.8])
+    optional = Detections(found.geometries, found.classes, found.scores, np.array([True, True, False]))
+    scores = score_objects(optional, there, 0.5).all
+    assert (scores.true_positive, scores.false_positive, scores.ap) == (1, 1, 0.5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6))
 def test_areas_that_lie_apart_can_be_matched_apart(seed: int) -> None:
@@ -221,9 +228,9 @@ def test_areas_that_lie_apart_can_be_matched_apart(seed: int) -> None:
             )
         )
     apart = score_matches(Matches.joined([match_objects(*part, 0.3) for part in parts]))
-    every = (fields(Detections), fields(Truths))
+    names = (("geometries", "classes", "scores"), ("geometries", "classes", "ignored"))
     columns = [
-        [np.concatenate([getattr(pair[side], field.name) for pair in moved]) for field in every[side]]
+        [np.concatenate([getattr(pair[side], name) for pair in moved]) for name in names[side]]
         for side in (0, 1)
     ]
     whole = score_objects(Detections(*columns[0]), Truths(*columns[1]), 0.3)
