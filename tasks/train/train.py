@@ -16,12 +16,11 @@ from torch.utils.data import DataLoader
 
 from tasks.errors import BadInputError, DeviceError, TrainingDataError
 from tasks.labels import ClassSchema
-from tasks.parameters import arguments_as_dict
 from tasks.tracking import Tracker
 from tasks.train import augmentation, datasets
 from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
 from tasks.train.models import detectors, pixels
-from tasks.train.models.options import DetectorOptions, PixelOptions, read_options
+from tasks.train.models.options import DetectorOptions, PixelOptions, check_sizes, options_of
 from tasks.train.modules import ObjectModule, PixelModule, TrainingModule
 from tasks.train.normalisation import Normalisation, normalisation_of
 from tasks.train.packaging import build
@@ -98,29 +97,7 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
                     f"The {what} of {item.folder} ({mine}) differ from those of {first.folder} ({theirs}).",
                     "Train on folders that were exported with the same settings.",
                 )
-    options = _options(parameters)
-    rows, cols = first.tile_size
-    size, step = parameters.chip_size, options.size_divisor
-    if size is not None and size > min(rows, cols):
-        raise BadInputError(
-            f"chip_size {size} is larger than the chips, which have {rows} × {cols} pixels.",
-            "Choose a smaller chip_size, or export larger tiles.",
-        )
-    if size is not None and size % step:
-        raise BadInputError(
-            f"chip_size {size} is no multiple of {step}, which this network needs.",
-            f"Choose chip_size {max(step, size // step * step)}.",
-        )
-    if min(rows, cols) < step:
-        raise TrainingDataError(
-            f"The chips have {rows} × {cols} pixels, but this network needs at least {step} × {step}.",
-            "Export larger tiles.",
-        )
-    if parameters.freeze_model and not options.pretrained:
-        raise BadInputError(
-            "freeze_model would freeze random weights, for pretrained is False.",
-            "Give one of the two another value.",
-        )
+    check_sizes(parameters, options_of(parameters), min(first.tile_size), sum(len(i.chips) for i in data))
 
 
 def fit(
@@ -134,7 +111,7 @@ def fit(
     """Train and measure; see :func:`train_model`."""
     check_data(parameters, data)
     lightning.seed_everything(parameters.seed, workers=True, verbose=False)
-    schema, options = data[0].classes, _options(parameters)
+    schema, options = data[0].classes, options_of(parameters)
     chips = [chip for item in data for chip in item.chips]
     split = _split(chips, data, parameters)
     normalisation = normalisation_of(data, read_chip_image(chips[0]).dtype)
@@ -230,13 +207,6 @@ def _validation_values(module: TrainingModule) -> dict[str, Any]:
             for name, values in module.per_class.items()
         },
     }
-
-
-def _options(parameters: TrainParameters) -> PixelOptions | DetectorOptions:
-    arguments = arguments_as_dict(parameters.model_arguments)
-    if parameters.kind == "pixels":
-        return read_options(PixelOptions, arguments)
-    return read_options(DetectorOptions, arguments)
 
 
 def _split(chips: Sequence[Chip], data: Sequence[TrainingData], parameters: TrainParameters) -> Split:

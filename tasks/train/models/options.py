@@ -6,7 +6,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.parameters import validated
+from tasks.errors import BadInputError, TrainingDataError
+from tasks.parameters import arguments_as_dict, validated
+from tasks.train.parameters import TrainParameters
 
 Preset = Literal["light", "standard"]
 
@@ -118,3 +120,54 @@ def read_options(kind: type[Options], arguments: dict[str, str]) -> Options:
     if "preset" in values:
         values["preset"] = values["preset"].lower()
     return validated(kind, {**base, **values})
+
+
+def options_of(parameters: TrainParameters) -> PixelOptions | DetectorOptions:
+    """The options of the tool's model arguments.
+
+    Raises:
+        BadInputError: an argument that is unknown, given twice, or outside its bounds.
+    """
+    arguments = arguments_as_dict(parameters.model_arguments)
+    if parameters.kind == "pixels":
+        return read_options(PixelOptions, arguments)
+    return read_options(DetectorOptions, arguments)
+
+
+def check_sizes(
+    parameters: TrainParameters, options: PixelOptions | DetectorOptions, tile_size: int, chips: int
+) -> None:
+    """Refuse sizes that do not fit the network, and too few chips to split.
+
+    Args:
+        tile_size: the shorter edge of the chips, pixels.
+
+    Raises:
+        BadInputError, TrainingDataError: with a value that would fit.
+    """
+    size, step = parameters.chip_size, options.size_divisor
+    if size is not None and size > tile_size:
+        raise BadInputError(
+            f"chip_size {size} is larger than the chips, which have {tile_size} pixels.",
+            "Choose a smaller chip_size, or export larger tiles.",
+        )
+    if size is not None and size % step:
+        raise BadInputError(
+            f"chip_size {size} is no multiple of {step}, which this network needs.",
+            f"Choose chip_size {max(step, size // step * step)}.",
+        )
+    if tile_size < step:
+        raise TrainingDataError(
+            f"The chips have {tile_size} pixels, but this network needs at least {step}.",
+            "Export larger tiles.",
+        )
+    if chips < 2:
+        raise TrainingDataError(
+            f"{chips} chips cannot be split into training and validation chips.",
+            "Export more chips: a smaller tile_size or stride_size, or more labelled area.",
+        )
+    if parameters.freeze_model and not options.pretrained:
+        raise BadInputError(
+            "freeze_model would freeze random weights, for pretrained is False.",
+            "Give one of the two another value.",
+        )

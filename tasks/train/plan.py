@@ -1,0 +1,172 @@
+"""What a training is made from, settled before it starts: inputs, run key, output folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.errors import NotFoundError, TrainingDataError
+from tasks.parameters import arguments_as_dict
+from tasks.settings import settings
+from tasks.store import (
+    ObjectInfo,
+    ObjectStore,
+    check_allowed,
+    current,
+    is_local,
+    join,
+    output_folder,
+    read_manifest,
+    run_key,
+)
+from tasks.train.models.options import check_sizes, options_of
+from tasks.train.parameters import TrainParameters
+
+TOOL = "train_deep_learning_model"
+KIND = f"outputs/{TOOL}"
+PLAN = "plan.json"
+RESULT = "result.json"
+# Raised by hand when the same data and parameters give another model.
+SEMANTICS = 1
+
+
+class TrainInput(BaseModel):
+    """One folder of training data.
+
+    Attributes:
+        uri: the folder.
+        identity: run key of a published folder; hash of the inventory of a foreign one.
+        name: for people.
+        details: what its manifest says about it; empty for a foreign folder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    identity: str
+    name: str
+    details: dict[str, Any] = {}
+
+
+class TrainPlan(BaseModel):
+    """All that the worker needs, as JSON in the store."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder_uri: str
+    run_key: str
+    name: str
+    parameters: TrainParameters
+    inputs: list[TrainInput]
+
+
+class TrainRecord(BaseModel):
+    """What the worker leaves: where the package lies and what the training reached.
+
+    ``effort``, ``mlflow_run`` and ``started`` differ between equal trainings, all else is their outcome.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    package: str
+    digest: str
+    metrics: dict[str, Any]
+    effort: dict[str, Any]
+    files: list[dict[str, Any]]
+    mlflow_run: str
+    mlflow_url: str | None
+    started: str
+    finished: str
+
+
+def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
+    """Look at the inputs without reading a chip.
+
+    Raises:
+        NotFoundError, BadInputError, TrainingDataError: an input is missing or does not fit; an argument is
+            unknown.
+    """
+    arguments = arguments_as_dict(parameters.model_arguments)
+    options = options_of(parameters)
+    inputs = [_input(store, given) for given in parameters.in_folder]
+    wanted = "Classified_Tiles" if parameters.kind == "pixels" else "PASCAL_VOC_rectangles"
+    for item in inputs:
+        found = item.details.get("metadata_format", wanted)
+        if found != wanted:
+            raise TrainingDataError(
+                f"{parameters.model_type} learns from {wanted}, but {item.uri} holds {found}.",
+                f"Export the training data with metadata_format = {wanted}, or choose another model_type.",
+            )
+        if item.details:
+            check_sizes(parameters, options, int(item.details["tile_size"]), int(item.details["chips"]))
+    decides = parameters.model_dump(mode="json", exclude={"in_folder", "output_name"})
+    decides["model_arguments"] = arguments
+    key = run_key(
+        {
+            "tool": TOOL,
+            "semantics": SEMANTICS,
+            "parameters": decides,
+            "inputs": [item.identity for item in inputs],
+        }
+    )
+    return TrainPlan(
+        folder_uri=output_folder(KIND, parameters.output_name, key),
+        run_key=key,
+        name=parameters.output_name,
+        parameters=parameters,
+        inputs=inputs,
+    )
+
+
+def save_plan(store: ObjectStore, plan: TrainPlan) -> str:
+    """Put the plan beside the outputs and return its URI."""
+    uri = join(plan.folder_uri, PLAN)
+    store.put(uri, plan.model_dump_json(indent=1).encode(), content_type="application/json")
+    return uri
+
+
+def load_plan(store: ObjectStore, uri: str) -> TrainPlan:
+    """The plan at ``uri``."""
+    return TrainPlan.model_validate_json(store.get(uri))
+
+
+def load_record(store: ObjectStore, folder_uri: str) -> TrainRecord | None:
+    """What the worker has left; None while it has not finished."""
+    try:
+        return TrainRecord.model_validate_json(store.get(join(folder_uri, RESULT)))
+    except NotFoundError:
+        return None
+
+
+def _input(store: ObjectStore, given: str) -> TrainInput:
+    uri = given.rstrip("/")
+    if "://" not in uri and not uri.startswith("/"):
+        found = current(store, "training-data", uri)
+        if found is None:
+            raise NotFoundError(
+                f"There is no training data of the name {given!r} below {settings().root}/training-data.",
+                "Run export_training_data with that output_location first, or give the URI of a folder.",
+            )
+        uri = found
+    check_allowed(uri)
+    manifest = read_manifest(store, uri)
+    if manifest is not None:
+        if manifest.kind != "training-data":
+            raise TrainingDataError(
+                f"{uri} holds {manifest.kind}, not training data.", "Name a folder of training data."
+            )
+        return TrainInput(uri=uri, identity=manifest.run_key, name=manifest.name, details=manifest.details)
+    inventory = [
+        [info.uri.removeprefix(uri), info.size, info.etag or info.modified.isoformat()]
+        for info in _inventory(store, uri)
+    ]
+    return TrainInput(uri=uri, identity=run_key(inventory), name=uri.rsplit("/", 1)[-1])
+
+
+def _inventory(store: ObjectStore, uri: str) -> list[ObjectInfo]:
+    # sorted: a listing's order is the store's own affair
+    found = sorted(store.list(uri if is_local(uri) else uri + "/"), key=lambda info: info.uri)
+    if not found:
+        raise NotFoundError(f"There is no training data at {uri}.", "Check the address.")
+    return found

@@ -1,0 +1,188 @@
+"""The worker's part of a training, and what makes its outcome visible."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import RunError
+from tasks.package import file_digest
+from tasks.package.publish import publish_package
+from tasks.settings import settings
+from tasks.store import (
+    FileRecord,
+    Manifest,
+    ObjectStore,
+    Publication,
+    join,
+    read_manifest,
+    set_current,
+    sync_folder,
+)
+from tasks.tracking import Tracker
+from tasks.train.callbacks import Progress
+from tasks.train.plan import KIND, RESULT, TrainPlan, TrainRecord, load_plan, load_record
+from tasks.train.train import train_model
+from tasks.training_data import TrainingData, open_training_data
+
+StartTracker = Callable[[TrainPlan], Tracker]
+
+METRICS = "metrics.json"
+PAGE = "model_metrics.html"
+PICTURES = "ModelCharacteristics"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published training.
+
+    Attributes:
+        manifest: its root manifest.
+        already_done: whether an earlier run had published it.
+    """
+
+    manifest: Manifest
+    already_done: bool
+
+
+def start_tracker(plan: TrainPlan) -> Tracker:
+    """An MLflow run in the model's experiment, with parameters and lineage.
+
+    Raises:
+        TrackingError: there is no MLflow, or it refuses.
+    """
+    values = plan.parameters.model_dump(mode="json", exclude={"model_arguments"})
+    values.update({f"model_argument.{item.name}": item.value for item in plan.parameters.model_arguments})
+    tracker = Tracker.start(
+        plan.name,
+        f"{plan.parameters.model_type} {plan.run_key[:8]}",
+        values,
+        {"chipline.run_key": plan.run_key, "chipline.outputs": plan.folder_uri},
+    )
+    for item in plan.inputs:
+        tracker.dataset(item.name, item.uri, item.identity)
+    return tracker
+
+
+def run_training(
+    store: ObjectStore, plan_uri: str, *, start: StartTracker, progress: Progress
+) -> TrainRecord:
+    """Train what the plan says and publish the package, unless that has been done.
+
+    Args:
+        start: opens the tracker; called when there is work to do.
+    """
+    plan = load_plan(store, plan_uri)
+    done = load_record(store, plan.folder_uri)
+    if done is not None:
+        return done
+    started = _now()
+    data = open_inputs(store, plan)
+    tracker = start(plan)
+    try:
+        with tempfile.TemporaryDirectory(prefix="train-") as folder:
+            record = _train(store, plan, data, Path(folder), tracker, started, progress)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.tags({"chipline.package": record.package, "chipline.sha256": record.digest})
+    tracker.finish()
+    # Last: whoever finds it finds all that it names. A second worker on the same plan changes nothing.
+    store.put(
+        join(plan.folder_uri, RESULT),
+        record.model_dump_json(indent=1).encode(),
+        content_type="application/json",
+    )
+    return record
+
+
+def open_inputs(store: ObjectStore, plan: TrainPlan) -> list[TrainingData]:
+    """Local copies of the training data, opened."""
+    folder = settings().cache / "training-data"
+    return [open_training_data(sync_folder(store, item.uri, folder / item.identity)) for item in plan.inputs]
+
+
+def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Published:
+    """Make the outputs visible.
+
+    Args:
+        provenance: times and run ids.
+
+    Raises:
+        RunError: the worker has not finished.
+    """
+    plan = load_plan(store, plan_uri)
+    existing = read_manifest(store, plan.folder_uri)
+    if existing is not None:
+        set_current(store, KIND, plan.name, plan.folder_uri)
+        return Published(existing, already_done=True)
+    record = load_record(store, plan.folder_uri)
+    if record is None:
+        raise RunError(f"The training of {plan.folder_uri} has left no result.", "Start the run again.")
+    publication = Publication(store, plan.folder_uri)
+    part = publication.put_part("outputs", [FileRecord(**item) for item in record.files])
+    manifest = publication.finish(
+        Manifest(
+            kind=KIND,
+            name=plan.name,
+            run_key=plan.run_key,
+            parameters=plan.parameters.model_dump(mode="json"),
+            inputs=[{"role": "training data", "uri": i.uri, "identity": i.identity} for i in plan.inputs],
+            versions={name: version(name) for name in ("chipline", "torch", "torchvision")},
+            parts=[part],
+            details={"package": record.package, "digest": record.digest, "metrics": record.metrics},
+            provenance={
+                "effort": record.effort,
+                "mlflow_run": record.mlflow_run,
+                "mlflow_url": record.mlflow_url,
+                "started": record.started,
+                "finished": record.finished,
+                **provenance,
+            },
+        )
+    )
+    set_current(store, KIND, plan.name, plan.folder_uri)
+    return Published(manifest, already_done=False)
+
+
+def _train(
+    store: ObjectStore,
+    plan: TrainPlan,
+    data: list[TrainingData],
+    work: Path,
+    tracker: Tracker,
+    started: str,
+    progress: Progress,
+) -> TrainRecord:
+    result = train_model(plan.parameters, data, work, tracker=tracker, progress=progress)
+    publication = Publication(store, plan.folder_uri)
+    metrics = json.dumps(result.metrics, indent=1, allow_nan=False).encode()
+    files = [
+        publication.put_file(METRICS, metrics, "application/json"),
+        publication.put_file(PAGE, result.metrics_html.encode(), "text/html"),
+        *(
+            publication.put_file(f"{PICTURES}/{name}", picture, "image/png")
+            for name, picture in result.pictures.items()
+        ),
+    ]
+    return TrainRecord(
+        package=publish_package(store, result.package),
+        digest=file_digest(result.package),
+        metrics=result.metrics,
+        effort=result.effort,
+        files=[record.model_dump() for record in files],
+        mlflow_run=tracker.run_id,
+        mlflow_url=tracker.run_url,
+        started=started,
+        finished=_now(),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
