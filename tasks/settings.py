@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -44,6 +45,10 @@ class Settings(BaseSettings):
     host_memory_mb: int = Field(default=12_000, description="resident size that stops a host's child")
     allow_uncontained: bool = Field(
         default=False, description="the operator's word that foreign packages may run without containment"
+    )
+    worker_processor: Literal["AUTO", "CPU", "GPU"] = Field(
+        default="AUTO",
+        description="what the workers of pool gpu compute on; AUTO: as the machine that plans",
     )
     approved_packages: list[str] = Field(
         default=[], description="SHA-256 digests of approved foreign packages"

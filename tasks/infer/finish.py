@@ -9,30 +9,36 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from tasks.infer.layer import Layer, gather_layer
+from tasks.infer.items import (
+    ITEM,
+    MOST_PREVIEWS,
+    label_classes,
+    layer_item,
+    preview_name,
+    raster_item,
+)
+from tasks.infer.layer import Layer, gather_layer, reprojected
 from tasks.infer.objects import Objects
 from tasks.infer.operators import PixelFormat, read_pixels
 from tasks.infer.outputs_features import write_features
 from tasks.infer.outputs_raster import RasterFormat, write_raster
 from tasks.infer.part import reports
+from tasks.infer.picture import Outlines, picture
 from tasks.infer.plan import Plan, PlannedClass, output_name, public_uri
 from tasks.infer.reconcile import reconciled
 from tasks.infer.shards import SEMANTICS_VERSION, Shard, ShardStore
-from tasks.labels import LabelClass
-from tasks.labels.schema import palette_color
+from tasks.infer.stac import COG_TYPE, GEOPACKAGE_TYPE, GEOPARQUET_TYPE
 from tasks.settings import settings
 from tasks.store import FileRecord, Manifest, ObjectStore, Publication, read_manifest, set_current
 
 RESULTS_AHEAD = 4
-COG = "image/tiff; application=geotiff; profile=cloud-optimized"
-GEOPARQUET = "application/vnd.apache.parquet"
-GEOPACKAGE = "application/geopackage+sqlite3"
+PREVIEW_BYTES = 140_000  # as a data URI a third larger: what a run's page should carry
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,15 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
     manifest = published(store, plan)
     already_done = manifest is not None
     if manifest is None:
-        publication = Publication(store, plan.folder)
+        outputs = _Outputs(Publication(store, plan.folder))
         with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
             if plan.tool == "classify_pixels":
-                records, outputs = _write_rasters(store, plan, publication, Path(folder))
+                _write_rasters(store, plan, outputs, Path(folder))
             else:
-                records, outputs = _write_objects(store, plan, publication, Path(folder))
-        part = publication.put_part("outputs", records)
-        manifest = publication.finish(
+                _write_objects(store, plan, outputs, Path(folder))
+        part = outputs.publication.put_part("outputs", outputs.records)
+        noted = [*plan.remarks, *remarks(outputs.described)]
+        manifest = outputs.publication.finish(
             Manifest(
                 kind=f"outputs/{plan.tool}",
                 name=output_name(plan.output),
@@ -83,7 +90,7 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
                 inputs=_inputs(plan),
                 versions={"chipline": version("chipline"), "semantics": SEMANTICS_VERSION},
                 parts=[part],
-                details={**_details(plan), "remarks": [*plan.remarks, *remarks(outputs)], "outputs": outputs},
+                details={**_details(plan), "remarks": noted, "outputs": outputs.described},
                 provenance={**provenance, **_computing(store, plan)},
             )
         )
@@ -111,21 +118,27 @@ def shard_results(store: ObjectStore, shards: Sequence[Shard]) -> Iterator[tuple
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def label_classes(classes: Sequence[PlannedClass]) -> tuple[LabelClass, ...]:
-    """The package's classes with a colour each."""
-    return tuple(
-        LabelClass(item.value, item.name, item.color or palette_color(index))
-        for index, item in enumerate(sorted(classes, key=lambda item: item.value))
-    )
+@dataclass
+class _Outputs:
+    """What has been put into the folder so far."""
+
+    publication: Publication
+    records: list[FileRecord] = field(default_factory=list)
+    described: list[dict[str, Any]] = field(default_factory=list)
+
+    def put(self, path: Path, media_type: str) -> None:
+        """Upload a file and remove it here: the disk holds one output at a time."""
+        self.records.append(self.publication.put_file(path.name, path, media_type))
+        path.unlink()
+
+    def put_bytes(self, name: str, data: bytes, media_type: str) -> None:
+        """Upload a small file."""
+        self.records.append(self.publication.put_file(name, data, media_type))
 
 
-def _write_rasters(
-    store: ObjectStore, plan: Plan, publication: Publication, folder: Path
-) -> tuple[list[FileRecord], list[dict[str, Any]]]:
+def _write_rasters(store: ObjectStore, plan: Plan, outputs: _Outputs, folder: Path) -> None:
     assert plan.pixel_format is not None
     form = _raster_format(plan.pixel_format, plan.package.classes)
-    records: list[FileRecord] = []
-    outputs: list[dict[str, Any]] = []
     by_grid = _by_grid(plan)
     for number, planned in enumerate(plan.grids):
         row, col = planned.region[:2]
@@ -134,13 +147,29 @@ def _write_rasters(
             for shard, data in shard_results(store, by_grid[number])
         )
         files = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
-        written = [(files.cog, COG), *((path, "application/xml") for path in files.side_cars)]
-        records += _upload(publication, written)
-        outputs.append(
+        if number < MOST_PREVIEWS:
+            infos = [plan.rasters[index] for index in planned.rasters]
+            shown = picture(
+                infos,
+                form.classes,
+                classified=str(files.cog) if form.classes else None,
+                grid=planned.output_grid,
+                max_bytes=PREVIEW_BYTES,
+            )
+            outputs.put_bytes(preview_name(planned), shown, "image/jpeg")
+        outputs.put_bytes(
+            f"{planned.name}.stac.json",
+            raster_item(plan, planned, form, preview=number < MOST_PREVIEWS),
+            ITEM,
+        )
+        outputs.put(files.cog, COG_TYPE)
+        for path in files.side_cars:
+            outputs.put(path, "application/xml")
+        outputs.described.append(
             {
                 "name": planned.name,
                 "path": files.cog.name,
-                "media_type": COG,
+                "media_type": COG_TYPE,
                 "bounds": list(planned.output_grid.bounds),
                 "crs_wkt": planned.crs_wkt,
                 "rows": planned.output_grid.rows,
@@ -149,7 +178,6 @@ def _write_rasters(
                 "pixels_per_class": {str(value): count for value, count in files.counts.items()},
             }
         )
-    return records, outputs
 
 
 def _raster_format(pixels: PixelFormat, classes: Sequence[PlannedClass]) -> RasterFormat:
@@ -158,14 +186,26 @@ def _raster_format(pixels: PixelFormat, classes: Sequence[PlannedClass]) -> Rast
     return RasterFormat(pixels.dtype, pixels.nodata, classes=label_classes(classes))
 
 
-def _write_objects(
-    store: ObjectStore, plan: Plan, publication: Publication, folder: Path
-) -> tuple[list[FileRecord], list[dict[str, Any]]]:
+def _write_objects(store: ObjectStore, plan: Plan, outputs: _Outputs, folder: Path) -> None:
     layer = objects_of_plan(store, plan)
     name = output_name(plan.output)
     files = write_features(folder, name, layer.crs_wkt, layer.features)
-    records = _upload(publication, [(files.geoparquet, GEOPARQUET), (files.geopackage, GEOPACKAGE)])
+    classes = label_classes(plan.package.classes)
+    for planned in plan.grids[:MOST_PREVIEWS]:
+        outlines = reprojected(layer.features.geometry, layer.crs_wkt, planned.crs_wkt)
+        shown = picture(
+            [plan.rasters[index] for index in planned.rasters],
+            classes,
+            outlines=Outlines(outlines, layer.features.class_name),
+            grid=planned.output_grid,
+            max_bytes=PREVIEW_BYTES,
+        )
+        outputs.put_bytes(preview_name(planned), shown, "image/jpeg")
+    outputs.put_bytes(f"{name}.stac.json", layer_item(plan, layer.crs_wkt, plan.grids[:MOST_PREVIEWS]), ITEM)
+    outputs.put(files.geoparquet, GEOPARQUET_TYPE)
+    outputs.put(files.geopackage, GEOPACKAGE_TYPE)
     common = {
+        "name": name,
         "objects": files.count,
         "objects_per_class": files.counts,
         "objects_before_suppression": layer.before_suppression,
@@ -174,11 +214,10 @@ def _write_objects(
         "crs_wkt": layer.crs_wkt,
         "fields": files.fields,
     }
-    outputs = [
-        {"name": name, "path": files.geoparquet.name, "media_type": GEOPARQUET, **common},
-        {"name": name, "path": files.geopackage.name, "media_type": GEOPACKAGE, **common},
+    outputs.described += [
+        {"path": files.geoparquet.name, "media_type": GEOPARQUET_TYPE, **common},
+        {"path": files.geopackage.name, "media_type": GEOPACKAGE_TYPE, **common},
     ]
-    return records, outputs
 
 
 def objects_of_plan(store: ObjectStore, plan: Plan) -> Layer:
@@ -205,14 +244,6 @@ def _shard_rows(results: Iterator[tuple[Shard, bytes]]) -> Iterator[tuple[int, O
     for _, group in groupby(results, key=row_of):
         here = [(shard.tile_row + shard.tile_rows, Objects.from_bytes(data)) for shard, data in group]
         yield max(stop for stop, _ in here), Objects.joined([objects for _, objects in here])
-
-
-def _upload(publication: Publication, files: Sequence[tuple[Path, str]]) -> list[FileRecord]:
-    records = []
-    for path, media_type in files:
-        records.append(publication.put_file(path.name, path, media_type))
-        path.unlink()  # the disk holds one output at a time
-    return records
 
 
 def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -52,7 +52,7 @@ def gather_layer(plan: Plan, found: Sequence[Objects]) -> Layer:
     """
     crs_wkt = layer_crs(plan)
     geometry = [
-        _reprojected(_to_map(objects.geometry, planned), planned.crs_wkt, crs_wkt)
+        reprojected(_to_map(objects.geometry, planned), planned.crs_wkt, crs_wkt)
         for planned, objects in zip(plan.grids, found, strict=True)
     ]
     sources = [_sources(plan, planned, objects) for planned, objects in zip(plan.grids, found, strict=True)]
@@ -98,7 +98,8 @@ def _to_map(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.o
     return mapped
 
 
-def _reprojected(geometry: NDArray[np.object_], source: str, target: str) -> NDArray[np.object_]:
+def reprojected(geometry: NDArray[np.object_], source: str, target: str) -> NDArray[np.object_]:
+    """The geometries with their vertices in another coordinate system (both as WKT)."""
     if same_crs(source, target) or len(geometry) == 0:
         return geometry
     project = pyproj.Transformer.from_crs(source, target, always_xy=True)

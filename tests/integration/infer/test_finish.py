@@ -27,7 +27,7 @@ from tasks.store import current, iter_files, join
 
 def planned(store: Any, package: Any, uris: list[str], **more: Any) -> Plan:
     kind: Any = ClassifyPixelsParameters
-    values = {"input_raster": uris, "model": "m.dlpk", "shard_size": 100, **more}
+    values = {"input_raster": uris, "model": "m.dlpk", "shard_size": 100, "shards_per_part": 1000, **more}
     if package.definition.model_type == "ObjectDetection":
         kind = DetectObjectsParameters
         values.setdefault("output_objects", "found")
@@ -162,7 +162,7 @@ def test_detections_are_each_blob_once_and_whole(
         uris = [write_scene("a", dots[:, :, :171]), write_scene("b", dots[:, :, 171:], at=(0, 171))]
     else:
         uris = [write_scene("a", dots)]
-    plan, result = applied(store, detector, uris, shard_size=shard_size, shards_per_part=3)
+    plan, result = applied(store, detector, uris, shard_size=shard_size, shards_per_part=12)
     table = layer(plan)
     found = [tuple(bounds) for bounds in table.geometry.bounds.to_numpy().tolist()]
     assert len(found) == len(set(found))

@@ -1,0 +1,110 @@
+"""STAC items of a run's outputs, from its plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import pyproj
+
+from tasks.infer.outputs_raster import RasterFormat
+from tasks.infer.plan import Plan, PlannedClass, PlannedGrid, output_name, public_uri
+from tasks.infer.stac import (
+    COG_TYPE,
+    GEOPACKAGE_TYPE,
+    GEOPARQUET_TYPE,
+    Lineage,
+    ResultAsset,
+    stac_item,
+)
+from tasks.labels import LabelClass
+from tasks.labels.schema import palette_color
+
+ITEM = "application/geo+json"
+MOST_PREVIEWS = 4
+"""Of many separate items the first ones are shown."""
+
+
+def label_classes(classes: Sequence[PlannedClass]) -> tuple[LabelClass, ...]:
+    """The package's classes with a colour each, ordered by value."""
+    return tuple(
+        LabelClass(item.value, item.name, item.color or palette_color(index))
+        for index, item in enumerate(sorted(classes, key=lambda item: item.value))
+    )
+
+
+def preview_name(planned: PlannedGrid) -> str:
+    """File name of the picture of one grid."""
+    return f"{planned.name}.preview.jpg"
+
+
+def raster_item(plan: Plan, planned: PlannedGrid, form: RasterFormat, *, preview: bool) -> bytes:
+    """The item of one classified raster, which lies beside it."""
+    assets = {
+        "raster": ResultAsset(
+            f"./{planned.name}.tif",
+            COG_TYPE,
+            "Classified raster",
+            grid=planned.output_grid,
+            dtype=form.dtype,
+            nodata=form.nodata,
+            classes=form.classes,
+        )
+    }
+    if preview:
+        assets["preview"] = _preview(planned)
+    return _item(plan, planned.name, planned.crs_wkt, [planned], assets, "Classified pixels")
+
+
+def layer_item(plan: Plan, crs_wkt: str, shown: Sequence[PlannedGrid]) -> bytes:
+    """The item of a layer of objects, which lies beside it."""
+    name = output_name(plan.output)
+    assets = {
+        "geoparquet": ResultAsset(f"./{name}.parquet", GEOPARQUET_TYPE, "Objects as GeoParquet"),
+        "geopackage": ResultAsset(f"./{name}.gpkg", GEOPACKAGE_TYPE, "Objects as GeoPackage"),
+    }
+    for number, planned in enumerate(shown):
+        assets[f"preview_{number}" if number else "preview"] = _preview(planned)
+    return _item(plan, name, crs_wkt, plan.grids, assets, "Detected objects")
+
+
+def _preview(planned: PlannedGrid) -> ResultAsset:
+    return ResultAsset(f"./{preview_name(planned)}", "image/jpeg", "Result over imagery", roles=("overview",))
+
+
+def _item(
+    plan: Plan,
+    name: str,
+    crs_wkt: str,
+    grids: Sequence[PlannedGrid],
+    assets: dict[str, ResultAsset],
+    what: str,
+) -> bytes:
+    indices = dict.fromkeys(index for planned in grids for index in planned.rasters)
+    item: dict[str, Any] = stac_item(
+        f"{name}-{plan.run_key[:12]}",
+        crs_wkt=crs_wkt,
+        footprints=[_bounds(planned, crs_wkt) for planned in grids],
+        created=datetime.now(UTC),
+        assets=assets,
+        lineage=Lineage(
+            inputs=[public_uri(plan.rasters[index].uri) for index in indices],
+            package_uri=plan.package.uri,
+            package_digest=plan.package.digest,
+            software={"chipline": version("chipline")},
+            parameters=plan.parameters,
+        ),
+        title=f"{what}: {name}, by {plan.package.name}",
+    )
+    return (json.dumps(item, indent=1) + "\n").encode()
+
+
+def _bounds(planned: PlannedGrid, crs_wkt: str) -> tuple[float, float, float, float]:
+    if planned.crs_wkt == crs_wkt:
+        return planned.output_grid.bounds
+    project = pyproj.Transformer.from_crs(planned.crs_wkt, crs_wkt, always_xy=True)
+    xmin, ymin, xmax, ymax = project.transform_bounds(*planned.output_grid.bounds, densify_pts=21)
+    return xmin, ymin, xmax, ymax
