@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from tasks.export.parameters import ExportParameters
 
 if TYPE_CHECKING:
-    from tasks.export.plan import ExportPlan
+    from tasks.export.plan import ExportItem, ExportPlan
     from tasks.store import Manifest, ObjectStore
 
 _LINK_SECONDS = 7 * 24 * 3600
@@ -53,6 +53,13 @@ def plan_export(parameters: ExportParameters) -> PlannedExport:
             chips=int(manifest.details["chips"]),
             done=True,
         )
+    left_out = _alpha_bands(inputs.items)
+    if left_out:
+        log.warning(
+            "Left out of the chips as alpha: %s. If it is a picture band (near infrared, say), mend its "
+            "colour interpretation, for example with gdal_edit.py -colorinterp_4 undefined",
+            ", ".join(left_out),
+        )
     plan = plan_in_force(store, parameters, inputs)
     plan_uri = save_plan(store, plan)
     labels = plan.labels
@@ -86,6 +93,16 @@ def run_part(plan_uri: str, part: int) -> None:
             log.info("%d of %d chips written", written, total)
 
     cut_part(store, plan, part, progress=progress)
+
+
+def _alpha_bands(items: list[ExportItem]) -> list[str]:
+    return [
+        f"band {band} of {raster['uri']}"
+        for item in items
+        for raster in item.rasters
+        for band, kind in enumerate(raster["colorinterp"], start=1)
+        if kind == "alpha"
+    ]
 
 
 def is_part_done(plan_uri: str, part: int) -> bool:
