@@ -1,0 +1,53 @@
+"""From a tool's parameters to its plan: addresses, imagery, package, device, function; in this order."""
+
+from __future__ import annotations
+
+from tasks.infer.describe import describe, function_arguments
+from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
+from tasks.infer.plan import (
+    Plan,
+    check_addresses,
+    check_package,
+    choose_processor,
+    inspect_collection,
+    make_plan,
+    tool_of,
+)
+from tasks.package.fetch import fetch_package, published_digest
+from tasks.parameters import arguments_as_dict
+from tasks.settings import settings
+from tasks.store import ObjectStore
+
+
+def prepare(parameters: ClassifyPixelsParameters | DetectObjectsParameters, store: ObjectStore) -> Plan:
+    """The plan of a tool's run. Cheap checks come first; only the last step may start a process.
+
+    Raises:
+        BadInputError, NotFoundError, RasterError, PackageError, DeviceError: bad input, in one message.
+    """
+    check_addresses(parameters)
+    rasters = inspect_collection(parameters.input_raster)
+    uri = package_uri(parameters.model)
+    package = fetch_package(uri, store)
+    check_package(package, tool_of(parameters))
+    processor = choose_processor(parameters.processor_type, settings().worker_processor)
+    arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
+    foreign = published_digest(uri) != package.digest
+    return make_plan(
+        parameters,
+        rasters=rasters,
+        package=package,
+        package_uri=uri,
+        description=describe(package, arguments, store, foreign=foreign),
+        processor=processor,
+    )
+
+
+def package_uri(model: str) -> str:
+    """The package's URI; a registered model's is asked of the registry."""
+    if not model.startswith("models:/"):
+        return model
+    # MLflow is loaded only where a registered model is named.
+    from tasks.tracking import resolve_model
+
+    return resolve_model(model)

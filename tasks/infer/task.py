@@ -1,0 +1,215 @@
+"""The Prefect tasks of an inference: plan, one part, finish. Heavy modules are loaded inside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from prefect import task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
+
+if TYPE_CHECKING:
+    from tasks.infer.finish import Finished
+    from tasks.infer.plan import Plan
+    from tasks.store import ObjectStore
+
+_LINK_SECONDS = 7 * 24 * 3600
+_REPORT_SECONDS = 10.0
+
+
+class PlannedInference(TypedDict):
+    """What the flow needs to know of a plan."""
+
+    plan_uri: str
+    run_key: str
+    parts: int
+    shards: int
+    done: bool
+
+
+@task(name="plan inference")
+def plan_inference(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> PlannedInference:
+    """Check imagery and package, cut the work into shards and parts, and put the plan into the store."""
+    from tasks.infer.finish import published
+    from tasks.infer.part import PLAN, save_plan
+    from tasks.infer.prepare import prepare
+    from tasks.store import ObjectStore, join
+
+    log = get_run_logger()
+    store = ObjectStore()
+    plan = prepare(parameters, store)
+    for remark in plan.remarks:
+        log.warning(remark)
+    planned = PlannedInference(
+        plan_uri=join(plan.folder, PLAN),
+        run_key=plan.run_key,
+        parts=len(plan.parts),
+        shards=len(plan.shards),
+        done=published(store, plan) is not None,
+    )
+    if planned["done"]:
+        log.info("Already done: the same inputs and parameters gave %s", plan.folder)
+        return planned
+    save_plan(store, plan)
+    log.info(
+        "%d rasters, %d megapixels on %d grids: %d shards in %d parts, planned for the %s",
+        len(plan.rasters),
+        round(plan.pixels / 1e6),
+        len(plan.grids),
+        len(plan.shards),
+        len(plan.parts),
+        plan.processor,
+    )
+    return planned
+
+
+@task(name="infer part")
+def run_part(plan_uri: str, part: int) -> None:
+    """Compute the shards of one part that are not in the store yet."""
+    import time
+
+    from tasks.infer.part import compute_part, load_plan
+    from tasks.package.fetch import fetch_package
+    from tasks.store import ObjectStore
+
+    log = get_run_logger()
+    store = ObjectStore()
+    plan = load_plan(store, plan_uri)
+    package = fetch_package(plan.package.uri, store)
+    reported = time.monotonic()
+
+    def progress(done: int, in_all: int) -> None:
+        nonlocal reported
+        if done == in_all or time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            log.info("%d of %d shards done", done, in_all)
+
+    report = compute_part(store, plan, part, package=package, progress=progress)
+    log.info(
+        "Ran on %s: %d tiles in %.1f s, after %.1f s of starting; %d shards were there already",
+        report.device,
+        report.counters["tiles"],
+        report.seconds,
+        report.seconds_starting,
+        report.counters["shards_found"],
+    )
+
+
+def is_part_done(plan_uri: str, part: int) -> bool:
+    """Whether all shards of a part are in the store."""
+    from tasks.infer.part import is_done, load_plan
+    from tasks.store import ObjectStore
+
+    store = ObjectStore()
+    return is_done(store, load_plan(store, plan_uri), part)
+
+
+@task(name="finish inference")
+def finish_inference(plan_uri: str) -> dict[str, str]:
+    """Put the outputs together, make them visible and show them.
+
+    Returns:
+        ``uri``: the classified raster, or the folder (ending in '/') where there are several, or the layer
+        as GeoParquet; ``folder``; ``geopackage`` for objects; ``run_key``; ``already_done``: "true" where an
+        earlier run had published the same.
+    """
+    from datetime import UTC, datetime
+
+    from tasks.infer.finish import finish
+    from tasks.infer.part import load_plan
+    from tasks.store import ObjectStore
+
+    log = get_run_logger()
+    store = ObjectStore()
+    plan = load_plan(store, plan_uri)
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    result = finish(store, plan, {"flow_run": flow_run.get_id(), "finished": finished})
+    for remark in result.manifest.details["remarks"]:
+        log.warning(remark)
+    _leave_artifacts(store, plan, result)
+    return {
+        **addresses(plan, result),
+        "folder": plan.folder,
+        "run_key": plan.run_key,
+        "already_done": str(result.already_done).lower(),
+    }
+
+
+def addresses(plan: Plan, result: Finished) -> dict[str, str]:
+    """URIs of the outputs by name."""
+    from tasks.store import join
+
+    outputs = result.manifest.details["outputs"]
+    if plan.tool == "detect_objects":
+        return {
+            "uri": join(plan.folder, outputs[0]["path"]),
+            "geopackage": join(plan.folder, outputs[1]["path"]),
+        }
+    if len(outputs) == 1:
+        return {"uri": join(plan.folder, outputs[0]["path"])}
+    return {"uri": plan.folder.rstrip("/") + "/"}
+
+
+def _leave_artifacts(store: ObjectStore, plan: Plan, result: Finished) -> None:
+    import base64
+
+    from tasks.infer.items import MOST_PREVIEWS, preview_name
+    from tasks.store import join
+
+    tool = plan.tool.replace("_", "-")
+    state = "already done by an earlier run" if result.already_done else "done"
+    create_table_artifact(
+        key=f"{tool}-outputs",
+        table=outputs_table(store, plan, result),
+        description=f"Outputs of {plan.tool} **{result.manifest.name}**, {state}: `{plan.folder}`",
+    )
+    for planned in plan.grids[:MOST_PREVIEWS]:
+        image = base64.b64encode(store.get(join(plan.folder, preview_name(planned)))).decode("ascii")
+        create_image_artifact(
+            key=f"{tool}-picture",
+            image_url=f"data:image/jpeg;base64,{image}",
+            description=f"{planned.name}: the result over the imagery",
+        )
+    create_markdown_artifact(key=f"{tool}-summary", markdown=summary(plan, result))
+
+
+def outputs_table(store: ObjectStore, plan: Plan, result: Finished) -> list[dict[str, Any]]:
+    """The outputs with links that work for a week without credentials."""
+    from tasks.store import join
+
+    rows = []
+    for output in result.manifest.details["outputs"]:
+        uri = join(plan.folder, output["path"])
+        if "objects" in output:
+            content = f"{output['objects']} objects"
+        else:
+            content = f"{output['rows']} x {output['cols']} pixels, {output['dtype']}"
+        link = store.presign(uri, _LINK_SECONDS)
+        rows.append({"output": output["path"], "content": content, "URI": uri, "link": f"[open]({link})"})
+    return rows
+
+
+def summary(plan: Plan, result: Finished) -> str:
+    """What was computed from what, on what, for a run's page."""
+    manifest = result.manifest
+    lines = [
+        f"**{plan.tool}** of {len(plan.rasters)} rasters by the package `{plan.package.name}` "
+        f"(`{plan.package.digest[:12]}`): {plan.pixels:,} pixels in {len(plan.shards)} shards.",
+        "",
+        f"Computed on: {', '.join(manifest.provenance['devices'])}.",
+    ]
+    for output in manifest.details["outputs"]:
+        counts = output.get("objects_per_class") or _named(plan, output.get("pixels_per_class", {}))
+        if counts:
+            listed = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+            lines += ["", f"`{output['path']}`: {listed}."]
+    lines += [f"\n> {remark}" for remark in manifest.details["remarks"]]
+    return "\n".join(lines)
+
+
+def _named(plan: Plan, counts: dict[str, int]) -> dict[str, int]:
+    names = {str(item.value): item.name for item in plan.package.classes}
+    return {f"{names.get(value, value)} (pixels)": count for value, count in counts.items()}
