@@ -61,13 +61,13 @@ def zipped(path: Path, members: list[Member]) -> Path:
 
 def good_members(**changes: Any) -> list[Member]:
     text = json.dumps({**DEFINITION, **changes})
-    return [("a.emd", text.encode()), *((name, bytes(data)) for name, data in FILES.items())]  # type: ignore[arg-type]
+    return [("a.emd", text.encode()), *((name, bytes(data)) for name, data in FILES.items())]
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     first = write_dlpk(tmp_path / "one" / "a.dlpk", definition(), FILES)
     source = tmp_path / "elsewhere.bin"
-    source.write_bytes(bytes(FILES["model.pth"]))  # type: ignore[arg-type]
+    source.write_bytes(bytes(FILES["model.pth"]))
     os.utime(source, (time.time() - 9e6, time.time() - 9e6))
     reordered = {"model.pth": source, "Function.py": FILES["Function.py"]}
     second = write_dlpk(tmp_path / "two" / "a.dlpk", definition(), reordered)

@@ -1,0 +1,174 @@
+"""Parts of the inference functions that decide without a network: devices, super-tiles, duplicates."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tasks.package.functions as home
+
+sys.path.append(str(Path(home.__file__).parent))
+runtime: Any = importlib.import_module("chipline_runtime")
+detector: Any = importlib.import_module("ChiplineObjectDetector")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "side"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 2), (9, 3), (15, 3), (16, 4), (64, 8)]
+)
+def test_a_super_tile_holds_the_largest_square_of_the_batch(batch_size: int, side: int) -> None:
+    tiles = runtime.SuperTile(64, 16, batch_size)
+    assert (tiles.batch, tiles.size) == (side * side, 32 * side)
+    places = tiles.placed(tiles.size + 32, tiles.size + 32)
+    assert len(places) == side * side
+    # The inner parts are disjoint and fill the inner block.
+    covered = np.zeros((tiles.size, tiles.size), int)
+    for row, col in places:
+        covered[row : row + 32, col : col + 32] += 1
+    assert (covered == 1).all()
+
+
+def test_short_blocks_are_filled_with_zeros() -> None:
+    tiles = runtime.SuperTile(32, 8, 4)
+    block = np.ones((2, 40, 33), np.int16)
+    (places, chips), *rest = list(tiles.batches(block))
+    assert rest == []
+    assert places == [(0, 0), (0, 16), (16, 0), (16, 16)]
+    assert chips.shape == (4, 2, 32, 32)
+    assert chips[3].sum() == 2 * 24 * 17
+
+
+@pytest.mark.parametrize(("tile", "padding", "batch"), [(64, 32, 1), (64, -1, 1), (64, 8, 0)])
+def test_numbers_that_do_not_fit_are_refused(tile: int, padding: int, batch: int) -> None:
+    with pytest.raises(ValueError, match=r"padding|batch_size"):
+        runtime.SuperTile(tile, padding, batch)
+
+
+def test_masked_and_infinite_values_become_zero_and_the_input_stays() -> None:
+    pixels = np.full((2, 2, 2), 5.0)
+    pixels[0, 0, 0] = np.nan
+    mask = np.full((2, 2, 2), 255, np.uint8)
+    mask[:, 1, 1] = 0
+    mask[1, 0, 1] = 0
+    before = pixels.copy()
+    block, valid = runtime.cleaned(pixels, mask)
+    assert block[0, 0, 0] == 0 == block[1, 0, 1] == block[0, 1, 1]
+    assert block[1, 0, 0] == 5 == block[0, 0, 1]
+    # A pixel is invalid only where every band is.
+    assert valid.tolist() == [[True, True], [True, False]]
+    np.testing.assert_array_equal(pixels, before)
+
+
+def test_normalisation_is_indexed_by_the_extracted_bands() -> None:
+    stats = {
+        "band_min_values": [0.0, 100.0, 10.0],
+        "band_max_values": [1.0, 300.0, 10.0],
+        "scaled_mean_values": [0.0, 0.5, 0.0],
+        "scaled_std_values": [1.0, 0.25, 0.0],
+    }
+    factor, summand = runtime.normalisation({"NormalizationStats": stats}, [1, 2])
+    assert 150 * factor[0] + summand[0] == pytest.approx((0.25 - 0.5) / 0.25)
+    assert 12 * factor[1] + summand[1] == pytest.approx(2)  # constant band: no division by zero
+    factor, summand = runtime.normalisation({}, [2, 1, 0])
+    assert 255 * factor[0] + summand[0] == pytest.approx((1 - 0.485) / 0.229)
+    with pytest.raises(ValueError, match="4 bands"):
+        runtime.normalisation({}, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(("value", "truth"), [("True", True), ("false", False), ("1", True), (None, False)])
+def test_texts_of_hosts_are_read(value: object, truth: bool) -> None:
+    assert runtime.as_bool(value) is truth
+
+
+class TestDevice:
+    """ArcGIS's device numbers."""
+
+    @pytest.fixture(autouse=True)
+    def _gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((5, 9)[index], 10))
+
+    @pytest.mark.parametrize(
+        ("number", "asked", "device", "told"),
+        [
+            (-1, "GPU", "cpu", "CPU"),
+            (0, "", "cuda:0", "GPU"),
+            (1, "GPU", "cuda:1", "GPU"),
+            (-2, "", "cuda:1", "GPU"),
+            (1, "CPU", "cpu", "CPU"),
+        ],
+    )
+    def test_the_number_decides_and_arcpy_is_told(
+        self, number: int, asked: str, device: str, told: str
+    ) -> None:
+        arcpy = SimpleNamespace(env=SimpleNamespace(processorType=asked, gpuId=None))
+        assert str(runtime.choose_device(number, arcpy)) == device
+        assert arcpy.env.processorType == told
+
+    def test_a_missing_gpu_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(RuntimeError, match="there are 2"):
+            runtime.choose_device(2, None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(RuntimeError, match="no GPU"):
+            runtime.choose_device(0, None)
+        assert runtime.choose_device(-2, None).type == "cpu"
+
+
+def boxes(*items: tuple[tuple[float, float, float, float], float, tuple[int, int]], label: int = 1) -> Any:
+    found = detector._Boxes.none()
+    for box, score, place in items:
+        row, col = place
+        in_chip = np.array([box]) - np.array([col, row, col, row])
+        found.add(in_chip, np.array([label]), np.array([score]), place)
+    return found
+
+
+class TestSettling:
+    """Two by two chips of 64 pixels with a padding of 16: inner parts meet at 48 in the block."""
+
+    tiles = runtime.SuperTile(64, 16, 4)
+    shape = (96, 96)
+
+    def kept(self, found: Any) -> list[float]:
+        return sorted(found.settled(self.tiles, self.shape).scores.tolist())
+
+    def test_the_chip_with_the_centre_owns_the_object(self) -> None:
+        seen_twice = boxes(((36, 20, 46, 30), 0.9, (0, 0)), ((36, 20, 46, 30), 0.95, (0, 32)))
+        assert self.kept(seen_twice) == [0.9]
+
+    def test_two_owners_of_one_object_give_the_better_one(self) -> None:
+        left, right = (40.0, 20.0, 54.0, 30.0), (43.0, 20.0, 57.0, 30.0)  # centres 47 and 50
+        assert self.kept(boxes((left, 0.7, (0, 0)), (right, 0.8, (0, 32)))) == [0.8]
+        assert self.kept(boxes((left, 0.8, (0, 0)), (right, 0.7, (0, 32)))) == [0.8]
+
+    def test_an_object_that_both_leave_to_the_other_is_kept_once(self) -> None:
+        mine, theirs = (43.0, 20.0, 57.0, 30.0), (40.0, 20.0, 54.0, 30.0)
+        assert self.kept(boxes((mine, 0.7, (0, 0)), (theirs, 0.8, (0, 32)))) == [0.8]
+
+    def test_an_unowned_box_that_nobody_else_sees_is_left_out(self) -> None:
+        assert self.kept(boxes(((50, 20, 60, 30), 0.9, (0, 0)))) == []
+
+    def test_objects_of_one_chip_or_of_other_classes_are_never_compared(self) -> None:
+        same_chip = boxes(((40, 20, 50, 30), 0.9, (0, 0)), ((41, 20, 51, 30), 0.8, (0, 0)))
+        assert self.kept(same_chip) == [0.8, 0.9]
+        one = boxes(((40, 20, 54, 30), 0.9, (0, 0)))
+        other = boxes(((43, 20, 57, 30), 0.8, (0, 32)), label=2)
+        one.add(other.boxes - np.array([32, 0, 32, 0]), other.labels, other.scores, (0, 32))
+        assert self.kept(one) == [0.8, 0.9]
+
+    def test_at_the_block_s_edge_the_outer_chip_owns_the_padding_too(self) -> None:
+        in_padding = boxes(((0, 20, 8, 30), 0.9, (0, 0)), ((20, 86, 30, 96), 0.8, (32, 0)))
+        assert self.kept(in_padding) == [0.8, 0.9]
+
+    def test_four_chips_at_a_corner_report_once(self) -> None:
+        box = (44.0, 44.0, 54.0, 54.0)  # centre 49, 49
+        places = [(0, 0), (0, 32), (32, 0), (32, 32)]
+        found = boxes(*((box, 0.5 + index / 10, place) for index, place in enumerate(places)))
+        assert self.kept(found) == [0.8]
