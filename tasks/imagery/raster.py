@@ -25,6 +25,9 @@ from tasks.store import ObjectStore, gdal_options, gdal_path, is_local
 _READ_OPTIONS: dict[str, str | bool] = {
     # A cut-off JPEG is half grey otherwise, with no more than a warning.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
+    # GDAL's cache of remote files ends with the handle: an object may have been replaced since, and its
+    # identity is asked for anew, too.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
     # A VRT may carry Python; nobody's file runs code here.
     "GDAL_VRT_ENABLE_PYTHON": "NO",
 }
@@ -135,8 +138,7 @@ def inspect_raster(uri: str) -> RasterInfo:
             raise RasterError(
                 f"{unsigned(uri)} has complex pixels ({dtype}).", "Give a raster with real numbers instead."
             )
-        files = [uri, *(_uri_of(name) for name in dataset.files)]
-        files += _files_of(sources)
+        files = [*_files_of(uri, dataset, store), *_files_of_sources(sources, store)]
         a, b, c, d, e, f = tuple(dataset.transform)[:6]
         if dataset.crs is None and (a, b, c, d, e, f) == (1, 0, 0, 0, 1, 0):
             e = -1.0  # GDAL's "no georeference"; pixel space is north-up like everything else
@@ -193,12 +195,21 @@ def _sources(uri: str, store: ObjectStore) -> list[str]:
         ) from error
 
 
-def _files_of(sources: list[str]) -> list[str]:
+def _files_of(uri: str, dataset: DatasetReader, store: ObjectStore) -> list[str]:
+    """The raster and its side-cars."""
+    if dataset.driver == "VRT":
+        # GDAL would list the sources of the first level only; they are inventoried on their own.
+        beside = [uri + ending for ending in (".msk", ".aux.xml")]
+        return [uri, *(name for name in beside if store.exists(name))]
+    return [uri, *(_uri_of(name) for name in dataset.files)]
+
+
+def _files_of_sources(sources: list[str], store: ObjectStore) -> list[str]:
     """All files of a VRT's sources; each is opened once, so that only allowed drivers ever see one."""
     files: list[str] = []
     for source in sources:
         with raster_environment(source), open_raster(source) as dataset:
-            files += [source, *(_uri_of(name) for name in dataset.files)]
+            files += _files_of(source, dataset, store)
     return files
 
 
