@@ -47,7 +47,7 @@ def read_parameters(described: Sequence[Mapping[str, Any]]) -> list[FunctionPara
     """The arguments among what ``getParameterInfo`` gave: no rasters, no model, no device."""
     result = []
     for entry in described:
-        name = str(entry["name"])
+        name = str(entry.get("name", ""))
         data_type = str(entry.get("dataType", "string"))
         if data_type.lower() in _RASTER_TYPES or name.lower() in _HIDDEN:
             continue

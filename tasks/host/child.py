@@ -191,10 +191,6 @@ class Runner:
         answer["output_info"] = self._output_info(frame["raster_info"])
         return answer
 
-    def describe(self, frame: dict[str, Any]) -> dict[str, Any]:
-        """``updateRasterInfo`` for another raster."""
-        return {"event": "described", "output_info": self._output_info(frame["raster_info"])}
-
     def _output_info(self, raster_info: dict[str, Any]) -> Any:
         update = getattr(self._function, "updateRasterInfo", None)
         if update is None:
@@ -306,7 +302,6 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
     answers = {
         "load": runner.load,
         "configure": runner.configure,
-        "describe": runner.describe,
         "call": runner.call,
     }
     while True:

@@ -27,7 +27,18 @@ _FIRST_UID, _UIDS = 600_000_000, 100_000_000
 _OPEN_FILES, _PROCESSES = 4096, 2048
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_DEVICE_ORDER")
-_KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "NVIDIA_", "KMP_")
+_KEPT_PREFIXES = (
+    "LC_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "NUMEXPR_",
+    "KMP_",
+    "NVIDIA_",
+    "CUBLAS_",
+    "PYTORCH_",
+    "TF_",
+)
 
 # Enough for an interpreter, its libraries and a GPU driver; no /etc/shadow, no keys, no other user's files.
 _SYSTEM = (

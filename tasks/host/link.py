@@ -136,6 +136,10 @@ class ChildLink:
             self._spawned.set()
         try:
             self._listen(self._process, log_read)
+        except Exception as error:
+            # Whoever waits for an answer must be told, whatever happened here.
+            self._fail("protocol", f"could not be listened to: {error!r}")
+            raise
         finally:
             _end(self._process)
             os.close(log_read)

@@ -58,7 +58,7 @@ def _enter(line: int) -> list[str]:
         in_force.append("processes")
         if mounts_private and _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC):
             in_force.append("proc")
-    if mounts_private and _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV):
+    if mounts_private and _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, b"size=1g"):
         os.chmod("/dev/shm", 0o1777)  # noqa: PTH101
         in_force.append("shm")
     return in_force
@@ -111,11 +111,11 @@ def _unshares(flags: int) -> bool:
     return int(ctypes.CDLL(None).unshare(flags)) == 0
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int) -> bool:
+def _mount(source: str | None, target: str, kind: str | None, flags: int, data: bytes | None = None) -> bool:
     source_bytes = source.encode() if source is not None else None
     kind_bytes = kind.encode() if kind is not None else None
     libc = ctypes.CDLL(None)
-    return int(libc.mount(source_bytes, target.encode(), kind_bytes, ctypes.c_ulong(flags), None)) == 0
+    return int(libc.mount(source_bytes, target.encode(), kind_bytes, ctypes.c_ulong(flags), data)) == 0
 
 
 def _write(path: str, text: str) -> None:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from tasks.errors import BadInputError, DeviceError, HostError
 from tasks.host.answers import AnswerError, Expected, read_answer
 from tasks.host.arguments import FunctionParameter, Scalar, read_parameters, scalars_for
+from tasks.host.blocks import check_dimensions, mask_for, output_props
 from tasks.host.containment import clean_environment
 from tasks.host.detections import Detection, DetectionsError, read_detections
 from tasks.host.devices import Gpu, GpuLock, visible_gpus
@@ -33,7 +34,7 @@ from tasks.host.limits import HostLimits
 from tasks.host.link import ChildLink, Frame
 from tasks.host.ring import Ring
 from tasks.host.target import class_names, default_raster_info, function_path
-from tasks.host.wire import PROTOCOL_VERSION
+from tasks.host.wire import PROTOCOL_VERSION, WireError
 from tasks.package.definition import ModelDefinition
 from tasks.settings import settings
 
@@ -255,10 +256,10 @@ class HostProcess:
                 "containment": self._containment_asked(),
             }
         )
-        self.containment = self._answer("contained")["report"]
+        self.containment = _mapping(self._answer("contained").get("report"))
         self._permit()
         link.send({"op": "load"})
-        self.parameters = read_parameters(self._answer("loaded")["parameters"])
+        self.parameters = read_parameters(_dicts(self._answer("loaded").get("parameters")))
         self.scalars = scalars_for(self.parameters, self._arguments)
         link.send({"op": "configure", "scalars": self.scalars, "raster_info": self._raster_info})
         self._take_configuration(self._answer("ready"))
@@ -284,7 +285,8 @@ class HostProcess:
     def _take_configuration(self, ready: Frame) -> None:
         self.configuration = _mapping(ready.get("configuration"))
         self.output_info = _mapping(ready.get("output_info"))
-        self.operations = tuple(str(name) for name in ready.get("operations") or ())
+        operations = ready.get("operations")
+        self.operations = tuple(map(str, operations)) if isinstance(operations, list) else ()
         self.fields = _fields(ready.get("fields"))
         geometry = ready.get("geometry_type")
         self.geometry_type = geometry if isinstance(geometry, int) else None
@@ -293,7 +295,7 @@ class HostProcess:
         self.offers_scores = "predict_scores" in self.operations and bool(
             self.configuration.get("predict_scores", scores)
         )
-        self.number_of_scores = int(scores) if self.offers_scores and isinstance(scores, (int, float)) else 0
+        self.number_of_scores = int(scores) if self.offers_scores and isinstance(scores, int) else 0
 
     def _device_words(self, device: Mapping[str, Any]) -> str:
         if self._processor_type == "CPU":
@@ -355,8 +357,8 @@ class HostProcess:
                 f"The function {self._function.name} does not offer {operation}.",
                 f"It offers {', '.join(self.operations) or 'nothing'}.",
             )
-        arrays = [pixels] if operation == "predict_scores" else [pixels, _mask_for(pixels, mask)]
-        _check_dimensions(operation, pixels)
+        arrays = [pixels] if operation == "predict_scores" else [pixels, mask_for(pixels, mask)]
+        check_dimensions(operation, pixels)
         inner = shape if shape is not None else (pixels.shape[-2], pixels.shape[-1])
         block = f"tlc {tuple(tlc)}, shape {tuple(inner)}, pixels {pixels.shape} {pixels.dtype}"
         link, ring, slot = self._take_slot()
@@ -374,7 +376,7 @@ class HostProcess:
             "mask": described[-1],
             "tlc": list(tlc),
             "shape": list(inner),
-            "props": self._props(props, inner),
+            "props": output_props(self.output_info, props, inner),
         }
         expected = Expected(
             operation, pixels.shape, inner, self.number_of_scores, self._limits.result_mb * 1024 * 1024
@@ -384,8 +386,15 @@ class HostProcess:
             if not any(not call.done.is_set() for call in self._calls.values()):
                 link.expect_within(self._limits.block_timeout_s, f"in {operation}, on the block at {block}")
             self._calls[ticket] = _Call(slot, expected, block)
-            # Within the lock, so that frames leave in the order of the tickets.
-            link.send({**frame, "ticket": ticket})
+            try:
+                # Within the lock, so that frames leave in the order of the tickets.
+                link.send({**frame, "ticket": ticket})
+            except (TypeError, WireError) as error:
+                del self._calls[ticket]
+                self._free_slots.append(slot)
+                raise BadInputError(
+                    f"The block's props cannot be handed over: {error}.", "Give numbers, text and tuples."
+                ) from error
             failure = self._failure
         if failure is not None:
             self._fail_calls(failure)
@@ -443,20 +452,6 @@ class HostProcess:
                 raise HostError("The host is closed.", "Submit blocks inside its with statement.")
             self._writing += 1
             return self._link, self._ring, self._free_slots.pop()
-
-    def _props(self, props: Mapping[str, Any] | None, inner: tuple[int, int]) -> dict[str, Any]:
-        rows, cols = inner
-        result = {
-            "extent": [0.0, 0.0, float(cols), float(rows)],
-            "pixelType": self.output_info.get("pixelType", "u1"),
-            "spatialReference": self.output_info.get("spatialReference", 3857),
-            "cellSize": [1.0, 1.0],
-            "width": cols,
-            "height": rows,
-            "noData": None,
-        }
-        result.update(props or {})
-        return result
 
     # -- called in the link's thread ----------------------------------------------------------------------
 
@@ -562,28 +557,8 @@ def _fields(given: Any) -> list[dict[str, Any]]:
         except ValueError:
             return []
     listed = given.get("fields") if isinstance(given, dict) else given
-    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return _dicts(listed)
 
 
-def _mask_for(pixels: Pixels, mask: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
-    wanted = pixels.shape[-2:]
-    if mask is None:
-        return np.ones(wanted, np.uint8)
-    if mask.shape not in (wanted, pixels.shape):
-        raise BadInputError(
-            f"The mask has the shape {mask.shape}, the pixels have {pixels.shape}.",
-            "Give a mask of the pixels' shape, or (rows, cols) for all bands alike.",
-        )
-    if mask.ndim == 3 and mask.shape[0] > 1 and mask.strides[0] == 0:
-        # One plane seen as many: the child makes the copies.
-        mask = mask[0]
-    return mask.astype(np.uint8, copy=False)
-
-
-def _check_dimensions(operation: Operation, pixels: Pixels) -> None:
-    wanted = 4 if operation == "predict_scores" else 3
-    if pixels.ndim != wanted:
-        raise BadInputError(
-            f"{operation} takes {wanted}-D pixels, not {pixels.ndim}-D ones.",
-            "Give (n, bands, rows, cols) to predict_scores and (bands, rows, cols) to the others.",
-        )
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

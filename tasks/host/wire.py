@@ -8,7 +8,6 @@ Frames, host to child (``op``):
     start      what to contain, which function, which device; answered by ``contained``
     load       load and initialise the function; answered by ``loaded`` (its parameters)
     configure  all scalars; answered by ``ready`` (configuration, output, fields)
-    describe   raster information anew; answered by ``described``
     call       one block in one slot; answered by ``result``
     close      end
 Frames, child to host (``event``): the answers above, or ``failed`` with the function's own traceback.
@@ -68,10 +67,17 @@ def _decode(payload: bytes) -> dict[str, Any]:
 
 def send_frame(connection: socket.socket, frame: dict[str, Any]) -> None:
     """Sends one frame whole."""
-    payload = json.dumps(frame).encode()
+    payload = json.dumps(frame, default=_number_or_list).encode()
     if len(payload) > FRAME_LIMIT:
         raise WireError(f"a frame of {len(payload)} bytes is over the limit of {FRAME_LIMIT}")
     connection.sendall(_HEADER.pack(len(payload)) + payload)
+
+
+def _number_or_list(value: Any) -> Any:
+    """numpy's scalars and arrays as JSON's numbers and lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot travel in a frame")
 
 
 def receive_frame(connection: socket.socket) -> dict[str, Any] | None:

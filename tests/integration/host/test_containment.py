@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import HostError
-from tasks.host import HostLimits, HostProcess, containment_report
+from tasks.host import HostLimits, HostProcess, containment_report, landlock
 from tasks.package import Package
 from tasks.settings import settings
 
@@ -135,10 +135,8 @@ def test_hostile_function_gets_nothing(
     ):
         monkeypatch.setenv(name, "chipline-test-credential")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with HostProcess(make_package(), limits=limits) as host:
-        report = host.containment
-    if not (report["files"] and report["network"]):
-        pytest.skip(f"this kernel contains less: {report['missing']}")
+    if landlock.abi() == 0:
+        pytest.skip("this kernel has no Landlock")
     result, outside = _attack(make_package, limits, tmp_path)
     environment = result["environment"]
     assert "chipline-test-credential" not in str(environment)

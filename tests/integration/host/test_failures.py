@@ -322,6 +322,33 @@ def test_function_that_is_not_there_is_refused_before_a_process_starts(
         HostProcess(make_package(definition=definition))
 
 
+def test_props_that_cannot_travel_take_no_place_in_the_ring(
+    make_package: MakePackage, limits: HostLimits
+) -> None:
+    body = _update("return {'output_pixels': np.full((1,) + shape, props['noData'] + props['cellSize'][1])}")
+    with HostProcess(make_package(body), limits=limits) as host:
+        for _ in range(limits.slots + 1):
+            with pytest.raises(BadInputError, match="props"):
+                host.submit("updatePixels", BLOCK, props={"extent": object()})
+        props = {"noData": np.int16(5), "cellSize": np.array([1.0, 2.0])}
+        assert (host.run("updatePixels", BLOCK, props=props) == 7).all()
+
+
+def test_fault_of_our_own_line_is_told_to_whoever_waits(
+    make_package: MakePackage, limits: HostLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HostProcess(make_package(_update("return {}")), limits=limits) as host:
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr("tasks.host.process.read_answer", broken)
+        monkeypatch.setattr(host, "_exception", broken)
+        monkeypatch.setattr("threading.excepthook", lambda _: None)
+        with pytest.raises(FunctionFailure, match="a fault of ours"):
+            host.run("updatePixels", BLOCK)
+
+
 def test_pixels_of_the_wrong_shape_are_the_callers_error(
     make_package: MakePackage, limits: HostLimits
 ) -> None:
