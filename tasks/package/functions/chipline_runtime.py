@@ -270,8 +270,8 @@ def tile_parameters(network: PackagedNetwork) -> list[dict[str, Any]]:
             "GPLong",
             padding,
             "Padding",
-            "Pixels at each side of a tile whose predictions are left to the neighbouring tile.",
-            [0, tile // 2 - 1],
+            "Pixels at each side of a tile whose predictions are left to the neighbouring tile; "
+            "less than half of the tile.",
         ),
         parameter(
             "batch_size",

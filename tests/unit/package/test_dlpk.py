@@ -26,6 +26,7 @@ from tasks.package import (
     unpacked_package,
     write_dlpk,
 )
+from tasks.package.__main__ import main
 
 DEFINITION: dict[str, Any] = {
     "ModelType": "ObjectDetection",
@@ -271,3 +272,17 @@ def test_weights_with_code_are_refused(tmp_path: Path) -> None:
     write_dlpk(tmp_path / "a.dlpk", definition(), {**FILES, "model.pth": stream.getvalue()})
     with pytest.raises(PackageError, match=r"posix\.system"):
         open_package(tmp_path / "a.dlpk", tmp_path / "cache")
+
+
+def test_the_command_tells_what_is_inside_and_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = write_dlpk(tmp_path / "trees.dlpk", definition(), FILES)
+    assert main(["inspect", str(tmp_path / "trees.dlpk")]) == 0
+    said = capsys.readouterr().out
+    assert digest in said
+    assert "Function.py" in said
+    assert '"ModelType": "ObjectDetection"' in said
+    (tmp_path / "bad.dlpk").write_bytes(b"no zip")
+    assert main(["validate", str(tmp_path / "bad.dlpk")]) == 1
+    assert "plain zip file" in capsys.readouterr().err
