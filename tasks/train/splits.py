@@ -18,6 +18,10 @@ Footprint = tuple[float, float, float, float]
 _CHIPS_PER_CLUSTER = 64
 _CLUSTERS_AT_MOST = 16
 _CANDIDATES = 24
+# Large sets are tried around fewer chips: their clusters lose little at the borders anyway.
+_CHIPS_OF_ALL_CANDIDATES = 50_000
+# Cost of validation labels that lack or exceed their share, against the share of chips that drop out.
+_LABEL_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,23 @@ class Split:
     dropped: tuple[int, ...]
 
 
-def split_spatially(footprints: Sequence[Footprint], validation_percent: float, *, seed: int) -> Split:
+def split_spatially(
+    footprints: Sequence[Footprint],
+    validation_percent: float,
+    *,
+    seed: int,
+    amounts: Sequence[float] | None = None,
+) -> Split:
     """A split whose validation chips form compact clusters.
 
-    Each cluster is grown around a chip; of several such chips, the one is taken whose cluster makes the
-    fewest training chips drop out. The result depends on the footprints, the percentage and the seed only.
+    Each cluster is grown around a chip; of several such chips, the one is taken whose cluster makes few
+    training chips drop out and holds its share of the labels. The result depends on the arguments only.
 
     Args:
         footprints: (xmin, ymin, xmax, ymax) per chip, in one coordinate system.
         validation_percent: share of all chips that validates, in percent; at least one chip.
         seed: of the chips that clusters are tried around.
+        amounts: how much label each chip holds, in any unit; None where that is not known.
 
     Raises:
         TrainingDataError: too few chips, or all others overlap the validation chips.
@@ -61,11 +72,13 @@ def split_spatially(footprints: Sequence[Footprint], validation_percent: float, 
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     rng = np.random.default_rng(seed)
     neighbours = _Neighbours(boxes)
+    labels = np.zeros(count) if amounts is None else np.asarray(amounts, dtype=np.float64)
+    total = float(labels.sum())
     validation = np.zeros(count, dtype=bool)
     lost = np.zeros(count, dtype=bool)
     for cluster in range(clusters):
         size = wanted // clusters + (1 if cluster < wanted % clusters else 0)
-        best: tuple[int, npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None = None
+        best: tuple[float, npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None = None
         free = np.flatnonzero(~validation)
         for start in _starts(centres, free, rng):
             # Chebyshev distance grows squares, which have short borders on a grid of square chips.
@@ -73,9 +86,11 @@ def split_spatially(footprints: Sequence[Footprint], validation_percent: float, 
             chosen = validation.copy()
             chosen[free[np.argsort(distance, kind="stable")[:size]]] = True
             overlapping = neighbours.overlapping(chosen) & ~chosen
-            dropped = int(overlapping.sum())
-            if best is None or dropped < best[0]:
-                best = (dropped, chosen, overlapping)
+            cost = float(overlapping.mean())
+            if total > 0:
+                cost += _LABEL_WEIGHT * abs(float(labels[chosen].sum()) / total - float(chosen.mean()))
+            if best is None or cost < best[0]:
+                best = (cost, chosen, overlapping)
         assert best is not None
         _, validation, lost = best
     train = ~validation & ~lost
@@ -118,7 +133,8 @@ def _starts(
     corners = [
         int(free[np.argmin(sx * points[:, 0] + sy * points[:, 1])]) for sx in (-1, 1) for sy in (-1, 1)
     ]
-    drawn = rng.choice(free, size=min(_CANDIDATES, len(free)), replace=False)
+    wanted = min(_CANDIDATES, max(1, _CHIPS_OF_ALL_CANDIDATES // len(centres)), len(free))
+    drawn = rng.choice(free, size=wanted, replace=False)
     order = rng.permutation(len(corners))
     return list(dict.fromkeys([corners[i] for i in order] + [int(i) for i in drawn]))
 

@@ -29,7 +29,7 @@ from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
 from tasks.train.schedule import Budget
 from tasks.train.splits import Split, check_no_leak, split_spatially
-from tasks.training_data import Chip, TrainingData, read_chip_image
+from tasks.training_data import Chip, TrainingData, read_boxes, read_chip_image, read_class_mask
 
 DEFAULT_LEARNING_RATE = 4e-3
 _PATIENCE = 5
@@ -38,6 +38,8 @@ _STEPS_BETWEEN_VALIDATIONS = 100
 _GRADIENT_NORM = 10.0
 _FORMATS = {"pixels": "Classified_Tiles", "objects": "PASCAL_VOC_rectangles"}
 _GPU_LOADERS = 4
+# Reading the labels of more chips, only to balance the split, would take too long.
+_WEIGHED_CHIPS = 5000
 
 
 def train_model(
@@ -218,9 +220,17 @@ def _split(chips: Sequence[Chip], data: Sequence[TrainingData], parameters: Trai
             f"of {', '.join(str(item.folder) for item in data)} is not possible.",
             "Export the chips with world files.",
         )
-    split = split_spatially(known, parameters.validation_percent, seed=parameters.seed)
+    amounts = [_label_amount(chip, parameters) for chip in chips] if len(chips) <= _WEIGHED_CHIPS else None
+    split = split_spatially(known, parameters.validation_percent, seed=parameters.seed, amounts=amounts)
     check_no_leak(known, split)
     return split
+
+
+def _label_amount(chip: Chip, parameters: TrainParameters) -> float:
+    """Objects, or labelled pixels."""
+    if parameters.kind == "objects":
+        return float(len(read_boxes(chip)))
+    return float(np.count_nonzero(read_class_mask(chip)))
 
 
 def _dataset(

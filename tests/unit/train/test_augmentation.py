@@ -1,0 +1,90 @@
+"""Augmentation keeps labels true: boxes follow the pixels that they were drawn around."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.train import augmentation
+from tasks.train.augmentation import DEFAULT, NONE, VISIBLE_AT_LEAST
+
+
+def painted(rows: int, cols: int, boxes: np.ndarray) -> np.ndarray:
+    """The oracle: one mask per box  # (n, rows, cols)."""
+    masks = np.zeros((len(boxes), rows, cols), bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
+        mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
+    return masks
+
+
+def extent(mask: np.ndarray) -> list[int]:
+    """Box of a mask: xmin, ymin, xmax, ymax, max edges exclusive."""
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1]
+
+
+def random_boxes(rng: np.random.Generator, count: int, rows: int, cols: int) -> np.ndarray:
+    left, top = rng.integers(0, cols - 8, count), rng.integers(0, rows - 8, count)
+    right = np.minimum(left + rng.integers(2, 20, count), cols)
+    bottom = np.minimum(top + rng.integers(2, 20, count), rows)
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("code", range(8))
+def test_turned_boxes_enclose_the_turned_pixels(code: int) -> None:
+    rng = np.random.default_rng(code)
+    rows, cols = 40, 56
+    boxes = random_boxes(rng, 12, rows, cols)
+    turned = augmentation.dihedral(painted(rows, cols, boxes), code)
+    moved = augmentation.dihedral_boxes(boxes, code, rows, cols)
+    assert [extent(mask) for mask in turned] == moved.astype(int).tolist()
+
+
+def test_the_eight_codes_are_the_eight_symmetries() -> None:
+    image = np.arange(9).reshape(1, 3, 3)
+    assert len({augmentation.dihedral(image, code).tobytes() for code in range(8)}) == 8
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000))
+def test_cropped_boxes_enclose_the_cropped_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = random_boxes(rng, 20, 60, 60)
+    row, col = int(rng.integers(0, 30)), int(rng.integers(0, 30))
+    cut, kept = augmentation.crop_boxes(boxes, row, col, 30, 30)
+    whole = painted(60, 60, boxes)
+    inside = whole[:, row : row + 30, col : col + 30]
+    for index in range(len(boxes)):
+        seen = inside[index].sum() / whole[index].sum()
+        if kept[index]:
+            assert seen >= VISIBLE_AT_LEAST
+            assert extent(inside[index]) == cut[index].astype(int).tolist()
+        else:
+            sides = cut[index, 2:] - cut[index, :2]
+            assert seen < VISIBLE_AT_LEAST or sides.min() <= 1
+
+
+def test_windows_stay_inside_the_chip() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        row, col, edge = augmentation.draw_window(100, 120, 96, DEFAULT, rng)
+        assert 0 <= row <= 100 - edge
+        assert 0 <= col <= 120 - edge
+        assert 78 <= edge <= 100
+    assert augmentation.draw_window(96, 96, 96, NONE, rng) == (0, 0, 96)
+
+
+def test_no_augmentation_changes_no_value() -> None:
+    image = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
+    same = augmentation.vary_colours(image, NONE, np.random.default_rng(1))
+    np.testing.assert_allclose(same, image, atol=1e-6)
+
+
+def test_colours_vary_within_their_bounds() -> None:
+    image = np.zeros((3, 4, 4), np.float32)
+    for seed in range(50):
+        varied = augmentation.vary_colours(image, DEFAULT, np.random.default_rng(seed))
+        assert np.abs(varied).max() <= DEFAULT.brightness + DEFAULT.tint
+        assert np.ptp(varied, axis=(1, 2)).max() == 0  # one shift per band

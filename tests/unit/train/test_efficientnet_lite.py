@@ -1,0 +1,70 @@
+"""The encoder is EfficientNet-Lite0, and all of its ImageNet weights arrive."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from tasks.train.models.efficientnet_lite import (
+    EfficientNetLite0,
+    imagenet_state,
+    load_imagenet,
+    pretrained_weights_file,
+)
+
+
+@pytest.fixture(scope="module")
+def source() -> dict[str, torch.Tensor]:
+    return torch.load(pretrained_weights_file(), map_location="cpu", weights_only=True)
+
+
+def test_every_tensor_of_the_encoder_comes_from_the_file(source: dict[str, torch.Tensor]) -> None:
+    network = EfficientNetLite0()
+    state = imagenet_state(source, network)
+    assert set(state) == set(network.state_dict())
+    used = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
+    left = [name for name, tensor in source.items() if tensor.numel() and tensor.data_ptr() not in used]
+    # Only the classifier and its last convolution stay behind.
+    assert all(name.startswith(("_conv_head", "_bn1.", "_fc")) for name in left)
+
+
+def test_the_features_are_those_of_timm_with_the_same_weights(source: dict[str, torch.Tensor]) -> None:
+    # timm's port of the TensorFlow network, with padding computed at run time, is the oracle. Both lists of
+    # tensors are in the order of the computation.
+    oracle = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    names = list(oracle.state_dict())
+    assert len(names) == len(source)
+    oracle.load_state_dict(dict(zip(names, source.values(), strict=True)))
+    oracle.eval()
+    network = EfficientNetLite0()
+    load_imagenet(network)
+    network.eval()
+    image = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = network(image)
+        expected = oracle.forward_intermediates(image, intermediates_only=True)
+    assert [tuple(f.shape) for f in features[1:]] == [tuple(f.shape) for f in expected]
+    for ours, theirs in zip(features[1:], expected, strict=True):
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_depth_leaves_out_the_coarse_stages() -> None:
+    network = EfficientNetLite0(depth=3)
+    load_imagenet(network)
+    assert network.out_channels == [3, 16, 24, 40]
+    features = network(torch.zeros(1, 3, 64, 64))
+    assert [feature.shape[-1] for feature in features] == [64, 32, 16, 8]
+
+
+def test_more_bands_keep_the_size_of_the_response(source: dict[str, torch.Tensor]) -> None:
+    network = EfficientNetLite0(in_channels=5)
+    stem = imagenet_state(source, network)["stem.1.weight"]
+    assert stem.shape == (32, 5, 3, 3)
+    grey = source["_conv_stem.weight"].sum(dim=1)
+    assert 0.3 < float(stem.sum(dim=1).norm() / grey.norm()) < 1.7
+
+
+def test_other_bands_than_built_for_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 bands"):
+        EfficientNetLite0().set_in_channels(4)

@@ -1,0 +1,73 @@
+"""Validation values: known cases, and per-class numbers that agree with a count by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.labels import ClassSchema
+from tasks.train.scores import match_chip, pixel_scores, score_chips
+
+SCHEMA = ClassSchema.from_values({3: "Round", 7: "Square"})
+
+
+def boxes(*corners: tuple[float, float, float, float]) -> torch.Tensor:
+    return torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
+
+
+def chip(found: list[tuple[tuple[float, ...], int, float]], truth: list[tuple[tuple[float, ...], int]]):  # type: ignore[no-untyped-def]
+    return match_chip(
+        {
+            "boxes": boxes(*(item[0] for item in found)),  # type: ignore[arg-type]
+            "labels": torch.tensor([item[1] for item in found], dtype=torch.int64),
+            "scores": torch.tensor([item[2] for item in found]),
+        },
+        {
+            "boxes": boxes(*(item[0] for item in truth)),  # type: ignore[arg-type]
+            "labels": torch.tensor([item[1] for item in truth], dtype=torch.int64),
+        },
+        min_iou=0.5,
+    )
+
+
+def test_boxes_of_one_chip_never_match_objects_of_another() -> None:
+    square = (0.0, 0.0, 10.0, 10.0)
+    apart = [chip([(square, 1, 0.9)], []), chip([], [(square, 1)])]
+    together = [chip([(square, 1, 0.9)], [(square, 1)])]
+    assert score_chips(apart, SCHEMA)[0]["AVERAGE_PRECISION"] == 0.0
+    assert score_chips(together, SCHEMA)[0]["AVERAGE_PRECISION"] == 1.0
+
+
+def test_the_threshold_is_where_f1_is_largest() -> None:
+    truth = [((20.0 * i, 0.0, 20.0 * i + 10, 10.0), 1) for i in range(4)]
+    right = [(corners, 1, score) for (corners, _), score in zip(truth, (0.9, 0.8, 0.7, 0.2), strict=True)]
+    wrong = [((0.0, 100.0 + 20 * i, 10.0, 110.0 + 20 * i), 1, 0.5 - 0.01 * i) for i in range(6)]
+    values, per_class = score_chips([chip([*right, *wrong], truth)], SCHEMA)  # type: ignore[list-item]
+    assert values["THRESHOLD"] == pytest.approx(0.7)
+    assert values["F1_SCORE"] == pytest.approx(2 * 1.0 * 0.75 / 1.75)
+    assert per_class["Round"]["precision"] == 1.0
+    assert per_class["Round"]["recall"] == 0.75
+    assert per_class["Round"]["objects"] == 4
+    assert math.isnan(per_class["Square"]["ap"])
+    assert values["AVERAGE_PRECISION"] == per_class["Round"]["ap"]
+
+
+def test_chips_without_anything_give_no_number_but_a_usable_threshold() -> None:
+    values, per_class = score_chips([chip([], [])], SCHEMA)
+    assert math.isnan(values["AVERAGE_PRECISION"])
+    assert values["THRESHOLD"] == 0.5
+    assert per_class["Round"]["f1"] == 0.0
+
+
+def test_pixel_values_leave_out_the_background_and_absent_classes() -> None:
+    confusion = np.array([[90, 5, 0], [10, 20, 0], [0, 0, 0]])
+    values, per_class = pixel_scores(confusion, SCHEMA)
+    assert values["ACCURACY"] == pytest.approx(110 / 125)
+    assert values["MIOU"] == pytest.approx(20 / 35)
+    assert values["F1_SCORE"] == pytest.approx(40 / 55)
+    assert list(per_class) == ["Background", "Round", "Square"]
+    assert per_class["Background"]["iou"] == pytest.approx(90 / 105)
+    assert math.isnan(per_class["Square"]["iou"])
