@@ -22,7 +22,10 @@ from tasks.imagery.virtual import looks_virtual, sources_of_virtual_raster
 from tasks.settings import settings
 from tasks.store import ObjectStore, gdal_options, gdal_path, is_local
 
-_READ_OPTIONS: dict[str, str | bool] = {
+_READ_OPTIONS: dict[str, str | bool | int] = {
+    # Bytes. GDAL would take a twentieth of the machine's memory, in each of its processes; this holds a row
+    # of tiles of the widest rasters.
+    "GDAL_CACHEMAX": 256 * 2**20,
     # A cut-off JPEG is half grey otherwise, with no more than a warning.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
     # GDAL's cache of remote files ends with the handle: an object may have been replaced since, and its
