@@ -6,7 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Failed
 
+from tasks.errors import BadInputError
 from tasks.parameters import ToolParameters, flat_docstring, flat_signature, validated
 
 Parameters = TypeVar("Parameters", bound=ToolParameters)
@@ -28,6 +32,22 @@ class ToolFlow(Flow[..., Any]):
         """The validated values, by field, as the flat signature takes them."""
         checked = validated(self.model, parameters)
         return {name: getattr(checked, name) for name in self.model.model_fields}
+
+
+def explain_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001
+    """Hook: a run that crashed over an unknown parameter fails with the message that names the known ones.
+
+    Prefect compares a run's parameters with the signature before it asks the flow, and lets the process
+    die where they differ; the reason would stand in the log only.
+    """
+    unknown = set(flow_run.parameters) - set(flow.parameters.properties)
+    if not (unknown and isinstance(flow, ToolFlow)):
+        return
+    try:
+        flow.validate_parameters(flow_run.parameters)
+    except BadInputError as error:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, Failed(message=str(error)), force=True)
 
 
 def tool(model: type[Parameters], *, run_name: str) -> Callable[[Callable[[Parameters], Result]], ToolFlow]:
@@ -52,6 +72,8 @@ def tool(model: type[Parameters], *, run_name: str) -> Callable[[Callable[[Param
         entry.__signature__ = signature  # type: ignore[attr-defined]
         entry.__annotations__ = {name: item.annotation for name, item in signature.parameters.items()}
         entry.__doc__ = flat_docstring(model, function.__doc__ or function.__name__)
-        return ToolFlow(entry, model, name=function.__name__, flow_run_name=run_name)
+        return ToolFlow(
+            entry, model, name=function.__name__, flow_run_name=run_name, on_crashed=[explain_crash]
+        )
 
     return wrap

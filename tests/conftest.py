@@ -121,7 +121,8 @@ class Runs:
 @pytest.fixture(scope="session")
 def prefect_api(stack: LocalStack) -> Iterator[httpx.Client]:
     """An authenticated client of Prefect's REST API."""
-    with client(f"{stack.layout.prefect_url}/api", stack.secrets.prefect_auth_string) as http:
+    url = f"{stack.layout.prefect_url}/api"
+    with client(url, stack.secrets.prefect_auth_string, patience_s=30) as http:
         yield http
 
 

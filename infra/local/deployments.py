@@ -63,7 +63,8 @@ def _full_name(deployment: dict[str, Any]) -> str:
 
 def _registered(environment: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
-    with client(environment["PREFECT_API_URL"], environment.get("PREFECT_API_AUTH_STRING")) as http:
+    url, auth = environment["PREFECT_API_URL"], environment.get("PREFECT_API_AUTH_STRING")
+    with client(url, auth, patience_s=30) as http:
         flows = {flow["id"]: flow["name"] for flow in _all(http, "/flows/filter")}
         for deployment in _all(http, "/deployments/filter"):
             found.add(f"{flows.get(deployment['flow_id'])}/{deployment['name']}")

@@ -17,14 +17,38 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 5.0
 
 
-def client(url: str, auth: str | None = None) -> httpx.Client:
-    """An HTTP client for one of our servers, past any proxy. ``auth`` is ``user:password``."""
+class _PatientTransport(httpx.HTTPTransport):
+    """Asks again while a server says 503: Prefect does when two writers met in its SQLite database."""
+
+    def __init__(self, patience_s: float) -> None:
+        super().__init__()
+        self.patience_s = patience_s
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        end = time.monotonic() + self.patience_s
+        while True:
+            answer = super().handle_request(request)
+            if answer.status_code != 503 or time.monotonic() > end:
+                return answer
+            answer.close()
+            time.sleep(0.3)
+
+
+def client(url: str, auth: str | None = None, *, patience_s: float = 0.0) -> httpx.Client:
+    """An HTTP client for one of our servers, past any proxy.
+
+    Args:
+        url: where the server is.
+        auth: ``user:password``.
+        patience_s: how long to ask again when the server says that it is busy (503).
+    """
     user, _, password = (auth or "").partition(":")
     return httpx.Client(
         base_url=url,
         auth=httpx.BasicAuth(user, password) if auth else None,
-        timeout=_TIMEOUT_S,
+        timeout=max(_TIMEOUT_S, patience_s),
         trust_env=False,
+        transport=_PatientTransport(patience_s),
     )
 
 

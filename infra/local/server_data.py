@@ -25,7 +25,7 @@ def apply(layout: Layout, keys: Secrets) -> None:
     Raises:
         StackError: the server refuses one of them.
     """
-    with client(f"{layout.prefect_url}/api", keys.prefect_auth_string) as http:
+    with client(f"{layout.prefect_url}/api", keys.prefect_auth_string, patience_s=30) as http:
         data = pools()
         for pool in data["pools"]:
             _apply_pool(http, pool, data["base_job_template"])
