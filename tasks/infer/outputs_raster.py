@@ -24,6 +24,7 @@ from tasks.labels import LabelClass
 OverviewMethod = Literal["nearest", "mode", "average"]
 
 _BLOCK = 512
+_CACHE_BYTES = 256 * 2**20  # GDAL would take a twentieth of the machine's memory
 _MAX_CATEGORY_VALUE = 4095
 # Types and usages of a raster attribute table's columns in GDAL's PAM files.
 _INTEGER, _TEXT = "0", "2"
@@ -89,11 +90,12 @@ def write_raster(
     unfinished = path.with_name(path.stem + ".unfinished.tif")
     counter = _Counter(form.classes)
     try:
-        with rasterio.open(scratch, "w", **_scratch_profile(grid, form)) as dataset:
-            _describe(dataset, form)
-            for window, values in blocks:
-                _write_block(dataset, grid, window, values, form, counter)
-        _copy_to_cog(scratch, unfinished, form)
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+            with rasterio.open(scratch, "w", **_scratch_profile(grid, form)) as dataset:
+                _describe(dataset, form)
+                for window, values in blocks:
+                    _write_block(dataset, grid, window, values, form, counter)
+            _copy_to_cog(scratch, unfinished, form)
         unfinished.replace(path)
     except rasterio.errors.RasterioError as error:
         raise RasterError(
