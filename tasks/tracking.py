@@ -259,10 +259,12 @@ def resolve_model(uri: str) -> str:
             else:
                 version = client.get_model_version(match["name"], match["version"])
         except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            # To a user who is no administrator MLflow answers "denied" for what does not exist, too.
+            absent = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
+            if error.error_code not in absent:
                 raise
             raise NotFoundError(
-                f"{uri} is not in MLflow's registry.",
+                f"{uri} is not in MLflow's registry, or this user may not read it.",
                 "Look at the Models page for the names, versions and aliases that exist.",
             ) from error
     package = version.tags.get(PACKAGE_TAG)
@@ -308,8 +310,10 @@ def _errors() -> Iterator[None]:
         yield
     except MlflowException as error:
         where = os.environ.get("MLFLOW_TRACKING_URI")
-        if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"):
+        if error.error_code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
             remedy = "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        elif error.error_code == "PERMISSION_DENIED":
+            remedy = "Use another name, or let an administrator of MLflow grant this user the permission."
         else:
             remedy = "Check that MLflow runs there, and look at its log."
         text = str(error).strip()[:500]

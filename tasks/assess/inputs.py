@@ -14,7 +14,7 @@ import shapely
 from tasks.errors import BadInputError, LabelError, NotFoundError
 from tasks.labels.schema import ClassSchema
 from tasks.labels.vector import read_frame, split_layer
-from tasks.store import ObjectStore, is_local, iter_files, join, read_manifest
+from tasks.store import ObjectStore, is_local, iter_files, join, read_manifest, resolve_folder
 
 if TYPE_CHECKING:
     import geopandas
@@ -78,13 +78,15 @@ def _as_integer(text: str) -> int | None:
 def vector_files(store: ObjectStore, uri: str) -> list[str]:
     """The vector files that a URI names: itself, or those of a folder (one format of each layer).
 
+    The folder of an output's name stands for its newest published folder.
+
     Raises:
         NotFoundError: a folder without a vector file.
     """
     base, _ = split_layer(uri)
     if PurePosixPath(base).suffix.lower() in _VECTOR_ENDINGS:
         return [uri]
-    folder = base.rstrip("/")
+    folder = resolve_folder(store, base)
     if is_local(folder) and not Path(folder).is_dir():
         raise NotFoundError(f"There is no vector file or folder {uri}.", "Check the path.")
     if read_manifest(store, folder) is not None:

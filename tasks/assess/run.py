@@ -28,6 +28,7 @@ from tasks.store import (
     join,
     output_folder,
     read_manifest,
+    resolve_folder,
     run_key,
     set_current,
 )
@@ -140,8 +141,8 @@ def _inspect(store: ObjectStore, parameters: AccuracyParameters) -> _Inputs:
     for uri in (*parameters.classified_raster, *parameters.extent_rasters):
         check_allowed(uri)
     detections = [file for uri in parameters.detected_features for file in vector_files(store, uri)]
-    rasters = _rasters(parameters.classified_raster)
-    extents = _rasters(parameters.extent_rasters)
+    rasters = _rasters(store, parameters.classified_raster)
+    extents = _rasters(store, parameters.extent_rasters)
     for info in (*rasters, *extents):
         # What a folder or a pattern expands to is bounded too.
         check_allowed(info.uri)
@@ -154,15 +155,17 @@ def _inspect(store: ObjectStore, parameters: AccuracyParameters) -> _Inputs:
     return _Inputs(detections, rasters, extents, identities)
 
 
-def _rasters(named: list[str]) -> list[RasterInfo]:
+def _rasters(store: ObjectStore, named: list[str]) -> list[RasterInfo]:
     if not named:
         return []
-    # A folder as classify_pixels returns it: without a file's ending, without a slash.
-    folders = [
-        f"{uri}/" if "*" not in uri and not uri.endswith("/") and not PurePosixPath(uri).suffix else uri
-        for uri in named
-    ]
-    return [inspect_raster(uri) for uri in expand_rasters(folders)]
+    return [inspect_raster(uri) for uri in expand_rasters([_folder_or_raster(store, uri) for uri in named])]
+
+
+def _folder_or_raster(store: ObjectStore, uri: str) -> str:
+    """A folder with the slash that marks it, also where it is named without, or a name stands for it."""
+    if "*" in uri or not (uri.endswith("/") or not PurePosixPath(uri).suffix):
+        return uri
+    return resolve_folder(store, uri) + "/"
 
 
 def _objects(

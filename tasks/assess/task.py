@@ -63,9 +63,10 @@ def _leave_artifacts(store: ObjectStore, result: AccuracyResult, parameters: Acc
         f"- [{name}]({store.presign(join(result.folder_uri, name), _LINK_SECONDS)})"
         for name in (REPORT, TABLE, DATA)
     ]
+    state = "Already done by an earlier run" if result.already_done else "Done"
     create_markdown_artifact(
         key="accuracy-outputs",
-        markdown=f"# Accuracy of {parameters.out_accuracy_table}\n\n`{result.folder_uri}`\n\n"
+        markdown=f"# Accuracy of {parameters.out_accuracy_table}\n\n{state}: `{result.folder_uri}`\n\n"
         + "\n".join(links),
     )
     _leave_picture(result)

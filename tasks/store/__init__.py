@@ -2,7 +2,7 @@
 
 from tasks.store._types import ObjectInfo
 from tasks.store.objects import ObjectStore
-from tasks.store.pointer import current, set_current
+from tasks.store.pointer import current, resolve_folder, set_current
 from tasks.store.publication import (
     FileRecord,
     Manifest,
@@ -33,6 +33,7 @@ __all__ = [
     "join",
     "output_folder",
     "read_manifest",
+    "resolve_folder",
     "run_key",
     "set_current",
     "sync_folder",

@@ -57,6 +57,12 @@ def current(store: ObjectStore, kind: str, name: str) -> str | None:
     return str(pointer["folder"]) if pointer else None
 
 
+def resolve_folder(store: ObjectStore, folder_uri: str) -> str:
+    """The folder itself, or the newest published one where the URI is a name's (``…/<kind>/<name>``)."""
+    pointer, _ = _read(store, join(folder_uri, "current.json"))
+    return str(pointer["folder"]) if pointer else folder_uri.rstrip("/")
+
+
 def _read(store: ObjectStore, uri: str) -> tuple[dict[str, Any] | None, str | None]:
     try:
         data, etag = store.get_versioned(uri)

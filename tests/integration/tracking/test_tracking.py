@@ -12,12 +12,12 @@ from tasks.tracking import Tracker, register_package, resolve_model
 
 
 @pytest.mark.usefixtures("tracked")
-def test_a_run_keeps_what_it_is_given(tmp_path: Path) -> None:
+def test_a_run_keeps_what_it_is_given(name: str, tmp_path: Path) -> None:
     from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
 
     parameters = {f"p{i}": i for i in range(150)} | {"text": "a", "nested": {"a": [1]}, "long": "x" * 9000}
-    tracker = Tracker.start("trees", "first", parameters, {"who": "me"})
+    tracker = Tracker.start(name, "first", parameters, {"who": "me"})
     tracker.metrics({"iou/Crown (old)": 0.5, "loss": math.nan}, step=3)
     tracker.text("<p>hello</p>", "report/metrics.html")
     tracker.image(b"\x89PNG", "samples/1.png")
@@ -45,10 +45,10 @@ def test_a_run_keeps_what_it_is_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tracked")
-def test_lightnings_logger_writes_to_the_same_run() -> None:
+def test_lightnings_logger_writes_to_the_same_run(name: str) -> None:
     from mlflow.tracking import MlflowClient
 
-    tracker = Tracker.start("trees", "lightning")
+    tracker = Tracker.start(name, "lightning")
     logger = tracker.logger()
     logger.log_metrics({"loss": 1.5}, step=1)
     logger.finalize("success")
@@ -58,23 +58,23 @@ def test_lightnings_logger_writes_to_the_same_run() -> None:
 
 
 @pytest.mark.usefixtures("tracked")
-def test_runs_that_start_at_once_share_the_experiment() -> None:
+def test_runs_that_start_at_once_share_the_experiment(name: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        trackers = list(pool.map(lambda i: Tracker.start("at once", str(i)), range(4)))
+        trackers = list(pool.map(lambda i: Tracker.start(name, str(i)), range(4)))
     assert len({tracker.experiment_id for tracker in trackers}) == 1
 
 
 @pytest.mark.usefixtures("tracked")
-def test_a_package_is_registered_once_and_found_again() -> None:
-    run = Tracker.start("trees", "with package")
+def test_a_package_is_registered_once_and_found_again(name: str) -> None:
+    run = Tracker.start(name, "with package")
     first = "s3://chipline/packages/crowns/aaa/crowns.dlpk"
     second = "s3://chipline/packages/crowns/bbb/crowns.dlpk"
-    assert register_package("crowns", first, "aaa", run_id=run.run_id, alias="champion") == "1"
-    assert register_package("crowns", second, "bbb", tags={"iou": "0.5"}, alias="newest") == "2"
-    assert register_package("crowns", first, "aaa", alias="newest") == "1"
-    assert resolve_model("models:/crowns/2") == second
-    assert resolve_model("models:/crowns@champion") == first
-    assert resolve_model("models:/crowns@newest") == first
+    assert register_package(name, first, "aaa", run_id=run.run_id, alias="champion") == "1"
+    assert register_package(name, second, "bbb", tags={"iou": "0.5"}, alias="newest") == "2"
+    assert register_package(name, first, "aaa", alias="newest") == "1"
+    assert resolve_model(f"models:/{name}/2") == second
+    assert resolve_model(f"models:/{name}@champion") == first
+    assert resolve_model(f"models:/{name}@newest") == first
 
 
 @pytest.mark.usefixtures("tracked")
@@ -85,13 +85,13 @@ def test_what_is_not_registered_is_named(uri: str) -> None:
 
 
 @pytest.mark.usefixtures("tracked")
-def test_a_model_of_others_is_no_package() -> None:
+def test_a_model_of_others_is_no_package(name: str) -> None:
     from mlflow.tracking import MlflowClient
 
-    MlflowClient().create_registered_model("other")
-    MlflowClient().create_model_version("other", "s3://somewhere/model")
+    MlflowClient().create_registered_model(name)
+    MlflowClient().create_model_version(name, "s3://somewhere/model")
     with pytest.raises(BadInputError, match="no deep learning package"):
-        resolve_model("models:/other/1")
+        resolve_model(f"models:/{name}/1")
 
 
 def test_a_wrong_password_and_an_absent_server(tracked: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,9 +170,12 @@ def test_a_published_folder_of_detections_is_read_once_per_layer(
 ) -> None:
     write_layer("out/k/trees.gpkg", [box(0, 0)], Class=["Tree"])
     write_layer("out/k/trees.parquet", [box(0, 0)], Class=["Tree"])
-    result = run(detected_features=[str(world / "out" / "k")], **scene)
-    assert row_of(result, "Tree")["True_Positive"] == 1
-    assert row_of(result, "Tree")["False_Positive"] == 0
+    write_layer("out/older/trees.parquet", [box(50, 50)], Class=["Tree"])
+    newest = str(world / "out" / "k")
+    ObjectStore().put(f"{world}/out/current.json", json.dumps({"folder": newest, "number": 2}).encode())
+    for folder in (newest, f"{world}/out/"):
+        tree = row_of(run(detected_features=[folder], **scene), "Tree")
+        assert (tree["True_Positive"], tree["False_Positive"]) == (1, 0)
 
 
 def test_the_same_again_is_not_computed_again(scene: dict[str, Any], write_layer: Write) -> None:

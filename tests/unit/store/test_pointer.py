@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tasks.errors import StoreError
-from tasks.store import ObjectStore, current, set_current
+from tasks.store import ObjectStore, current, resolve_folder, set_current
 from tasks.store.pointer import pointer_uri
 
 
@@ -18,6 +18,12 @@ def test_the_pointer_moves_and_remembers(store: ObjectStore) -> None:
     assert set_current(store, "packages", "trees", "s3://b/2") == 2
     assert current(store, "packages", "trees") == "s3://b/2"
     assert json.loads(store.get(pointer_uri("packages", "trees")))["previous"] == "s3://b/1"
+
+
+def test_a_name_stands_for_its_newest_folder(store: ObjectStore, root: str) -> None:
+    set_current(store, "packages", "trees", f"{root}/packages/trees/k2")
+    assert resolve_folder(store, f"{root}/packages/trees/") == f"{root}/packages/trees/k2"
+    assert resolve_folder(store, f"{root}/packages/trees/k1/") == f"{root}/packages/trees/k1"
 
 
 @pytest.mark.usefixtures("root")
