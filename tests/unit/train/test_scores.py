@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from tasks.assess.objects import Matches
 from tasks.labels import ClassSchema
 from tasks.train.scores import match_chip, pixel_scores, score_chips
 
 SCHEMA = ClassSchema.from_values({3: "Round", 7: "Square"})
 
 
-def boxes(*corners: tuple[float, float, float, float]) -> torch.Tensor:
-    return torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
+Corners = tuple[float, float, float, float]
 
 
-def chip(found: list[tuple[tuple[float, ...], int, float]], truth: list[tuple[tuple[float, ...], int]]):  # type: ignore[no-untyped-def]
+def boxes(corners: Sequence[Corners]) -> torch.Tensor:
+    return torch.tensor(list(corners), dtype=torch.float32).reshape(-1, 4)
+
+
+def chip(found: Sequence[tuple[Corners, int, float]], truth: Sequence[tuple[Corners, int]]) -> Matches:
     return match_chip(
         {
-            "boxes": boxes(*(item[0] for item in found)),  # type: ignore[arg-type]
+            "boxes": boxes([item[0] for item in found]),
             "labels": torch.tensor([item[1] for item in found], dtype=torch.int64),
             "scores": torch.tensor([item[2] for item in found]),
         },
         {
-            "boxes": boxes(*(item[0] for item in truth)),  # type: ignore[arg-type]
+            "boxes": boxes([item[0] for item in truth]),
             "labels": torch.tensor([item[1] for item in truth], dtype=torch.int64),
         },
         min_iou=0.5,
@@ -45,7 +50,7 @@ def test_the_threshold_is_where_f1_is_largest() -> None:
     truth = [((20.0 * i, 0.0, 20.0 * i + 10, 10.0), 1) for i in range(4)]
     right = [(corners, 1, score) for (corners, _), score in zip(truth, (0.9, 0.8, 0.7, 0.2), strict=True)]
     wrong = [((0.0, 100.0 + 20 * i, 10.0, 110.0 + 20 * i), 1, 0.5 - 0.01 * i) for i in range(6)]
-    values, per_class = score_chips([chip([*right, *wrong], truth)], SCHEMA)  # type: ignore[list-item]
+    values, per_class = score_chips([chip([*right, *wrong], truth)], SCHEMA)
     assert values["THRESHOLD"] == pytest.approx(0.7)
     assert values["F1_SCORE"] == pytest.approx(2 * 1.0 * 0.75 / 1.75)
     assert per_class["Round"]["precision"] == 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import TrainingDataError
@@ -41,9 +41,10 @@ def test_no_training_chip_overlaps_a_validation_chip(
     footprints = grid(columns, rows, tile=51.2, stride=stride, jitter=jitter)
     try:
         split = split_spatially(footprints, percent, seed=seed)
-    except TrainingDataError as error:
-        assert "overlaps" in str(error)
-        return
+    except TrainingDataError:
+        # Right only where a validation area as large as asked for leaves no chip untouched.
+        assume(percent < 20 and columns * rows >= 60)
+        raise
     assert sorted(split.train + split.validation + split.dropped) == list(range(len(footprints)))
     assert split.train
     assert split.validation

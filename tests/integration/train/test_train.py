@@ -1,0 +1,229 @@
+"""From exported chips to a package that predicts: both kinds, on real imagery, without a server."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from tasks.errors import BadInputError, NotFoundError, RunError, TrainingDataError
+from tasks.export import cut
+from tasks.export import finish as export_finish
+from tasks.export import plan as export_plan
+from tasks.export.parameters import ExportParameters
+from tasks.package import read_definition
+from tasks.package.network_source import load_network
+from tasks.settings import settings
+from tasks.store import ObjectStore, current, iter_files
+from tasks.tracking import Tracker
+from tasks.train import plan, work
+from tasks.train.parameters import TrainParameters
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "yellowstone_trees"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A local store with chips of both formats, cut from a corner of the western scene."""
+    folder = tmp_path_factory.mktemp("root")
+    scene = folder / "scene.tif"
+    with rasterio.open(EXAMPLES / "west.tif") as source:
+        window = rasterio.windows.Window(col_off=512, row_off=1536, width=768, height=512)
+        profile = {**source.profile, "width": 768, "height": 512, "compress": "deflate", "photometric": "rgb"}
+        with rasterio.open(scene, "w", **{**profile, "transform": source.window_transform(window)}) as target:
+            target.write(source.read(window=window))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHIPLINE_ROOT", str(folder / "store"))
+        patch.setenv("CHIPLINE_ALLOWED_ROOTS", json.dumps([str(folder), str(EXAMPLES)]))
+        patch.setenv("CHIPLINE_CACHE", str(folder / "cache"))
+        settings.cache_clear()
+        for name, metadata_format in (("crowns", "PASCAL_VOC_rectangles"), ("cover", "Classified_Tiles")):
+            _export(scene, name, metadata_format)
+        yield folder
+    settings.cache_clear()
+
+
+def _export(scene: Path, name: str, metadata_format: str) -> None:
+    parameters = ExportParameters.model_validate(
+        {
+            "input_raster": [str(scene)],
+            "input_class_data": str(EXAMPLES / "trees.gpkg"),
+            "output_location": name,
+            "tile_size": 128,
+            "stride_size": 128,
+            "metadata_format": metadata_format,
+            "output_nofeature_tiles": "ALL_TILES",
+        }
+    )
+    store = ObjectStore()
+    made = export_plan.make_plan(parameters, export_plan.inspect_inputs(parameters))
+    export_plan.save_plan(store, made)
+    for part in range(len(made.parts)):
+        cut.cut_part(store, made, part)
+    export_finish.finish(store, made, {})
+
+
+def parameters(**values: Any) -> TrainParameters:
+    given = {
+        "in_folder": ["crowns"],
+        "output_name": "trees",
+        "model_type": "FCOS",
+        "max_epochs": 1,
+        "batch_size": 4,
+        "validation_percent": 20,
+        "model_arguments": [{"name": "preset", "value": "light"}],
+        **values,
+    }
+    return TrainParameters.model_validate(given)
+
+
+def trained(given: TrainParameters) -> tuple[plan.TrainPlan, str, plan.TrainRecord]:
+    torch.set_num_threads(1)
+    store = ObjectStore()
+    made = plan.make_plan(store, given)
+    uri = plan.save_plan(store, made)
+    record = work.run_training(
+        store, uri, start=lambda _plan: Tracker.disabled(), progress=lambda _fraction, _what: None
+    )
+    return made, uri, record
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("model_type", "folder"), [("FCOS", "crowns"), ("RETINANET", "crowns"), ("UNET", "cover")]
+)
+def test_one_epoch_gives_a_package_that_predicts(model_type: str, folder: str) -> None:
+    given = parameters(model_type=model_type, in_folder=[folder], output_name=f"one-{model_type.lower()}")
+    made, uri, record = trained(given)
+    published = work.finish(ObjectStore(), uri, {})
+    assert not published.already_done
+    assert {item.path for item in iter_files(ObjectStore(), made.folder_uri)} >= {
+        "metrics.json",
+        "model_metrics.html",
+        "ModelCharacteristics/show_results.png",
+        "ModelCharacteristics/loss_graph.png",
+    }
+    with zipfile.ZipFile(record.package) as archive:
+        name = given.output_name
+        definition = read_definition(archive.read(f"{name}.emd").decode())
+        network = load_network(
+            archive.read("ChiplineNetwork.py").decode(),
+            torch.load(archive.open(f"{name}.pth"), weights_only=True),
+        )
+    assert (definition.image_height, definition.model_name) == (128, model_type)
+    assert [item.name for item in definition.classes or []] == ["Tree"]
+    image = torch.randn(3, 192, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        if model_type == "UNET":
+            assert network(image[None]).shape == (1, 2, 192, 128)
+            assert record.metrics["miou"] is not None
+        else:
+            found = network([image])[0]
+            assert set(found["labels"].tolist()) <= {0, 1}  # 0 is the background, which functions drop
+            assert record.metrics["average_precision"] is not None
+            assert 0 < record.metrics["threshold"] < 1
+    assert record.metrics["chips"]["validation"] >= 4
+    assert math.isfinite(record.metrics["valid_loss"])
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(("model_type", "folder"), [("FCOS", "crowns"), ("UNET", "cover")])
+def test_the_same_seed_gives_the_same_package(
+    model_type: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = parameters(model_type=model_type, in_folder=[folder], output_name=f"twin-{model_type.lower()}")
+    _, _, first = trained(given)
+    monkeypatch.setattr(plan, "SEMANTICS", 2)  # another run key: the second training really happens
+    _, _, second = trained(given)
+    assert first.started <= second.started
+    assert first.digest == second.digest
+    monkeypatch.setattr(plan, "SEMANTICS", 3)
+    _, _, other = trained(given.model_copy(update={"seed": 2}))
+    assert other.digest != first.digest
+
+
+@pytest.mark.usefixtures("root")
+def test_the_same_training_again_does_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = parameters(output_name="again")
+    made, uri, record = trained(given)
+    work.finish(ObjectStore(), uri, {})
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(work, "train_model", never)
+    assert trained(given)[2] == record
+    assert work.finish(ObjectStore(), uri, {}).already_done
+    assert current(ObjectStore(), plan.KIND, "again") == made.folder_uri
+    # Another name, seed or argument is another run.
+    keys = {
+        plan.make_plan(ObjectStore(), given.model_copy(update=change)).run_key
+        for change in ({}, {"seed": 9}, {"max_epochs": 2}, {"in_folder": ["crowns", "crowns"]})
+    }
+    assert len(keys) == 4
+
+
+@pytest.mark.usefixtures("root")
+def test_a_failed_training_leaves_nothing_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = parameters(output_name="broken")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    ended: list[str] = []
+    tracker = Tracker.disabled()
+    monkeypatch.setattr(tracker, "finish", lambda status="FINISHED": ended.append(status))
+    monkeypatch.setattr(work, "train_model", fails)
+    store = ObjectStore()
+    uri = plan.save_plan(store, plan.make_plan(store, given))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        work.run_training(store, uri, start=lambda _plan: tracker, progress=lambda _fraction, _what: None)
+    assert ended == ["FAILED"]
+    with pytest.raises(RunError, match="left no result"):
+        work.finish(store, uri, {})
+    assert current(store, plan.KIND, "broken") is None
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"in_folder": ["nowhere"]}, NotFoundError, "Run export_training_data"),
+        ({"in_folder": ["cover"]}, TrainingDataError, "PASCAL_VOC_rectangles"),
+        ({"chip_size": 256}, BadInputError, "smaller chip_size"),
+        ({"model_arguments": [{"name": "widht", "value": "1"}]}, BadInputError, "widht"),
+        ({"in_folder": ["/etc"]}, BadInputError, "allowed"),
+    ],
+)
+def test_bad_input_is_refused_before_work_starts(
+    values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plan.make_plan(ObjectStore(), parameters(**values))
+
+
+@pytest.mark.usefixtures("root")
+def test_a_time_limit_ends_the_training_and_the_last_weights_are_measured() -> None:
+    _, _, record = trained(
+        parameters(output_name="hurried", max_epochs=1000, time_limit_minutes=0.05, stop_training=False)
+    )
+    assert 2.5 <= record.effort["train_seconds"] < 20
+    assert record.metrics["epochs"] < 1000
+    assert record.metrics["average_precision"] is not None
+
+
+def test_training_beats_no_training(root: Path) -> None:
+    del root
+    values: dict[str, Any] = {"model_type": "UNET", "in_folder": ["cover"], "validation_percent": 25}
+    _, _, untrained = trained(parameters(**values, output_name="none", learning_rate=1e-9))
+    _, _, learned = trained(parameters(**values, output_name="some", max_epochs=8))
+    assert np.isfinite(untrained.metrics["miou"])
+    assert learned.metrics["miou"] > untrained.metrics["miou"] + 0.1
