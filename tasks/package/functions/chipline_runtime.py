@@ -136,7 +136,7 @@ class PackagedNetwork:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         module.load_state_dict(state, strict=True)
         module = module.eval().requires_grad_(False).to(self.device)
-        # The layout in which convolutions run fastest on both devices; results are layout-independent.
+        # The layout in which convolutions run fastest on both devices; only the last digits depend on it.
         return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def normalised(self, pixels: np.ndarray) -> torch.Tensor:
