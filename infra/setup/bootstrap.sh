@@ -44,21 +44,25 @@ uv=$(find_uv "$python")
 # What the person exported for other environments must not decide where we install.
 unset VIRTUAL_ENV UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
 install=("$uv" pip install --python .venv/bin/python)
-backend=${UV_TORCH_BACKEND:-$(cat .venv/.torch-backend 2>/dev/null || true)}
+before=$(cat .venv/.torch-backend 2>/dev/null || true)
+backend=${UV_TORCH_BACKEND:-${before:-locked}}
 unset UV_TORCH_BACKEND
+# 2.12.1 and 2.12.1+cpu are the same version to an installer: a change must be asked for.
+again=()
+[ -z "$before" ] || [ "$before" = "$backend" ] || again=(--reinstall-package torch --reinstall-package torchvision)
 
 # The locks are complete, so nothing is resolved: --no-deps also keeps torch out of the first one.
-if [ -z "$backend" ] || [ "$backend" = locked ]; then
+if [ "$backend" = locked ]; then
     say "Installing from locks/requirements.lock and locks/torch.lock"
-    "${install[@]}" --no-deps --require-hashes -r locks/requirements.lock -r locks/torch.lock
+    "${install[@]}" "${again[@]}" --no-deps --require-hashes -r locks/requirements.lock -r locks/torch.lock
 else
     say "Installing from locks/requirements.lock, and torch for the backend $backend"
     "${install[@]}" --no-deps --require-hashes -r locks/requirements.lock
     mapfile -t pins < <(sed -nE 's/^((torch|torchvision)==[^ ]+).*/\1/p' locks/torch.lock)
     # The lock's other pins (numpy, pillow …) are constraints here, the CUDA libraries are the backend's own.
     sed -nE 's/^([A-Za-z0-9._-]+==[^ ]+).*/\1/p' locks/requirements.lock > .venv/.constraints
-    "${install[@]}" --torch-backend "$backend" -c .venv/.constraints "${pins[@]}"
+    "${install[@]}" "${again[@]}" --torch-backend "$backend" -c .venv/.constraints "${pins[@]}"
 fi
 "${install[@]}" -q --no-deps --no-build-isolation -e .
-echo "${backend:-locked}" > .venv/.torch-backend
+echo "$backend" > .venv/.torch-backend
 say "The environment is ready: .venv"
