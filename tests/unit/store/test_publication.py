@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import BadInputError, NotFoundError, StoreError
@@ -27,6 +27,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(max_size=3), json_values, max_size=5))
 def test_a_run_key_ignores_the_order_of_names(value: dict[str, object]) -> None:
     assert run_key(dict(reversed(list(value.items())))) == run_key(value)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tasks.errors import BadInputError
@@ -30,6 +31,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.cache_clear()
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(segment, min_size=1, max_size=4))
 def test_join_and_split_are_inverse(parts: list[str]) -> None:
     assert split_s3(join("s3://bucket", *parts)) == ("bucket", "/".join(parts))
