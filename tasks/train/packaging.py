@@ -46,6 +46,9 @@ def build(
             "threshold": float(trained.metrics["threshold"]),
             "nms_overlap": options.nms_overlap,
         }
+    else:
+        # A network that never learned what background is must not be asked for it.
+        specific = {"predict_background": 0 not in options.ignored}
     return build_package(
         kind=parameters.kind,
         name=parameters.output_name,
