@@ -107,6 +107,14 @@ class Runs:
         found: list[dict[str, Any]] = answer.json()
         return found
 
+    def children(self, run: str) -> list[dict[str, Any]]:
+        """The runs that a run started: subflows and parts."""
+        answer = self.http.post(
+            "/flow_runs/filter", json={"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
+        )
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
     def latest_of(self, name: str) -> list[dict[str, Any]]:
         """The runs of a deployment, newest first."""
         identifier = self.deployment(name)["id"]

@@ -22,6 +22,17 @@ from prefect.client.schemas.sorting import LogSort
 _INFO = 20
 _POLL_SECONDS = 2.0
 _PAGE = 200
+# What Prefect says of its own machinery; the story is in what the tools say.
+_MACHINERY = (
+    "Beginning ",
+    "Executing deployment step",
+    "Deployment step ",
+    "All deployment steps",
+    "Running 1 deployment pull step",
+    "Finished in state Completed()",
+    "Flow run ",
+    "Worker ",
+)
 
 
 class Follower:
@@ -75,6 +86,8 @@ class Follower:
         assert log.id is not None
         self._seen.add(log.id)
         if not log.name.startswith("prefect") or log.flow_run_id is None:
+            return
+        if log.message.startswith(_MACHINERY):
             return
         seconds = int(time.monotonic() - self._clock)
         lines = log.message.strip().splitlines() or [""]
