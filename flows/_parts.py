@@ -24,7 +24,7 @@ from tasks.errors import RunError
 
 POLL_SECONDS = 1.0
 LOST_AT_MOST = 3
-IDLE_WARNING_SECONDS = 60.0
+IDLE_NOTE_SECONDS = 60.0
 
 
 def run_parts(
@@ -82,7 +82,7 @@ class _Watcher:
     def watch(self) -> None:
         progress = create_progress_artifact(progress=0.0, description=self.title)
         assert isinstance(progress, UUID)
-        started, warned = time.monotonic(), False
+        started, noted = time.monotonic(), False
         for part in range(len(self.parts)):
             if self.is_done(part):
                 self.done += 1
@@ -99,13 +99,12 @@ class _Watcher:
             for run in runs:
                 self._judge(run)
             idle = all(run.state is not None and run.state.is_scheduled() for run in runs)
-            if idle and not warned and time.monotonic() - started > IDLE_WARNING_SECONDS:
-                warned = True
-                self.log.warning(
-                    "%s: no part has started for %.0f s. Check that a worker of the pool of deployment %s "
-                    "is online and free.",
+            if idle and not noted and time.monotonic() - started > IDLE_NOTE_SECONDS:
+                noted = True
+                self.log.info(
+                    "%s: waiting for a free worker for %s (busy with other runs, or none is online: "
+                    "see Work Pools)",
                     self.title,
-                    IDLE_WARNING_SECONDS,
                     self.leaf,
                 )
         update_progress_artifact(progress, progress=100.0)
