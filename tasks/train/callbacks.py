@@ -15,6 +15,9 @@ from tasks.train.modules import TrainingModule
 # Values that are better when smaller; all others are better when larger.
 _SMALLER_IS_BETTER = frozenset({"VALID_LOSS"})
 
+# While the learning rate is high, values wander: stopping there would miss what its descent brings.
+_PATIENT_UNTIL = 0.5
+
 Progress = Callable[[float, str], None]
 
 
@@ -121,6 +124,8 @@ class BestWeights(lightning.Callback):
             }
         else:
             self.since += 1
+        if module.budget.fraction(trainer.global_step) < _PATIENT_UNTIL:
+            self.since = 0
         if self.patience is not None and self.since >= self.patience and trainer.state.fn == "fit":
             self.stopped_early = True
             trainer.should_stop = True

@@ -76,7 +76,9 @@ class TrainParameters(ToolParameters):
         "FCOS and RETINANET: stride, levels, width, anchor_size, nms_overlap, detect_min_iou",
     )
     stop_training: bool = Field(
-        default=True, description="Stop when the monitored value has not improved in 5 validations"
+        default=True,
+        description="Stop in the second half of the schedule when the monitored value has not improved in "
+        "5 validations",
     )
     freeze_model: bool = Field(
         default=False, description="Leave the encoder's ImageNet weights as they are and train the rest"

@@ -90,8 +90,9 @@ def test_the_encoder_learns_more_slowly() -> None:
     assert groups[0]["initial_lr"] == pytest.approx(groups[1]["initial_lr"] / 2)
 
 
-def trainer() -> Any:
-    return SimpleNamespace(sanity_checking=False, should_stop=False, state=SimpleNamespace(fn="fit"))
+def trainer(step: int = 9) -> Any:
+    state = SimpleNamespace(fn="fit")
+    return SimpleNamespace(sanity_checking=False, should_stop=False, state=state, global_step=step)
 
 
 @pytest.mark.parametrize(
@@ -116,4 +117,15 @@ def test_patience_stops_a_training_that_no_longer_improves() -> None:
         callback.on_validation_end(runner, learner)
         stops.append(runner.should_stop)
     assert stops == [False, False, False, True]
+    assert callback.stopped_early
+
+
+def test_patience_waits_for_the_second_half_of_the_schedule() -> None:
+    learner, callback = module(), BestWeights("VALID_LOSS", patience=2)
+    for step, value in enumerate((1.0, 2.0, 2.0, 2.0)):
+        learner.measured = {"VALID_LOSS": value}
+        callback.on_validation_end(trainer(step), learner)
+    assert not callback.stopped_early
+    callback.on_validation_end(trainer(6), learner)
+    callback.on_validation_end(trainer(7), learner)
     assert callback.stopped_early
