@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
@@ -198,10 +199,11 @@ class TestMosaics:
         upper = np.full((1, 4, 4), 1, np.uint8)
         upper[0, :, 2:] = 0
         first = inspect_raster(write("1.tif", upper, nodata=0))
-        second = inspect_raster(write("2.tif", np.full((1, 4, 6), 2, np.uint8)))
-        grid = grid_of_collection([first, second])
-        assert read_all([first, second], grid).values[0, 0].tolist() == [1, 1, 2, 2, 2, 2]
-        assert read_all([second, first], grid).values[0, 0].tolist() == [2] * 6
+        for nodata in (None, 0):
+            second = inspect_raster(write("2.tif", np.full((1, 4, 6), 2, np.uint8), nodata=nodata))
+            grid = grid_of_collection([first, second])
+            assert read_all([first, second], grid).values[0, 0].tolist() == [1, 1, 2, 2, 2, 2]
+            assert read_all([second, first], grid).values[0, 0].tolist() == [2] * 6
 
     def test_mixed_types_widen(self, write: Writer) -> None:
         first = inspect_raster(write("1.tif", np.full((1, 4, 4), 200, np.uint8)))
@@ -295,6 +297,21 @@ class TestResampling:
         np.testing.assert_array_equal(pixels.values, expected[:3])
         np.testing.assert_array_equal(pixels.valid, expected[3] != 0)
         assert pixels.valid.mean() > 0.9
+
+    def test_pixels_come_from_the_exact_place(self, write: Writer, noise: NDArray[np.uint8]) -> None:
+        """Over 500 km lines are curved: each pixel is looked up by itself with pyproj."""
+        info = inspect_raster(write("a.tif", noise, cell=3000.0))
+        grid = grid_of_collection([info], out_sr="EPSG:3857")
+        pixels = read_all([info], grid, resampling="nearest")
+        rows, cols = np.mgrid[0 : grid.rows, 0 : grid.cols] + 0.5
+        to_source = pyproj.Transformer.from_crs("EPSG:3857", "EPSG:32612", always_xy=True)
+        x, y = to_source.transform(*grid.to_map(cols, rows))
+        col, row = (x - 500_000.0) / 3000.0, (5_000_000.0 - y) / 3000.0
+        inside = (col >= 0) & (col < 170) & (row >= 0) & (row < 150)
+        expected = noise[:, np.clip(row, 0, 149).astype(int), np.clip(col, 0, 169).astype(int)]
+        assert (pixels.valid != inside).sum() <= 3
+        both = pixels.valid & inside
+        assert (pixels.values[:, both] != expected[:, both]).any(axis=0).sum() <= 3
 
     def test_validity_follows_nodata_mask_and_alpha(self, write: Writer, noise: NDArray[np.uint8]) -> None:
         """At twice the resolution, nearest: each source pixel becomes four."""

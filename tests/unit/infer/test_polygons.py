@@ -60,3 +60,10 @@ def test_the_order_does_not_depend_on_the_input() -> None:
     tops = [shapely.from_wkt(row[0]).bounds[3] for row in rows[0]]
     assert tops == sorted(tops, reverse=True)
     assert canonical_order(array(), [], np.empty(0)).tolist() == []
+
+
+def test_forgiven_bends_do_not_add_up() -> None:
+    circle = shapely.Point(0, 0).buffer(100, quad_segs=256)
+    thinned = without_collinear_vertices(array(circle), tolerance=0.5)[0]
+    assert len(thinned.exterior.coords) < 200
+    assert shapely.hausdorff_distance(circle, thinned) < 1.0
