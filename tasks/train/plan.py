@@ -18,6 +18,7 @@ from tasks.store import (
     join,
     output_folder,
     read_manifest,
+    resolve_folder,
     run_key,
 )
 from tasks.train.models.options import check_sizes, options_of
@@ -149,7 +150,9 @@ def _input(store: ObjectStore, given: str) -> TrainInput:
                 "Run export_training_data with that output_location first, or give the URI of a folder.",
             )
         uri = found
-    check_allowed(uri)
+    else:
+        check_allowed(uri)
+        uri = resolve_folder(store, uri)
     manifest = read_manifest(store, uri)
     if manifest is not None:
         if manifest.kind != "training-data":
@@ -157,6 +160,11 @@ def _input(store: ObjectStore, given: str) -> TrainInput:
                 f"{uri} holds {manifest.kind}, not training data.", "Name a folder of training data."
             )
         return TrainInput(uri=uri, identity=manifest.run_key, name=manifest.name, details=manifest.details)
+    if store.exists(join(uri, PLAN)):
+        raise TrainingDataError(
+            f"{uri} is not finished: its chips are not all there.",
+            "Wait for the run of export_training_data that writes it, or start that again.",
+        )
     inventory = [
         [info.uri.removeprefix(uri), info.size, info.etag or info.modified.isoformat()]
         for info in _inventory(store, uri)

@@ -210,6 +210,14 @@ def test_bad_input_is_refused_before_work_starts(
         plan.make_plan(ObjectStore(), parameters(**values))
 
 
+def test_chips_of_an_unfinished_export_are_refused(root: Path) -> None:
+    folder = root / "unfinished"
+    (folder / "images").mkdir(parents=True)
+    (folder / "plan.json").write_text("{}")
+    with pytest.raises(TrainingDataError, match="not finished"):
+        plan.make_plan(ObjectStore(), parameters(in_folder=[str(folder)]))
+
+
 @pytest.mark.usefixtures("root")
 def test_a_time_limit_ends_the_training_and_the_last_weights_are_measured() -> None:
     _, _, record = trained(
