@@ -298,6 +298,11 @@ def _expanded_objects(text: str, store: ObjectStore) -> list[str]:
 
 
 def _published(folder: str, store: ObjectStore) -> list[str]:
+    """What a published folder was made for where its manifest says so (a preview is no raster to work on)."""
+    manifest = read_manifest(store, folder)
+    outputs = manifest.details.get("outputs") if manifest is not None else None
+    if outputs:
+        return [join(folder, output["path"]) for output in outputs]
     return sorted(join(folder, record.path) for record in iter_files(store, folder))
 
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from tasks.errors import BadInputError, NotFoundError
 from tasks.imagery import RasterInfo, expand_rasters, grid_of_collection, grid_of_raster, inspect_raster
+from tasks.settings import settings
+from tasks.store import Manifest, ObjectStore, Publication
 from tests.unit.imagery.conftest import Writer
 
 PIXELS: NDArray[np.uint8] = np.ones((1, 40, 60), np.uint8)
@@ -27,6 +29,23 @@ class TestExpandRasters:
             "s3://bucket/x.tif",
             "https://host/y.tif?z=*",
         ]
+
+    def test_a_published_folder_gives_its_outputs_not_their_previews(
+        self, tmp_path: Path, write: Writer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CHIPLINE_ALLOWED_ROOTS", f'["{tmp_path}"]')
+        settings.cache_clear()
+        folder = tmp_path / "published"
+        publication = Publication(ObjectStore(), str(folder))
+        records = [
+            publication.put_file("scene.tif", Path(write("scene.tif", PIXELS))),
+            publication.put_file("scene.preview.jpg", b"a picture"),
+        ]
+        part = publication.put_part("outputs", records)
+        details = {"outputs": [{"path": "scene.tif"}]}
+        publication.finish(Manifest(kind="outputs/x", name="x", run_key="k", parts=[part], details=details))
+        assert expand_rasters([str(folder) + "/"]) == [str(folder / "scene.tif")]
+        settings.cache_clear()
 
     def test_a_file_named_like_a_pattern(self, write: Writer) -> None:
         path = write("a[1].tif", PIXELS)
