@@ -188,12 +188,11 @@ class ObjectOperator:
 
     def accept(self, state: _ObjectState, tile: Tile, result: Sequence[DetectionLike]) -> None:
         """Take the objects of one tile that the tile owns, or that lie near its border."""
-        polygons = [polygon_of_rings(item.rings) for item in result]
-        whole = np.array([item is not None for item in polygons], dtype=np.bool_)
-        if not whole.any():
+        polygons = _polygons(result)
+        whole = np.flatnonzero(~shapely.is_missing(polygons))
+        if not len(whole):
             return
-        items = [item for item, good in zip(result, whole, strict=True) if good]
-        inside = np.array([item for item, good in zip(polygons, whole, strict=True) if good], dtype=object)
+        items, inside = [result[index] for index in whole.tolist()], polygons[whole]
         objects = self._judged(tile, items, inside, self.regions[state.shard.grid])
         if len(objects):
             state.parts.append(objects)
@@ -246,6 +245,22 @@ class ObjectOperator:
     def finish(self, state: _ObjectState) -> bytes:
         """The shard's objects as Arrow bytes."""
         return (Objects.joined(state.parts).in_order() if state.parts else no_objects()).to_bytes()
+
+
+def _polygons(items: Sequence[DetectionLike]) -> NDArray[np.object_]:
+    """A polygon per object, None where it has no area; boxes, which most detectors give, all at once."""
+    result = np.full(len(items), None, dtype=object)
+    boxes = [n for n, item in enumerate(items) if len(item.rings) == 1 and len(item.rings[0]) == 4]
+    if boxes:
+        made: NDArray[np.object_] = shapely.polygons(
+            np.array([items[number].rings[0] for number in boxes], np.float64)
+        )
+        good = shapely.is_valid(made) & (shapely.area(made) > 0)
+        result[np.array(boxes)[good]] = made[good]
+    for number, item in enumerate(items):
+        if result[number] is None:
+            result[number] = polygon_of_rings(item.rings)
+    return result
 
 
 def polygon_of_rings(rings: Sequence[Sequence[Sequence[float]]]) -> shapely.Geometry | None:
