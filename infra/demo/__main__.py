@@ -77,6 +77,9 @@ def _florida(name: str) -> dict[str, object]:
     kind = result_kind(name)
     field = "classified_raster" if kind == "classify_pixels" else "detected_features"
     return {
+        # The deployment's sample values stand for what is not given.
+        "detected_features": [],
+        "classified_raster": [],
         field: [str(current(ObjectStore(), f"outputs/{kind}", name)).rstrip("/") + "/"],
         "ground_truth_features": f"{FLORIDA}/trees.gpkg",
         "extent_rasters": [f"{FLORIDA}/osbs_029.tif"],
