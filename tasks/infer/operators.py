@@ -252,9 +252,8 @@ def _polygons(items: Sequence[DetectionLike]) -> NDArray[np.object_]:
     result = np.full(len(items), None, dtype=object)
     boxes = [n for n, item in enumerate(items) if len(item.rings) == 1 and len(item.rings[0]) == 4]
     if boxes:
-        made: NDArray[np.object_] = shapely.polygons(
-            np.array([items[number].rings[0] for number in boxes], np.float64)
-        )
+        rings = np.array([items[number].rings[0] for number in boxes], np.float64)
+        made = np.atleast_1d(np.asarray(shapely.polygons(rings), dtype=object))
         good = shapely.is_valid(made) & (shapely.area(made) > 0)
         result[np.array(boxes)[good]] = made[good]
     for number, item in enumerate(items):
