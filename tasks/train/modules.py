@@ -180,8 +180,10 @@ class ObjectModule(TrainingModule):
         finally:
             self.network.training = False
         self._validation_losses.append(float(torch.stack(list(losses.values())).sum()))
-        for found, target in zip(self.network(images), targets, strict=True):
-            self.chips.append(match_chip(found, target, min_iou=self.options.detect_min_iou))
+        for image, found, target in zip(images, self.network(images), targets, strict=True):
+            rows, cols = image.shape[-2:]
+            min_iou = self.options.detect_min_iou
+            self.chips.append(match_chip(found, target, rows=rows, cols=cols, min_iou=min_iou))
 
     def on_validation_epoch_end(self) -> None:
         values, self.per_class = score_chips(self.chips, self.schema)

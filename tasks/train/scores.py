@@ -25,21 +25,29 @@ from tasks.labels import ClassSchema
 
 Values = dict[str, float]
 
+_EDGE_PX = 1.0  # labels round boxes to whole pixels
 _NO_OBJECT_THRESHOLD = 0.5  # of a package whose validation chips held nothing to tune it on
 
 
-def match_chip(found: dict[str, Tensor], truth: dict[str, Tensor], *, min_iou: float) -> Matches:
+def match_chip(
+    found: dict[str, Tensor], truth: dict[str, Tensor], *, rows: int, cols: int, min_iou: float
+) -> Matches:
     """Matches of one chip; classes are the network's labels, from 1.
+
+    An object at the chip's edge is cut there, often to a sliver: it is not assessed.
 
     Args:
         found: a detector's output, "boxes" (n, 4) xmin, ymin, xmax, ymax, "labels" (n,), "scores" (n,).
         truth: the target, "boxes" and "labels".
+        rows, cols: size of the chip, pixels.
+        min_iou: least overlap of a match.
     """
     detections = Detections(_boxes(found), _labels(found), found["scores"].detach().cpu().double().numpy())
-    labels = _labels(truth)
-    return match_objects(
-        detections, Truths(_boxes(truth), labels, np.zeros(len(labels), dtype=bool)), min_iou
-    )
+    corners = truth["boxes"].detach().cpu()
+    inside = (corners[:, :2] > _EDGE_PX).all(dim=1)
+    inside &= (corners[:, 2] < cols - _EDGE_PX) & (corners[:, 3] < rows - _EDGE_PX)
+    truths = Truths(_boxes(truth), _labels(truth), ~inside.numpy())
+    return match_objects(detections, truths, min_iou)
 
 
 @dataclass(frozen=True)
@@ -59,20 +67,22 @@ def score_chips(chips: Sequence[Matches], schema: ClassSchema) -> tuple[Values, 
         and per class ap, precision, recall, f1 and the number of objects.
     """
     matches = Matches.joined(chips)
-    hits = matches.truth >= 0
+    scores, classes = matches.scores[matches.counted], matches.classes[matches.counted]
+    hits = matches.truth[matches.counted] >= 0
+    truths = matches.truth_classes[matches.truth_counted]
     per_class: dict[str, Values] = {}
     for label, item in enumerate(schema, start=1):
-        mine = matches.classes == label
-        objects = int((matches.truth_classes == label).sum())
-        curve = _curve(matches.scores[mine], hits[mine], objects)
+        mine = classes == label
+        objects = int((truths == label).sum())
+        curve = _curve(scores[mine], hits[mine], objects)
         per_class[item.name] = {
-            "ap": average_precision(matches.scores[mine], hits[mine], objects),
+            "ap": average_precision(scores[mine], hits[mine], objects),
             "precision": float(curve.precision[curve.at]) if curve else 0.0,
             "recall": float(curve.recall[curve.at]) if curve else 0.0,
             "f1": curve.f1 if curve else 0.0,
             "objects": float(objects),
         }
-    every = _curve(matches.scores, hits, len(matches.truth_classes))
+    every = _curve(scores, hits, len(truths))
     values = {
         "AVERAGE_PRECISION": mean_or_nan([row["ap"] for row in per_class.values()]),
         "F1_SCORE": every.f1 if every else 0.0,

@@ -34,22 +34,37 @@ def chip(found: Sequence[tuple[Corners, int, float]], truth: Sequence[tuple[Corn
             "boxes": boxes([item[0] for item in truth]),
             "labels": torch.tensor([item[1] for item in truth], dtype=torch.int64),
         },
+        rows=200,
+        cols=200,
         min_iou=0.5,
     )
 
 
 def test_boxes_of_one_chip_never_match_objects_of_another() -> None:
-    square = (0.0, 0.0, 10.0, 10.0)
+    square = (20.0, 20.0, 30.0, 30.0)
     apart = [chip([(square, 1, 0.9)], []), chip([], [(square, 1)])]
     together = [chip([(square, 1, 0.9)], [(square, 1)])]
     assert score_chips(apart, SCHEMA)[0]["AVERAGE_PRECISION"] == 0.0
     assert score_chips(together, SCHEMA)[0]["AVERAGE_PRECISION"] == 1.0
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [(0.0, 50.0, 4.0, 90.0), (50.0, 0.0, 90.0, 4.0), (196.0, 50.0, 200.0, 90.0), (50.0, 196.0, 90.0, 200.0)],
+)
+def test_objects_that_the_chips_edge_cuts_are_not_assessed(cut: Corners) -> None:
+    square = (20.0, 20.0, 30.0, 30.0)
+    truth = [(square, 1), (cut, 1)]
+    for found in ([(square, 1, 0.5)], [(cut, 1, 0.9), (square, 1, 0.5)]):
+        values, per_class = score_chips([chip(found, truth)], SCHEMA)
+        assert values["AVERAGE_PRECISION"] == 1.0
+        assert per_class["Round"]["objects"] == 1
+
+
 def test_the_threshold_is_where_f1_is_largest() -> None:
-    truth = [((20.0 * i, 0.0, 20.0 * i + 10, 10.0), 1) for i in range(4)]
+    truth = [((20.0 * i + 5, 5.0, 20.0 * i + 15, 15.0), 1) for i in range(4)]
     right = [(corners, 1, score) for (corners, _), score in zip(truth, (0.9, 0.8, 0.7, 0.2), strict=True)]
-    wrong = [((0.0, 100.0 + 20 * i, 10.0, 110.0 + 20 * i), 1, 0.5 - 0.01 * i) for i in range(6)]
+    wrong = [((5.0 + 20 * i, 100.0, 15.0 + 20 * i, 110.0), 1, 0.5 - 0.01 * i) for i in range(6)]
     values, per_class = score_chips([chip([*right, *wrong], truth)], SCHEMA)
     assert values["THRESHOLD"] == pytest.approx(0.7)
     assert values["F1_SCORE"] == pytest.approx(2 * 1.0 * 0.75 / 1.75)
