@@ -16,7 +16,7 @@ def classify_pixels(parameters: ClassifyPixelsParameters) -> dict[str, str]:
     if not plan["done"]:
         run_parts(
             "infer_part",
-            run_key=plan["run_key"],
+            run_key=plan["work_key"],
             parts=[{"plan_uri": plan_uri, "part": part} for part in range(plan["parts"])],
             title=f"Classify pixels: {plan['shards']} shards",
             is_done=lambda part: is_part_done(plan_uri, part),

@@ -16,7 +16,7 @@ def detect_objects(parameters: DetectObjectsParameters) -> dict[str, str]:
     if not plan["done"]:
         run_parts(
             "infer_part",
-            run_key=plan["run_key"],
+            run_key=plan["work_key"],
             parts=[{"plan_uri": plan_uri, "part": part} for part in range(plan["parts"])],
             title=f"Detect objects: {plan['shards']} shards",
             is_done=lambda part: is_part_done(plan_uri, part),

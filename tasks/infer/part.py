@@ -24,8 +24,6 @@ from tasks.package import Package
 from tasks.settings import settings
 from tasks.store import ObjectStore, is_local, join
 
-PLAN = "plan.json"
-
 
 class PartReport(BaseModel):
     """What computing a part took; goes into the provenance of the result.
@@ -49,8 +47,12 @@ class PartReport(BaseModel):
 
 
 def save_plan(store: ObjectStore, plan: Plan) -> str:
-    """Put the plan into its folder, which stays invisible without a manifest; its URI."""
-    uri = join(plan.folder, PLAN)
+    """Put the plan into its folder, which stays invisible without a manifest; its URI.
+
+    The same work cut into another number of parts has the same folder and a plan of its own: a run that is
+    under way keeps the parts it was started with.
+    """
+    uri = join(plan.folder, f"plan-{len(plan.parts)}.json")
     store.put(uri, plan.model_dump_json().encode(), content_type="application/json")
     return uri
 
@@ -202,4 +204,4 @@ def _props(plan: Plan, planned: PlannedGrid) -> dict[str, Any]:
 
 
 def _report_uri(plan: Plan, part: int) -> str:
-    return join(plan.folder, "reports", f"{part}.json")
+    return join(plan.folder, "reports", f"{part}-of-{len(plan.parts)}.json")

@@ -307,7 +307,9 @@ def make_plan(
         output=output_of(parameters),
         folder=output_folder(f"outputs/{tool}", output_of(parameters), key),
         run_key=key,
-        parameters=parameters.model_dump(mode="json"),
+        # A signed address is a credential; what goes on record is the address alone.
+        parameters=parameters.model_dump(mode="json")
+        | {"input_raster": [public_uri(uri) for uri in parameters.input_raster]},
         finishing=finishing,
         rasters=list(rasters),
         package=PlannedPackage(

@@ -21,10 +21,10 @@ _REPORT_SECONDS = 10.0
 
 
 class PlannedInference(TypedDict):
-    """What the flow needs to know of a plan."""
+    """What the flow needs to know of a plan; ``work_key`` names the work and how it is cut into parts."""
 
     plan_uri: str
-    run_key: str
+    work_key: str
     parts: int
     shards: int
     done: bool
@@ -34,9 +34,9 @@ class PlannedInference(TypedDict):
 def plan_inference(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> PlannedInference:
     """Check imagery and package, cut the work into shards and parts, and put the plan into the store."""
     from tasks.infer.finish import published
-    from tasks.infer.part import PLAN, save_plan
+    from tasks.infer.part import save_plan
     from tasks.infer.prepare import prepare
-    from tasks.store import ObjectStore, join
+    from tasks.store import ObjectStore
 
     log = get_run_logger()
     store = ObjectStore()
@@ -44,8 +44,8 @@ def plan_inference(parameters: ClassifyPixelsParameters | DetectObjectsParameter
     for remark in plan.remarks:
         log.warning(remark)
     planned = PlannedInference(
-        plan_uri=join(plan.folder, PLAN),
-        run_key=plan.run_key,
+        plan_uri=save_plan(store, plan),
+        work_key=f"{plan.run_key}-{len(plan.parts)}",
         parts=len(plan.parts),
         shards=len(plan.shards),
         done=published(store, plan) is not None,
@@ -53,7 +53,6 @@ def plan_inference(parameters: ClassifyPixelsParameters | DetectObjectsParameter
     if planned["done"]:
         log.info("Already done: the same inputs and parameters gave %s", plan.folder)
         return planned
-    save_plan(store, plan)
     log.info(
         "%d rasters, %d megapixels on %d grids: %d shards in %d parts, planned for the %s",
         len(plan.rasters),
