@@ -1,6 +1,6 @@
 """Parameters of ``classify_pixels`` and ``detect_objects``: ArcGIS's names in snake_case.
 
-Source of names and defaults: ``docs/formats/tools.md`` §2, §3 and §9.
+Source of names and defaults: ``docs/formats/tools.md`` §2, §3 and §6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Non Maximum Suppression over a complete layer: of objects that overlap too much, the surest one stays.
 
-Source of the procedure: ``docs/formats/tools.md`` §6. What is not documented there is settled here: objects
+Source of the procedure: ``docs/formats/tools.md`` §4. What is not documented there is settled here: objects
 are taken greedily from the highest confidence to the lowest (an object that was removed removes nothing),
 equal confidences in the order of the input, and overlap is measured on the polygons, not on their envelopes.
 """
