@@ -25,6 +25,13 @@ from infra.local.health import client
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
+def fast_folder() -> str | None:
+    """Memory, where there is plenty: a test's databases need no disk, and a slow one makes them lock."""
+    memory = Path("/dev/shm")
+    plenty = memory.is_dir() and shutil.disk_usage(memory).free > 4 * 2**30
+    return str(memory) if plenty and os.access(memory, os.W_OK) else None
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[LocalStack]:
     """The real stack with all deployments registered."""
@@ -38,8 +45,7 @@ def stack() -> Iterator[LocalStack]:
         running.up()
         yield running
         return
-    # Not pytest's own folder: the sockets' paths and the data of several sessions would pile up there.
-    home = Path(tempfile.mkdtemp(prefix="chipline-test-"))
+    home = Path(tempfile.mkdtemp(prefix="chipline-test-", dir=fast_folder()))
     running = LocalStack(home, free_port_base())
     try:
         running.up()
@@ -130,7 +136,7 @@ class Runs:
 def prefect_api(stack: LocalStack) -> Iterator[httpx.Client]:
     """An authenticated client of Prefect's REST API."""
     url = f"{stack.layout.prefect_url}/api"
-    with client(url, stack.secrets.prefect_auth_string, patience_s=30) as http:
+    with client(url, stack.secrets.prefect_auth_string, patience_s=90) as http:
         yield http
 
 

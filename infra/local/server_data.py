@@ -46,11 +46,29 @@ def _apply_pool(http: httpx.Client, pool: dict[str, Any], template: dict[str, An
 def _apply_automation(http: httpx.Client, automation: dict[str, Any]) -> None:
     name = automation["name"]
     present = http.post("/automations/filter", json={"automations": {"name": {"any_": [name]}}}).json()
+    if present and _says_the_same(automation, present[0]):
+        # Writing it again would forget which runs are being watched: one that died would stay Running.
+        return
     if present:
         answer = http.put(f"/automations/{present[0]['id']}", json=automation)
     else:
         answer = http.post("/automations/", json=automation)
     _require(answer, f"the automation {name}", "deployments/automations.yaml")
+
+
+def _says_the_same(wanted: Any, present: Any) -> bool:
+    """Whether the server's record holds all that the file says; it adds defaults and orders sets anew."""
+    if isinstance(wanted, dict):
+        return isinstance(present, dict) and all(
+            name in present and _says_the_same(value, present[name]) for name, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        if not isinstance(present, list) or len(wanted) != len(present):
+            return False
+        if all(isinstance(item, str) for item in wanted):
+            return sorted(wanted) == sorted(present)
+        return all(_says_the_same(one, other) for one, other in zip(wanted, present, strict=True))
+    return bool(wanted == present)
 
 
 def _require(answer: httpx.Response, what: str, file: str) -> None:
