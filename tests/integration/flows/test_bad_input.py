@@ -72,13 +72,6 @@ def bad_files(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
             "classvalue",
             id="unknown class field",
         ),
-        pytest.param(
-            "export_training_data",
-            EXPORT | {"tile_sise": 9},
-            "tile_sise",
-            "tile_size",
-            id="unknown parameter",
-        ),
         pytest.param("detect_objects", DETECT, "not-a-package.dlpk", "package|dlpk", id="not a package"),
     ],
 )
