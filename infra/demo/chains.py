@@ -24,6 +24,10 @@ _COMMON: dict[str, Any] = {
     "test_class_data": f"{YELLOWSTONE}/trees.gpkg",
     "processing_mode": "PROCESS_ITEMS_SEPARATELY",
     "output_nofeature_tiles": "ALL_TILES",
+    # Training takes crops of 256 pixels out of larger chips, so that every crop is another one.
+    "tile_size": 384,
+    "stride_size": 192,
+    "chip_size": 256,
     "model_arguments": [{"name": "preset", "value": "light"}],
 }
 
