@@ -1,0 +1,1 @@
+"""Benchmarks are scripts; their results stand in README.md beside them."""
