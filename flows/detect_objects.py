@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from flows._parts import run_parts
+from flows._inference import run_inference
 from flows._tool import tool
 from tasks.infer.parameters import DetectObjectsParameters
-from tasks.infer.task import finish_inference, is_part_done, plan_inference
 
 
 @tool(DetectObjectsParameters, run_name="detect {output_objects}")
 def detect_objects(parameters: DetectObjectsParameters) -> dict[str, str]:
     """Find objects in imagery with a deep learning package."""
-    plan = plan_inference(parameters)
-    plan_uri = plan["plan_uri"]
-    if not plan["done"]:
-        run_parts(
-            "infer_part",
-            run_key=plan["work_key"],
-            parts=[{"plan_uri": plan_uri, "part": part} for part in range(plan["parts"])],
-            title=f"Detect objects: {plan['shards']} shards",
-            is_done=lambda part: is_part_done(plan_uri, part),
-        )
-    return finish_inference(plan_uri)
+    return run_inference(parameters, verb="Detect objects")

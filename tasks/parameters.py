@@ -52,6 +52,21 @@ def arguments_as_dict(arguments: list[ModelArgument]) -> dict[str, str]:
     return result
 
 
+def check_extent(extent: list[float] | None) -> None:
+    """Refuse an extent that is no rectangle (xmin, ymin, xmax, ymax).
+
+    Raises:
+        ValueError: for a validator of the model to pass on.
+    """
+    if extent is None:
+        return
+    if len(extent) != 4:
+        raise ValueError("extent takes four numbers: xmin, ymin, xmax, ymax")
+    xmin, ymin, xmax, ymax = extent
+    if not (xmin < xmax and ymin < ymax):
+        raise ValueError("extent must have xmin below xmax and ymin below ymax")
+
+
 def inherited(model: type[BaseModel], name: str) -> Any:
     """The field ``name`` of another tool's model, with its default, bounds and description.
 

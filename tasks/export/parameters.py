@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.parameters import ToolParameters
+from tasks.parameters import ToolParameters, check_extent
 
 
 class ExportParameters(ToolParameters):
@@ -103,11 +103,5 @@ class ExportParameters(ToolParameters):
 
     @model_validator(mode="after")
     def _extent_is_a_rectangle(self) -> ExportParameters:
-        if self.extent is None:
-            return self
-        if len(self.extent) != 4:
-            raise ValueError("extent takes four numbers: xmin, ymin, xmax, ymax")
-        xmin, ymin, xmax, ymax = self.extent
-        if not (xmin < xmax and ymin < ymax):
-            raise ValueError("extent must have xmin below xmax and ymin below ymax")
+        check_extent(self.extent)
         return self

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.parameters import ModelArgument, ToolParameters
+from tasks.parameters import ModelArgument, ToolParameters, check_extent
 
 ProcessingMode = Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"]
 ProcessorType = Literal["AUTO", "CPU", "GPU"]
@@ -75,13 +75,7 @@ class InferenceParameters(ToolParameters):
 
     @model_validator(mode="after")
     def _extent_is_a_rectangle(self) -> InferenceParameters:
-        if self.extent is None:
-            return self
-        if len(self.extent) != 4:
-            raise ValueError("extent takes four numbers: xmin, ymin, xmax, ymax")
-        xmin, ymin, xmax, ymax = self.extent
-        if not (xmin < xmax and ymin < ymax):
-            raise ValueError("extent must have xmin below xmax and ymin below ymax")
+        check_extent(self.extent)
         return self
 
 
