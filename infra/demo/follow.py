@@ -24,6 +24,7 @@ _POLL_SECONDS = 2.0
 _PAGE = 200
 # What Prefect says of its own machinery; the story is in what the tools say.
 _MACHINERY = (
+    "Aborted submission of flow run",
     "Beginning ",
     "Executing deployment step",
     "Deployment step ",
