@@ -65,4 +65,7 @@ else
 fi
 "${install[@]}" -q --no-deps --no-build-isolation -e .
 echo "$backend" > .venv/.torch-backend
+# Gigabytes were written: let them reach the disk now, or the databases of a stack that boots next wait for
+# them and call themselves locked.
+sync
 say "The environment is ready: .venv"
