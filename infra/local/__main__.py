@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from infra.local.errors import StackError
-from infra.local.secrets import ROLES
+from infra.local.secrets import ROLES, Role
 from infra.local.stack import LocalStack
 
 
@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "status":
             return _show_status(stack)
         elif chosen.command == "env":
-            for name, value in stack.environment(chosen.role).items():
+            for name, value in (
+                stack.environment(chosen.role) | _for_any_s3_client(stack, chosen.role)
+            ).items():
                 _say(f"export {name}={shlex.quote(value)}")
         else:
             _say(f"prefect  {stack.secrets.prefect_auth_string}")
@@ -42,6 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"chipline: {error}\n")
         return 1
     return 0
+
+
+def _for_any_s3_client(stack: LocalStack, role: Role) -> dict[str, str]:
+    """A person's shell has other S3 clients, too; our own processes take CHIPLINE_STORES."""
+    key = stack.secrets.s3_keys[role]
+    return {
+        "AWS_ACCESS_KEY_ID": key.access_key,
+        "AWS_SECRET_ACCESS_KEY": key.secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": stack.layout.s3_url,
+    }
 
 
 def _show_status(stack: LocalStack) -> int:
