@@ -107,7 +107,11 @@ def confine(
     if os.getppid() != asked["parent"]:
         raise SystemExit("the host is gone")
     missing = []
-    used = [f"{name} namespace" for name in namespaces.enter(line)]
+    # Where the package lies in shared memory, an own one would hide it: then Landlock alone guards it.
+    in_shm = any(
+        os.path.realpath(place).startswith("/dev/shm/") for place in (asked["folder"], *asked["read"])
+    )
+    used = [f"{name} namespace" for name in namespaces.enter(line, own_shm=not in_shm)]
     private_proc, private_shm = "proc namespace" in used, "shm namespace" in used
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)

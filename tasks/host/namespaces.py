@@ -17,7 +17,7 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 16384, 1 << 1
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def enter(close_in_guardians: int) -> list[str]:
+def enter(close_in_guardians: int, *, own_shm: bool) -> list[str]:
     """Enters what the kernel allows; the names of what is in force: user, network, processes, proc, shm.
 
     Returns in another process than the caller: the caller stays behind as a guardian, waits for it, ends
@@ -27,14 +27,15 @@ def enter(close_in_guardians: int) -> list[str]:
 
     Args:
         close_in_guardians: the descriptor of the line to the host, which only the worker keeps.
+        own_shm: whether to mount an own ``/dev/shm``; not where it would hide what the child must read.
     """
-    in_force = _enter(close_in_guardians)
+    in_force = _enter(close_in_guardians, own_shm)
     if "processes" not in in_force:
         _become_guarded(close_in_guardians)
     return in_force
 
 
-def _enter(line: int) -> list[str]:
+def _enter(line: int, own_shm: bool) -> list[str]:
     in_force: list[str] = []
     if os.geteuid() != 0 or not _unshares(_NEWNS):
         uid, gid = os.getuid(), os.getgid()
@@ -58,7 +59,8 @@ def _enter(line: int) -> list[str]:
         in_force.append("processes")
         if mounts_private and _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC):
             in_force.append("proc")
-    if mounts_private and _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, b"size=1g"):
+    wanted = mounts_private and own_shm
+    if wanted and _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, b"size=1g"):
         os.chmod("/dev/shm", 0o1777)  # noqa: PTH101
         in_force.append("shm")
     return in_force

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +210,28 @@ def test_host_may_be_started_from_a_thread_that_ends(make_package: MakePackage, 
         assert host.run("updatePixels", np.zeros((1, 4, 4), np.uint8)).shape == (1, 4, 4)
     finally:
         host.close()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no shared memory folder")
+def test_a_package_in_shared_memory_is_read_and_not_written(
+    make_package: MakePackage, limits: HostLimits
+) -> None:
+    body = """
+    def updatePixels(self, tlc, shape, props, **pixelBlocks):
+        try:
+            open(os.path.join(os.path.dirname(__file__), "left"), "w").close()
+        except OSError:
+            pass
+        return {"output_pixels": np.full((1, 8, 8), 7, np.uint8)}
+    """
+    made = make_package(body)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        moved = Path(shutil.copytree(made.folder, Path(folder) / "package"))
+        with HostProcess(Package(moved, made.definition, made.digest, made.name), limits=limits) as host:
+            assert np.all(host.run("updatePixels", np.ones((3, 8, 8), np.uint8)) == 7)
+            contained = host.containment
+        if contained["files"]:
+            assert not (moved / "left").exists()
 
 
 def test_report_needs_no_package() -> None:
