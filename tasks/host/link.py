@@ -158,6 +158,8 @@ class ChildLink:
                         data = self._receive()
                         if not data:
                             return self._ended(process, log)
+                        # What was printed before the answer is in the pipe: an error's message quotes it.
+                        self._drain(log)
                         try:
                             arrived = frames.feed(data)
                         except WireError as error:
