@@ -107,6 +107,15 @@ class Runs:
         )
         return "\n".join(line["message"] for line in answer.json())
 
+    def says(self, run: str, text: str, *, patience_s: float = 60) -> bool:
+        """Whether a run's log holds a text; logs travel in batches and may come after the run's end."""
+        end = time.monotonic() + patience_s
+        while text not in self.log(run):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+        return True
+
     def artifacts(self, run: str) -> list[dict[str, Any]]:
         """The artifacts that a run left."""
         answer = self.http.post("/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}})

@@ -141,4 +141,4 @@ def test_the_same_chain_again_does_no_work_and_says_so(chains: dict[str, dict[st
     assert before == {leaf: len(runs.latest_of(f"{leaf}/{leaf}")) for leaf in before}
     children = runs.children(again["id"])
     assert len(children) == 4
-    assert all("lready done" in runs.log(child["id"]) for child in children)
+    assert all(runs.says(child["id"], "Already done") for child in children)

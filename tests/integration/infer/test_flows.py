@@ -64,7 +64,7 @@ def test_detect_objects_runs_and_a_second_run_does_no_work(
     assert len(manifest.provenance["parts"]) >= 2
 
     second = completed(runs, "detect_objects", parameters)
-    assert "Already done" in runs.log(second)
+    assert runs.says(second, "Already done")
     assert read_manifest(store, folder) == manifest
 
 
