@@ -200,15 +200,15 @@ class Format:
         """The chips of a folder, ordered by stem, and how many pictures were dropped for lack of a label."""
         raise NotImplementedError
 
-    def boxes(self, chip: Chip) -> Boxes:
+    def boxes(self, chip: Chip) -> Boxes:  # noqa: ARG002
         """Boxes (class value, xmin, ymin, xmax, ymax) in pixels; max edges exclusive."""
         raise self._lacks("boxes")
 
-    def mask(self, chip: Chip) -> npt.NDArray[Any]:
+    def mask(self, chip: Chip) -> npt.NDArray[Any]:  # noqa: ARG002
         """Class values, 0 = none  # (rows, cols), integers."""
         raise self._lacks("class masks")
 
-    def instances(self, chip: Chip) -> dict[int, npt.NDArray[Any]]:
+    def instances(self, chip: Chip) -> dict[int, npt.NDArray[Any]]:  # noqa: ARG002
         """By class value, the number of the object each pixel belongs to  # (rows, cols), 0 = none."""
         raise self._lacks("instance masks")
 
