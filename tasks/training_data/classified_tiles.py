@@ -1,63 +1,64 @@
 """Classified_Tiles: one single-band label raster per chip, pixel = class value, 0 = no label.
 
-Format: docs/formats/training-data.md, "Classified_Tiles".
+With a second raster, whose chips go to ``images2/``, it is a change detection data set: ``images`` is the
+earlier picture, ``images2`` the later one. Format: docs/formats/training-data.md, "Classified_Tiles".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from tasks.errors import TrainingDataError
-from tasks.training_data.images import encode_image
+from tasks.training_data import layout
+from tasks.training_data.images import encode_picture
+from tasks.training_data.masks import count_values, decode_label, encode_label, label_files, within
+from tasks.training_data.pairing import paired_chips
+from tasks.training_data.sample import Chip, ChipFile, ChipRecord, Context, Folder, Format, Sample
+
+__all__ = ["FORMAT", "ClassifiedTiles", "decode_label", "encode_label"]
+
+_OLD_IMAGES, _OLD_IMAGES2 = "images_before", "images_after"
 
 
-def encode_label(
-    mask: npt.NDArray[np.unsignedinteger],  # (rows, cols)
-    transform: Sequence[float],
-    crs_wkt: str | None,
-) -> bytes:
-    """The label raster as a GeoTIFF, in the mask's own unsigned integer type.
+class ClassifiedTiles(Format):
+    """Class values as pixels; the labels' type is the smallest that holds the largest class value."""
 
-    Raises:
-        TypeError: the mask is not of an unsigned integer type.
-    """
-    if mask.dtype.kind != "u":
-        raise TypeError(f"labels are unsigned integers, not {mask.dtype}")
-    return encode_image(mask[np.newaxis], "TIFF", transform, crs_wkt)
+    name = layout.CLASSIFIED_TILES
+    label_extension = ".tif"
+    holds = frozenset({"masks"})
+    counts = "pixels"
+    needs = frozenset({"mask"})
 
+    def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
+        """``images/``, ``labels/`` and, of a second raster, ``images2/``."""
+        if sample.mask is None:
+            raise ValueError("a classified tile needs a mask")
+        stem = layout.chip_stem(sample.number)
+        files, picture = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+        if sample.image2 is not None:
+            files += encode_picture(sample.image2, stem, layout.IMAGES2, sample.transform, context)[0]
+        mask = within(sample.mask, sample.valid)
+        labels, label = label_files(mask, stem, layout.LABELS, sample.transform, context)
+        record = ChipRecord(number=sample.number, paths=[picture, label], bands=[], pixels=count_values(mask))
+        return files + labels, record
 
-def decode_label(path: Path) -> npt.NDArray[np.integer[Any]]:
-    """Class values  # (rows, cols), integers.
+    def recognises(self, path: Path) -> bool:
+        """Old change detection folders; other tiles without side files could be of several formats."""
+        return all((path / name).is_dir() for name in (_OLD_IMAGES, _OLD_IMAGES2, layout.LABELS))
 
-    Raises:
-        TrainingDataError: not a readable single-band integer raster.
-    """
-    import rasterio
-    from rasterio.errors import RasterioIOError
-
-    try:
-        with rasterio.open(path) as dataset:
-            if dataset.count != 1:
-                raise TrainingDataError(
-                    f"The label {path} has {dataset.count} bands.",
-                    "Classified tiles need single-band labels whose pixels are class values.",
-                )
-            mask: npt.NDArray[Any] = dataset.read(1)
-    except RasterioIOError as error:
-        raise TrainingDataError(
-            f"The label {path} cannot be read: {error}.", "Export the training data again."
-        ) from error
-    if mask.dtype.kind not in "ui":
-        whole = mask.astype(np.int64)
-        if not np.array_equal(whole, mask):
-            raise TrainingDataError(
-                f"The label {path} holds values that are not whole numbers.",
-                "Classified tiles need class values as pixels.",
+    def chips(self, folder: Folder) -> tuple[list[Chip], int]:
+        """Also in the older layout of change detection, ``images_before/`` and ``images_after/``."""
+        if (folder.path / _OLD_IMAGES).is_dir() and not (folder.path / layout.IMAGES).is_dir():
+            return paired_chips(
+                folder, self.name, self.label_extension, images=_OLD_IMAGES, images2=_OLD_IMAGES2
             )
-        return whole
-    return mask
+        return super().chips(folder)
+
+    def mask(self, chip: Chip) -> npt.NDArray[Any]:
+        """The label raster."""
+        return decode_label(chip.label_path)
+
+
+FORMAT = ClassifiedTiles()

@@ -16,6 +16,8 @@ from rasterio.errors import RasterioIOError
 from rasterio.io import MemoryFile
 
 from tasks.errors import BadInputError, TrainingDataError
+from tasks.training_data import layout
+from tasks.training_data.sample import ChipFile, Context, Transform
 
 # Lossless and quick; the predictor is what makes natural images smaller.
 _TIFF_OPTIONS = {"driver": "GTiff", "compress": "deflate", "zlevel": 1, "interleave": "pixel"}
@@ -68,6 +70,31 @@ def encode_image(
     else:
         picture.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return out.getvalue()
+
+
+def encode_picture(
+    values: npt.NDArray[Any],  # (bands, rows, cols)
+    stem: str,
+    folder: str,
+    transform: Transform,
+    context: Context,
+) -> tuple[list[ChipFile], str]:
+    """A chip's picture with its world file, and the picture's path in the training data folder.
+
+    Args:
+        stem: file name without extension.
+        folder: in the training data folder.
+        transform: (a, b, c, d, e, f), chip pixel to map.
+
+    Raises:
+        BadInputError: see :func:`check_chip_format`.
+    """
+    extension = layout.IMAGE_EXTENSIONS[context.chip_format]
+    path = f"{folder}/{stem}{extension}"
+    return [
+        ChipFile(path, encode_image(values, context.chip_format, transform, context.crs_wkt)),
+        ChipFile(f"{folder}/{stem}{layout.WORLD_EXTENSIONS[extension]}", layout.world_file(transform)),
+    ], path
 
 
 def decode_image(path: Path) -> npt.NDArray[Any]:

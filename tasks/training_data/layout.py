@@ -18,8 +18,14 @@ STATS = "stats.txt"
 ACCUMULATED_STATS = "esri_accumulated_stats.json"
 DEFINITION = "esri_model_definition.emd"
 
-IMAGE_EXTENSIONS = {"TIFF": ".tif", "PNG": ".png", "JPEG": ".jpg"}
-WORLD_EXTENSIONS = {".tif": ".tfw", ".png": ".pgw", ".jpg": ".jgw"}
+IMAGES2 = "images2"
+LABELS2 = "labels2"
+# Class names in paths may hold any letter.
+MAP_ENCODING = "utf-8"
+
+IMAGE_EXTENSIONS = {"TIFF": ".tif", "PNG": ".png", "JPEG": ".jpg", "MRF": ".mrf"}
+# First and last letter of the extension, and a w.
+WORLD_EXTENSIONS = {".tif": ".tfw", ".png": ".pgw", ".jpg": ".jgw", ".mrf": ".mfw"}
 LABEL_EXTENSIONS = {CLASSIFIED_TILES: ".tif", PASCAL_VOC: ".xml"}
 # What a reader takes for a chip; everything else in images/ (world files, .aux.xml, .ovr) is a side file.
 READABLE_IMAGES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".mrf"})

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import TrainingDataError
 from tasks.labels.schema import ClassSchema
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from tasks.labels.pixels import LabelsInWindow
 
 Transform = tuple[float, float, float, float, float, float]
 Need = Literal["mask", "objects", "instances", "value", "second raster", "instance data"]
+Holding = Literal["masks", "boxes", "instances", "values"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class Chip:
         stem: file name without extension.
         image: the picture.
         label: the label file; None where the format has none (the folder's name is the class, say).
-        footprint: (xmin, ymin, xmax, ymax) in map units; None where the chip has no georeference.
+        footprint: (xmin, ymin, xmax, ymax) in map units; None where the chip has no georeference. The reader
+            fills it in: a format leaves it None.
         classes: the classes its labels name.
         metadata_format: the format it was read from.
         labels: all label files, by what they are for: the class value of an instance mask, say.
@@ -143,6 +146,17 @@ class Chip:
     labels: Mapping[int, Path] = field(default_factory=dict)
     image2: Path | None = None
     values: tuple[int, ...] = ()
+
+    @property
+    def label_path(self) -> Path:
+        """The label file.
+
+        Raises:
+            TrainingDataError: the chip has none.
+        """
+        if self.label is None:
+            raise TrainingDataError(f"The chip {self.image} has no label.", "Export the training data again.")
+        return self.label
 
 
 Boxes = Sequence[tuple[int, float, float, float, float]]
@@ -170,23 +184,38 @@ class Folder:
 class Format:
     """A metadata format: how a chip's labels are written and read.
 
+    A module's one instance is called ``FORMAT``; :mod:`tasks.training_data.formats` finds it there.
+
     Attributes:
         name: ArcGIS's name of the format, or ours for formats that it has none for.
         label_extension: of the label files; None where there are none.
+        holds: what the labels can be read as: "masks" of class values, "boxes", "instances", or class
+            "values" of the chip as a whole. Training asks for it.
         counts: what the statistics count: "pixels" of each class, "features", or nothing.
         needs: which parts of a :class:`Sample` must be there.
         chips_at: chips lie at every "position" of a regular grid, or one around each labelled "feature".
         needs_labels: whether the export needs class data at all.
         sides: folders that are each a whole export of their own, by raster; one nameless side otherwise.
+        folder_per_class: folders are named after the classes, so that class names must be folder names (see
+            :func:`tasks.training_data.layout.folder_classes`).
     """
 
     name: str
     label_extension: str | None = None
+    holds: frozenset[Holding] = frozenset()
     counts: Literal["pixels", "features", "nothing"] = "nothing"
     needs: frozenset[Need] = frozenset()
     chips_at: Literal["position", "feature"] = "position"
     needs_labels: bool = True
     sides: tuple[str, ...] = ("",)
+    folder_per_class: bool = False
+
+    def check(self, context: Context) -> None:
+        """Refuse what the format cannot hold, before any chip is cut.
+
+        Raises:
+            BadInputError: with the remedy.
+        """
 
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
         """All files of a chip, and its record. ``bands`` and ``corners`` of the record are the caller's."""
@@ -196,13 +225,31 @@ class Format:
         """Gathers what the format's own side files need; ``scratch`` is a folder for temporary files."""
         return SideWriter()
 
-    def chips(self, folder: Folder) -> tuple[list[Chip], int]:
-        """The chips of a folder, ordered by stem, and how many pictures were dropped for lack of a label."""
-        raise NotImplementedError
+    def recognises(self, path: Path) -> bool:  # noqa: ARG002
+        """Whether a folder without side files can be of this format, by its layout."""
+        return False
 
-    def boxes(self, chip: Chip) -> Boxes:  # noqa: ARG002
+    def find_classes(self, folder: Folder) -> ClassSchema | None:  # noqa: ARG002
+        """The classes as the labels themselves name them; None where they do not."""
+        return None
+
+    def chips(self, folder: Folder) -> tuple[list[Chip], int]:
+        """The chips of a folder, ordered by stem, and how many pictures were dropped for lack of a label.
+
+        Unless a format says otherwise these are the pictures in images/ that have a file of the same stem in
+        labels/; all pictures where the format has no label files.
+        """
+        from tasks.training_data.pairing import paired_chips
+
+        return paired_chips(folder, self.name, self.label_extension)
+
+    def boxes(self, chip: Chip) -> Boxes:
         """Boxes (class value, xmin, ymin, xmax, ymax) in pixels; max edges exclusive."""
-        raise self._lacks("boxes")
+        if "instances" not in self.holds:
+            raise self._lacks("boxes")
+        from tasks.training_data.masks import boxes_of_instances
+
+        return boxes_of_instances(self.instances(chip))
 
     def mask(self, chip: Chip) -> npt.NDArray[Any]:  # noqa: ARG002
         """Class values, 0 = none  # (rows, cols), integers."""
