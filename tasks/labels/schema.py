@@ -37,11 +37,19 @@ def palette_color(index: int) -> Color:
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class: ``value`` is what label pixels and boxes carry, ``color`` is red, green, blue (0 to 255)."""
+    """One class.
+
+    Attributes:
+        value: what label pixels and boxes carry.
+        name: for people.
+        color: red, green, blue (0 to 255).
+        parent: value of the class it is a kind of, where a class schema file says so.
+    """
 
     value: int
     name: str
     color: Color
+    parent: int | None = None
 
 
 @dataclass(frozen=True)
