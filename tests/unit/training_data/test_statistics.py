@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.training_data import statistics
 from tasks.training_data.statistics import BandStatistics, ClassStatistics
 
 
@@ -36,6 +37,22 @@ def test_merged_statistics_equal_numpy_on_everything(seed: int, pieces: list[int
             assert merged.mean[band] == pytest.approx(values.mean(), rel=1e-12)
             assert merged.std[band] == pytest.approx(values.std(), rel=1e-9, abs=1e-9)
             assert (merged.minimum[band], merged.maximum[band]) == (values.min(), values.max())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+@pytest.mark.parametrize("at_once", [1 << 20, 37])
+def test_small_integers_are_counted_without_rounding(
+    dtype: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_EXACT_AT_ONCE", at_once)
+    limits = np.iinfo(dtype)
+    values = np.random.default_rng(3).integers(
+        limits.min, limits.max, (1, 50, 61), dtype=dtype, endpoint=True
+    )
+    exact = [int(value) for value in values.ravel()]
+    total, squares = sum(exact), sum(value * value for value in exact)
+    [row] = BandStatistics.of(values).to_rows()
+    assert row[1:3] == [total / values.size, (squares * values.size - total * total) / values.size]
 
 
 def test_small_differences_on_a_large_mean_are_kept() -> None:
