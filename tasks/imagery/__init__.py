@@ -1,6 +1,6 @@
 """Where pixels come from: rasters, collections, identities, grids, windows and the one reader."""
 
-from tasks.imagery.collection import expand_rasters, grid_of_collection, grid_of_raster
+from tasks.imagery.collection import expand_rasters, export_grid, grid_of_collection, grid_of_raster
 from tasks.imagery.grid import Bounds, Grid, Transform
 from tasks.imagery.prefetch import prefetch
 from tasks.imagery.raster import RasterInfo, inspect_raster
@@ -16,6 +16,7 @@ __all__ = [
     "Transform",
     "Window",
     "expand_rasters",
+    "export_grid",
     "grid_of_collection",
     "grid_of_raster",
     "inspect_raster",

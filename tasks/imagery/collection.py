@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".mrf")
 """Name endings that count as a raster in a folder or under a prefix; a raster named itself may have any."""
 
+FINER_BY = 0.05
+"""Share by which a raster's cells must be finer than the first raster's to decide an export's cell size."""
+
 _REMEDY_NO_CRS = (
     "Assign the reference system (for example with `gdal_edit.py -a_srs EPSG:… raster.tif`), "
     "or work in pixel space where the tool offers it."
@@ -101,24 +104,58 @@ def grid_of_collection(
     reference = infos[0]
     if same_crs(reference.crs_wkt, target_wkt):
         a, b, c, d, e, f = reference.transform
-        # For a rotated raster: the side lengths of its cells.
-        cell_x, cell_y = _cell_size(cell_size, (math.hypot(a, d), math.hypot(b, e)))
+        cell_x, cell_y = _cell_size(cell_size, _own_cell_size(reference))
         north_up = not (b or d) and a > 0 > e
         anchor_x, anchor_y = (c, f) if north_up else (reference.bounds[0], reference.bounds[3])
     else:
         cell_x, cell_y = _cell_size(cell_size, _warped_cell_size(reference, target_wkt))
         anchor_x = anchor_y = 0.0
     bounds = union_of_bounds([bounds_in(info, target_wkt) for info in infos])
-    if extent is not None:
-        bounds = _clipped(bounds, extent)
-    # One cell at the anchor serves to snap; its window of the bounds is the grid.
-    anchor = Grid(target_wkt, (cell_x, 0.0, anchor_x, 0.0, -cell_y, anchor_y), 1, 1)
-    window = anchor.window_of_bounds(bounds)
-    if window.is_empty:
-        raise BadInputError(
-            f"The extent {bounds} is smaller than a cell of {cell_x} x {cell_y}.", "Give a larger extent."
-        )
-    return Grid(target_wkt, anchor.window_transform(window), window.rows, window.cols)
+    return _snapped(target_wkt, (anchor_x, anchor_y), (cell_x, cell_y), bounds, extent)
+
+
+def export_grid(
+    infos: Sequence[RasterInfo],
+    *,
+    cell_size: float | None = None,
+    cell_size_y: float | None = None,
+    extent: Bounds | None = None,
+    pixel_space: bool = False,
+) -> Grid:
+    """The grid that chips are cut on: every raster is taken as it is, none is refused for how it lies.
+
+    The reference system is the first raster's, the cell size the finest of all rasters, the origin the
+    first raster's upper left corner. The first raster's own cell size stays unless another one is finer by
+    more than :data:`FINER_BY`, so that rasters in neighbouring zones do not blur the first one. A rotated or
+    south-up raster comes first like any other: its grid is north-up, with cells as long as its pixels'
+    sides, at the corner of its bounding box.
+
+    Args:
+        infos: the collection, in order; one raster is a collection too.
+        cell_size: cell size in units of the first raster's CRS instead.
+        cell_size_y: height of a cell where it differs from ``cell_size``.
+        extent: (xmin, ymin, xmax, ymax) in the first raster's CRS (in pixel space x is the column and y
+            minus the row); the part of the collection inside it, snapped outwards to whole cells.
+        pixel_space: the raw image of a single raster, with or without CRS: cells are its pixels.
+
+    Raises:
+        BadInputError: no raster, a raster without CRS in map space, several rasters or a cell size in pixel
+            space, an extent that touches no raster, or values that make no sense.
+    """
+    if not infos:
+        raise BadInputError("The collection holds no raster.", "Give at least one raster.")
+    if pixel_space:
+        return _grid_in_pixel_space(infos, cell_size, cell_size_y, extent)
+    target_wkt, *_ = [_require_crs(info) for info in infos]
+    if cell_size is not None:
+        cell_x, cell_y = _cell_size((cell_size, cell_size if cell_size_y is None else cell_size_y), (0, 0))
+    elif cell_size_y is not None:
+        raise BadInputError("A cell's height is given without its width.", "Give cell_size, too.")
+    else:
+        cell_x, cell_y = _finest_cell_size(infos, target_wkt)
+    anchor = (infos[0].bounds[0], infos[0].bounds[3])
+    bounds = union_of_bounds([bounds_in(info, target_wkt) for info in infos])
+    return _snapped(target_wkt, anchor, (cell_x, cell_y), bounds, extent)
 
 
 def bounds_in(info: RasterInfo, crs_wkt: str | None) -> Bounds:
@@ -176,6 +213,63 @@ def union_of_bounds(bounds: Sequence[Bounds]) -> Bounds:
     )
 
 
+def _snapped(
+    crs_wkt: str | None,
+    anchor: tuple[float, float],
+    cell: tuple[float, float],
+    bounds: Bounds,
+    extent: Bounds | None,
+) -> Grid:
+    if extent is not None:
+        bounds = _clipped(bounds, extent)
+    # One cell at the anchor serves to snap; its window of the bounds is the grid.
+    one = Grid(crs_wkt, (cell[0], 0.0, anchor[0], 0.0, -cell[1], anchor[1]), 1, 1)
+    window = one.window_of_bounds(bounds)
+    if window.is_empty:
+        raise BadInputError(
+            f"The extent {bounds} is smaller than a cell of {cell[0]} x {cell[1]}.", "Give a larger extent."
+        )
+    return Grid(crs_wkt, one.window_transform(window), window.rows, window.cols)
+
+
+def _grid_in_pixel_space(
+    infos: Sequence[RasterInfo], cell_size: float | None, cell_size_y: float | None, extent: Bounds | None
+) -> Grid:
+    if len(infos) > 1:
+        raise BadInputError(
+            f"{len(infos)} rasters cannot share one pixel space.",
+            "Process the rasters separately (PROCESS_ITEMS_SEPARATELY), or work in map space.",
+        )
+    if (cell_size or 1) != 1 or (cell_size_y or 1) != 1:
+        raise BadInputError(
+            f"In pixel space a cell is a pixel; {cell_size_y or cell_size} has no meaning there.",
+            "Leave cell_size out, or work in map space.",
+        )
+    info = infos[0]
+    bounds = (0.0, -float(info.height), float(info.width), 0.0)
+    return _snapped(None, (0.0, 0.0), (1.0, 1.0), bounds, extent)
+
+
+def _own_cell_size(info: RasterInfo) -> tuple[float, float]:
+    """Lengths of a pixel's sides, map units: (nearest to the x direction, nearest to the y direction)."""
+    a, b, _, d, e, _ = info.transform
+    along_cols, along_rows = math.hypot(a, d), math.hypot(b, e)
+    # Turned by about a quarter, columns run along y.
+    return (along_rows, along_cols) if abs(d) > abs(a) else (along_cols, along_rows)
+
+
+def _finest_cell_size(infos: Sequence[RasterInfo], target_wkt: str) -> tuple[float, float]:
+    finest = _own_cell_size(infos[0])
+    limit = math.sqrt(finest[0] * finest[1]) / (1 + FINER_BY)
+    for info in infos[1:]:
+        same = same_crs(info.crs_wkt, target_wkt)
+        cell = _own_cell_size(info) if same else _warped_cell_size(info, target_wkt)
+        side = math.sqrt(cell[0] * cell[1])
+        if side < limit:
+            finest, limit = cell, side
+    return finest
+
+
 def _target_crs(infos: Sequence[RasterInfo], out_sr: str | None) -> str:
     if out_sr is not None:
         import rasterio.errors
@@ -188,21 +282,21 @@ def _target_crs(infos: Sequence[RasterInfo], out_sr: str | None) -> str:
                 f"The output reference system {out_sr!r} is not known.", "Give it as EPSG:<code> or as WKT."
             ) from error
     first = infos[0]
-    if first.crs_wkt is None:
-        raise BadInputError(f"{first.uri} has no coordinate reference system.", _REMEDY_NO_CRS)
+    first_wkt = _require_crs(first)
     for info in infos[1:]:
-        if not same_crs(first.crs_wkt, info.crs_wkt):
+        if not same_crs(first_wkt, info.crs_wkt):
             raise BadInputError(
                 f"{first.uri} is in {crs_name(first.crs_wkt)} and {info.uri} is in {crs_name(info.crs_wkt)}.",
                 "Name the output's reference system with out_sr, or process the rasters separately "
                 "(PROCESS_ITEMS_SEPARATELY).",
             )
-    return first.crs_wkt
+    return first_wkt
 
 
-def _require_crs(info: RasterInfo) -> None:
+def _require_crs(info: RasterInfo) -> str:
     if info.crs_wkt is None:
         raise BadInputError(f"{info.uri} has no coordinate reference system.", _REMEDY_NO_CRS)
+    return info.crs_wkt
 
 
 def _require_north_up(info: RasterInfo) -> None:
@@ -234,9 +328,13 @@ def _warped_cell_size(info: RasterInfo, target_wkt: str) -> tuple[float, float]:
     from rasterio.crs import CRS
     from rasterio.warp import calculate_default_transform
 
+    xmin, ymin, xmax, ymax = info.bounds
+    cell_x, cell_y = _own_cell_size(info)
+    # The bounding box of a rotated raster holds more pixels than the raster.
+    cols, rows = max(1, round((xmax - xmin) / cell_x)), max(1, round((ymax - ymin) / cell_y))
     try:
         transform, _, _ = calculate_default_transform(
-            CRS.from_wkt(info.crs_wkt), CRS.from_wkt(target_wkt), info.width, info.height, *info.bounds
+            CRS.from_wkt(info.crs_wkt), CRS.from_wkt(target_wkt), cols, rows, *info.bounds
         )
     except rasterio.errors.RasterioError as error:
         raise _not_expressible(info) from error

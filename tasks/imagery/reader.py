@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import rasterio.errors
+import rasterio.warp
 import rasterio.windows
 from affine import Affine
 from numpy.typing import NDArray
@@ -277,11 +279,30 @@ class GridReader:
             tolerance=1e-30,
             add_alpha=not by_nodata and alpha is None,
             # Nodata is a matter of each band by itself, as it is for an aligned raster.
-            warp_extras={"UNIFIED_SRC_NODATA": "NO"} if by_nodata else {},
+            **({"UNIFIED_SRC_NODATA": "NO"} if by_nodata else {}),
+            **_scales_of_rotated(source, grid),
         )
         if by_nodata:
             return _Handle(source, view, bands, None, masked=True)
         return _Handle(source, view, bands, alpha or source.count + 1, masked=True)
+
+
+def _scales_of_rotated(source: DatasetReader, grid: Grid) -> dict[str, str]:
+    """Cells of the grid per pixel of a rotated raster, for GDAL, along the raster's columns and rows.
+
+    GDAL takes the ratio of two bounding boxes, which is wrong for a rotated raster: it blurs.
+    """
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    if not (b or d):
+        return {}
+    col, row = source.width / 2, source.height / 2
+    x, y = a * col + b * row + c, d * col + e * row + f
+    xs, ys = [x, x + a, x + b], [y, y + d, y + e]
+    if source.crs is not None:
+        xs, ys = rasterio.warp.transform(source.crs, CRS.from_wkt(grid.crs_wkt), xs, ys)
+    cols, rows = zip(*(grid.to_pixel(x, y) for x, y in zip(xs, ys, strict=True)), strict=True)
+    along = [math.hypot(cols[step] - cols[0], rows[step] - rows[0]) for step in (1, 2)]
+    return {"XSCALE": f"{along[0]:.6f}", "YSCALE": f"{along[1]:.6f}"}
 
 
 def _origin_shift(placement: _Placement, info: RasterInfo, grid: Grid) -> tuple[int, int]:

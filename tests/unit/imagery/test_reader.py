@@ -336,6 +336,13 @@ class TestResampling:
             first = np.where(expected, noise[0], 0).repeat(2, 0).repeat(2, 1)
             np.testing.assert_array_equal(pixels.values[0], first, err_msg=path)
 
+    def test_nodata_of_one_band_is_no_data_beside_the_other_bands(self, write: Writer) -> None:
+        values = np.full((2, 20, 20), 200, np.uint8)
+        values[0, :, :10] = 0
+        info = inspect_raster(write("a.tif", values, nodata=0))
+        pixels = read_all([info], grid_of_collection([info], cell_size=0.3))
+        assert set(np.unique(pixels.values[0])) == {0, 200}  # no mixture of both
+
     def test_nodata_does_not_bleed_into_data(self, write: Writer) -> None:
         values = np.full((1, 40, 40), 100, np.int16)
         values[:, :, 20:] = -9999
