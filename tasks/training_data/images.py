@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,29 +15,64 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 from PIL import Image
+from rasterio.crs import CRS
 from rasterio.errors import RasterioIOError
 from rasterio.io import MemoryFile
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.training_data import layout
+from tasks.training_data.mrf import DATA_TYPES, encode_mrf
 from tasks.training_data.sample import ChipFile, Context, Transform
 
 # Lossless and quick; the predictor is what makes natural images smaller.
 _TIFF_OPTIONS = {"driver": "GTiff", "compress": "deflate", "zlevel": 1, "interleave": "pixel"}
 JPEG_QUALITY = 95
+_PNG_LEVEL = 1
+
+_local = threading.local()
+
+
+_HOLDS: dict[str, tuple[tuple[int, ...] | None, frozenset[str]]] = {
+    "TIFF": (None, frozenset({*DATA_TYPES, "int8", "uint64", "int64"})),
+    # Of two bands in a PNG the second would be transparency, of four the fourth.
+    "PNG": ((1, 3), frozenset({"uint8", "uint16"})),
+    "JPEG": ((1, 3), frozenset({"uint8"})),
+    "MRF": (None, frozenset(DATA_TYPES)),
+}
+_HOLDS_IN_WORDS = {
+    "TIFF": "whole numbers of 8 to 64 bits or floats of 32 or 64",
+    "PNG": "1 or 3 bands of unsigned 8 or 16 bits",
+    "JPEG": "1 or 3 bands of unsigned 8 bits",
+    "MRF": "unsigned 8 bits, whole numbers of 16 or 32 bits, or floats of 32 or 64",
+}
 
 
 def check_chip_format(chip_format: str, bands: int, dtype: str) -> None:
-    """PNG and JPEG hold 8-bit pixels in 1 or 3 bands.
+    """Whether chips of a format can hold the imagery.
+
+    Args:
+        chip_format: "TIFF", "PNG", "JPEG" or "MRF".
+        bands: how many.
+        dtype: numpy's name of the pixels' type.
 
     Raises:
-        BadInputError: the chip format cannot hold the imagery.
+        BadInputError: the chip format cannot hold the imagery; the remedy names those that can.
     """
-    if chip_format != "TIFF" and (bands not in (1, 3) or dtype != "uint8"):
-        raise BadInputError(
-            f"{chip_format} chips hold 1 or 3 bands of 8 bits, but the imagery has {bands} of type {dtype}.",
-            "Set chip_format to TIFF.",
-        )
+    if _can_hold(chip_format, bands, dtype):
+        return
+    able = [name for name in _HOLDS if _can_hold(name, bands, dtype)]
+    raise BadInputError(
+        f"{chip_format} chips hold {_HOLDS_IN_WORDS[chip_format]}, but the imagery has {bands} bands of type "
+        f"{dtype}.",
+        f"Set chip_format to {' or '.join(able)}."
+        if able
+        else "Convert the imagery to another pixel type first, float32 for example.",
+    )
+
+
+def _can_hold(chip_format: str, bands: int, dtype: str) -> bool:
+    counts, types = _HOLDS[chip_format]
+    return (counts is None or bands in counts) and dtype in types
 
 
 def encode_image(
@@ -43,7 +81,7 @@ def encode_image(
     transform: Sequence[float],
     crs_wkt: str | None,
 ) -> bytes:
-    """A chip as a TIFF (with georeference), PNG or JPEG file.
+    """A chip as a TIFF (with georeference), PNG or JPEG file; MRF chips are several files.
 
     Raises:
         BadInputError: see :func:`check_chip_format`.
@@ -53,7 +91,12 @@ def encode_image(
     profile: dict[str, Any] = {"count": bands, "height": rows, "width": cols, "dtype": values.dtype.name}
     if chip_format == "TIFF":
         predictor = 3 if values.dtype.kind == "f" else 2
-        profile |= {**_TIFF_OPTIONS, "predictor": predictor, "crs": crs_wkt, "transform": Affine(*transform)}
+        profile |= {
+            **_TIFF_OPTIONS,
+            "predictor": predictor,
+            "crs": _crs(crs_wkt),
+            "transform": Affine(*transform),
+        }
         if bands == 3 and values.dtype == np.uint8:
             profile["photometric"] = "RGB"
         elif bands > 1:
@@ -63,13 +106,41 @@ def encode_image(
             with memory.open(**profile) as dataset:
                 dataset.write(values)
             return bytes(memory.read())
+    if values.dtype != np.uint8:
+        return _png16(values)
     picture = Image.fromarray(values[0] if bands == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
     out = io.BytesIO()
     if chip_format == "PNG":
-        picture.save(out, "PNG", compress_level=1)
+        picture.save(out, "PNG", compress_level=_PNG_LEVEL)
     else:
         picture.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return out.getvalue()
+
+
+def _crs(crs_wkt: str | None) -> CRS | None:
+    """The reference system, parsed once per thread: parsing takes longer than writing a chip."""
+    if crs_wkt is None:
+        return None
+    known: dict[str, CRS] = _local.__dict__.setdefault("crs", {})
+    if crs_wkt not in known:
+        known[crs_wkt] = CRS.from_wkt(crs_wkt)
+    return known[crs_wkt]
+
+
+def _png16(values: npt.NDArray[Any]) -> bytes:
+    """A PNG of 16 bits per sample, which Pillow writes only in one band."""
+    bands, rows, cols = values.shape
+    lines = np.empty((rows, 1 + cols * bands * 2), np.uint8)
+    lines[:, 0] = 2  # each line as its difference to the one above, byte by byte
+    samples = np.ascontiguousarray(values.transpose(1, 2, 0), dtype=">u2").view(np.uint8).reshape(rows, -1)
+    lines[0, 1:] = samples[0]
+    np.subtract(samples[1:], samples[:-1], out=lines[1:, 1:])
+    header = struct.pack(">IIBBBBB", cols, rows, 16, 0 if bands == 1 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _PNG_LEVEL)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 def encode_picture(
@@ -91,10 +162,14 @@ def encode_picture(
     """
     extension = layout.IMAGE_EXTENSIONS[context.chip_format]
     path = f"{folder}/{stem}{extension}"
-    return [
-        ChipFile(path, encode_image(values, context.chip_format, transform, context.crs_wkt)),
-        ChipFile(f"{folder}/{stem}{layout.WORLD_EXTENSIONS[extension]}", layout.world_file(transform)),
-    ], path
+    if context.chip_format == "MRF":
+        check_chip_format("MRF", values.shape[0], values.dtype.name)
+        parts = encode_mrf(values, transform, context.crs_wkt)
+        files = [ChipFile(f"{folder}/{stem}{part}", data) for part, data in parts.items()]
+    else:
+        files = [ChipFile(path, encode_image(values, context.chip_format, transform, context.crs_wkt))]
+    world = ChipFile(f"{folder}/{stem}{layout.WORLD_EXTENSIONS[extension]}", layout.world_file(transform))
+    return [*files, world], path
 
 
 def decode_image(path: Path) -> npt.NDArray[Any]:
