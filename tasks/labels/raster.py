@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
-import shapely
-from affine import Affine
 
 from tasks.errors import ChiplineError, LabelError
 from tasks.imagery.collection import RASTER_SUFFIXES, expand_rasters
@@ -30,10 +26,19 @@ from tasks.labels.attribute_table import (
     read_color_table,
     side_table_uri,
 )
-from tasks.labels.pixels import LabelsInWindow
+from tasks.labels.mask_objects import ObjectsOfMask, objects_of_mask
 from tasks.labels.schema import ClassSchema, Color
 from tasks.store import ObjectStore, is_local
 from tasks.store.uris import local_path
+
+__all__ = [
+    "ObjectsOfMask",
+    "RasterLabels",
+    "is_raster_labels",
+    "objects_of_mask",
+    "open_raster_labels",
+    "raster_classes",
+]
 
 # Named by these, a file is never tried as a raster.
 _VECTOR_SUFFIXES = (
@@ -152,146 +157,58 @@ def open_raster_labels(
         LabelError: several bands, pixels that are no classes, tables that contradict each other.
         BadInputError: a raster without CRS on a grid with one.
     """
+    infos = [_usable(inspect_raster(uri)) for uri in expand_rasters(uris)]
+    classes, schema = _classes(infos, classvalue_field, schema)
+    identities = [info.identity for info in infos]
+    identity = identities[0] if len(identities) == 1 else _digest(identities)
     store = ObjectStore()
-    infos = [_usable(inspect_raster(uri), grid) for uri in expand_rasters(uris)]
+    tables = [table for info in infos if (table := side_table_uri(info.uri, store)) is not None]
+    if tables:
+        identity = _digest([identity, identity_of_files(tables, store)])
+    reader = GridReader([_placed(info, grid) for info in infos], grid, (0,), resampling="nearest")
+    return RasterLabels(reader, schema, classes, identity)
+
+
+def raster_classes(uris: Sequence[str], *, classvalue_field: str | None = None) -> ClassSchema:
+    """The classes of label rasters, as :func:`open_raster_labels` finds them.
+
+    Raises:
+        NotFoundError: there is no raster.
+        LabelError: several bands, pixels that are no classes, tables that contradict each other.
+    """
+    infos = [_usable(inspect_raster(uri)) for uri in expand_rasters(uris)]
+    return _classes(infos, classvalue_field, None)[1]
+
+
+def _classes(
+    infos: Sequence[RasterInfo], classvalue_field: str | None, schema: ClassSchema | None
+) -> tuple[dict[int, int], ClassSchema]:
+    """Class value by pixel value, and the classes."""
+    store = ObjectStore()
+    if schema is not None and classvalue_field is None:
+        return {value: value for value in schema.values}, schema
     namings: list[ClassNaming] = []
-    side_files: list[str] = []
-    unnamed: dict[str, ClassNaming] = {}
+    unnamed: list[ClassNaming] = []
     for info in infos:
-        side = side_table_uri(info.uri, store)
-        side_files += [side] if side is not None else []
-        naming = _own_naming(info, classvalue_field, store) if schema is None or classvalue_field else None
+        naming = _own_naming(info, classvalue_field, store)
         if naming is not None:
             namings.append(naming)
         elif schema is None:
-            unnamed[info.uri] = _naming_by_values(info)
-    classes = _joined_classes([*namings, *unnamed.values()])
-    if schema is None:
-        schema = _joined_schema(namings, list(unnamed.values()))
-    elif namings:
-        allowed = {0, *schema.values}
-        classes = {pixel: value for pixel, value in classes.items() if value in allowed}
-    else:
-        classes = {value: value for value in schema.values}
+            unnamed.append(_naming_by_values(info))
+        else:
+            namings.append(ClassNaming(info.uri, {value: value for value in schema.values}, {}))
+    classes = _joined_classes([*namings, *unnamed])
+    if schema is not None:
+        known = {0, *schema.values}
+        return {pixel: value for pixel, value in classes.items() if value in known}, schema
+    schema = _joined_schema(namings, unnamed)
     if not len(schema):
+        what = f"label raster {infos[0].uri} holds" if len(infos) == 1 else "label rasters hold"
         raise LabelError(
-            f"The label raster {infos[0].uri} holds no class: all its pixels are 0 or without data."
-            if len(infos) == 1
-            else f"The {len(infos)} label rasters hold no class: all their pixels are 0 or without data.",
+            f"The {what} no class: all pixels are 0 or without data.",
             "Give a raster whose pixels are class values from 1 on.",
         )
-    identities = [info.identity for info in infos]
-    identity = identities[0] if len(identities) == 1 else _digest(identities)
-    if side_files:
-        identity = _digest([identity, identity_of_files(side_files, store)])
-    return RasterLabels(GridReader(infos, grid, (0,), resampling="nearest"), schema, classes, identity)
-
-
-@dataclass(frozen=True)
-class ObjectsOfMask(LabelsInWindow):
-    """The objects of a mask; ``indices`` are -1, for they are no records of a file.
-
-    Attributes:
-        regions: the number of the object each pixel belongs to, from 1 in the objects' order; 0 = none
-            # (rows, cols), int32
-    """
-
-    regions: npt.NDArray[np.int32] | None = None
-
-    @cached_property
-    def polygons(self) -> npt.NDArray[np.object_]:
-        """(n,) the objects' outlines along pixel edges, holes included, chip pixels."""
-        if self.regions is None or not len(self):
-            return np.empty(0, dtype=object)
-        return _outlines(self.regions, len(self))
-
-    def instances(self, value: int) -> npt.NDArray[np.unsignedinteger]:
-        """The objects of one class numbered from 1 in their order; 0 = none.
-
-        Returns:
-            array  # (rows, cols), uint8, uint16 or uint32
-        """
-        if self.regions is None:
-            raise ValueError("These objects were made without their mask.")
-        mine = self.values == value
-        numbers = np.zeros(len(self) + 1, dtype=np.min_scalar_type(max(1, int(mine.sum()))))
-        numbers[1:][mine] = np.arange(1, int(mine.sum()) + 1)
-        out: npt.NDArray[np.unsignedinteger] = numbers[self.regions]
-        return out
-
-
-def objects_of_mask(mask: npt.NDArray[np.unsignedinteger]) -> ObjectsOfMask:
-    """The connected regions of a chip's class mask as objects.
-
-    Pixels of one class that share an edge are one object (4-connected; corners do not connect). Objects are
-    ordered by class value, then by their first pixel, row by row.
-
-    Args:
-        mask: class values, 0 = no label  # (rows, cols), unsigned integer
-
-    Returns:
-        boxes of whole pixels, areas in pixels.
-    """
-    from scipy import ndimage
-
-    regions = np.zeros(mask.shape, dtype=np.int32)
-    values: list[int] = []
-    boxes: list[tuple[int, int, int, int]] = []
-    dense, present = _dense(mask)
-    frames = ndimage.find_objects(dense, len(present)) if present else []
-    for number, (value, frame) in enumerate(zip(present, frames, strict=True), start=1):
-        here = dense[frame] == number
-        labelled, count = ndimage.label(here)
-        labelled = _by_first_pixel(labelled, count)
-        top, left = frame[0].start, frame[1].start
-        for rows, cols in ndimage.find_objects(labelled, count):
-            boxes.append((left + cols.start, top + rows.start, left + cols.stop, top + rows.stop))
-        labelled[here] += len(values)
-        regions[frame] += labelled
-        values += [value] * count
-    return ObjectsOfMask(
-        indices=np.full(len(values), -1, dtype=np.intp),
-        values=np.array(values, dtype=np.int64),
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        areas=np.bincount(regions.ravel(), minlength=len(values) + 1)[1:].astype(np.float64),
-        left_out=np.empty(0, dtype=np.intp),
-        regions=regions,
-    )
-
-
-def _dense(mask: npt.NDArray[np.unsignedinteger]) -> tuple[npt.NDArray[np.int32], list[int]]:
-    """The mask with its class values numbered from 1, ascending, and the class values."""
-    if mask.dtype.itemsize <= 2:
-        present = np.flatnonzero(np.bincount(mask.ravel()))
-        present = present[present > 0]
-        table = np.zeros(int(present[-1]) + 1 if len(present) else 1, dtype=np.int32)
-        table[present] = np.arange(1, len(present) + 1)
-        return table[mask], [int(value) for value in present]
-    found, inverse = np.unique(mask, return_inverse=True)
-    has_none = len(found) > 0 and found[0] == 0
-    dense = inverse.reshape(mask.shape).astype(np.int32) + (0 if has_none else 1)
-    return dense, [int(value) for value in (found[1:] if has_none else found)]
-
-
-def _by_first_pixel(labelled: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
-    """Regions 1 … count numbered anew by their first pixel, row by row."""
-    flat = labelled.ravel()
-    first = np.zeros(count + 1, dtype=np.int64)
-    first[flat[::-1]] = np.arange(flat.size - 1, -1, -1)  # the last assignment, the first pixel, stays
-    first[0] = -1
-    numbers = np.empty(count + 1, dtype=np.int32)
-    numbers[np.argsort(first, kind="stable")] = np.arange(count + 1, dtype=np.int32)
-    return numbers[labelled]
-
-
-def _outlines(regions: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.object_]:
-    from rasterio.features import shapes
-
-    outlines = np.empty(count, dtype=object)
-    found = shapes(regions, mask=regions > 0, connectivity=4, transform=Affine.identity())
-    for outline, number in found:
-        outlines[int(number) - 1] = shapely.normalize(shapely.geometry.shape(outline))
-    return outlines
+    return classes, schema
 
 
 class _ClassTable:
@@ -355,13 +272,18 @@ def _whole_numbers(values: npt.NDArray[np.generic], where: str) -> npt.NDArray[n
     return values.astype(np.int64)
 
 
-def _usable(info: RasterInfo, grid: Grid) -> RasterInfo:
+def _usable(info: RasterInfo) -> RasterInfo:
     kinds = [kind for kind in info.colorinterp if kind != "alpha"]
     if len(kinds) != 1 or info.colorinterp[0] == "alpha":
         raise LabelError(
             f"The label raster {info.uri} has {info.band_count} bands ({', '.join(info.band_names)}).",
             "Give a raster with one band of class values (`gdal_translate -b 1 in.tif out.tif` copies one).",
         )
+    return info
+
+
+def _placed(info: RasterInfo, grid: Grid) -> RasterInfo:
+    """The raster as it lies on the grid: in pixel space, pixel by pixel."""
     if grid.crs_wkt is not None:
         return info
     if (info.height, info.width) != grid.shape:

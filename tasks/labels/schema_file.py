@@ -17,11 +17,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tasks.errors import LabelError
-from tasks.labels.schema import ClassSchema, Color, LabelClass
+from tasks.labels.schema import ClassSchema, Color, LabelClass, palette_color
 from tasks.store import ObjectStore
 
 _LARGEST_FILE = 4 * 2**20
-_LARGEST_VALUE = 2**32 - 1
+_LARGEST_VALUE = 2**31 - 1  # what an integer field of a Shapefile, GeoPackage or geodatabase holds
 _REMEDY = (
     'Write {"classes": [{"value": 1, "name": "Tree", "color": "#2a9d8f", "children": []}]}; '
     "docs/labels.md describes the file."
@@ -113,7 +113,7 @@ def parse_schema(data: bytes, name: str) -> ClassSchema:
             colors[node.value] = node.color
         if parent is not None:
             parents[node.value] = parent
-    flat = ClassSchema.from_values(names, colors)
+    flat = ClassSchema.from_values(names, _with_palette(sorted(names), colors))
     return ClassSchema(
         tuple(LabelClass(item.value, item.name, item.color, parents.get(item.value)) for item in flat)
     )
@@ -129,7 +129,7 @@ def schema_document(schema: ClassSchema) -> dict[str, Any]:
         }
         for item in schema
     }
-    roots = []
+    roots: list[dict[str, Any]] = []
     for item in schema:
         parent = nodes.get(item.parent) if item.parent is not None else None
         (roots if parent is None else parent.setdefault("children", [])).append(nodes[item.value])
@@ -140,6 +140,20 @@ def _walk(nodes: list[_Node], parent: int | None) -> Iterator[tuple[_Node, int |
     for node in nodes:
         yield node, parent
         yield from _walk(node.children, node.value)
+
+
+def _with_palette(values: list[int], given: dict[int, Color]) -> dict[int, Color]:
+    """A colour for every class: those given, else the palette's, but none that was given to another."""
+    colors, used, further = dict(given), set(given.values()), len(values)
+    for index, value in enumerate(values):
+        if value in given:
+            continue
+        color = palette_color(index)
+        while color in used:
+            color, further = palette_color(further), further + 1
+        colors[value] = color
+        used.add(color)
+    return colors
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
