@@ -12,6 +12,8 @@ from affine import Affine
 
 from tasks.labels.pixels import LabelsInWindow
 
+_FEW_CLASSES = 4
+
 
 @dataclass(frozen=True)
 class ObjectsOfMask(LabelsInWindow):
@@ -60,26 +62,30 @@ def objects_of_mask(mask: npt.NDArray[np.unsignedinteger]) -> ObjectsOfMask:
     """
     from scipy import ndimage
 
+    dense, present = _dense(mask)
+    everywhere = tuple(slice(0, size) for size in mask.shape)
+    # Where classes are many, each is looked for only where it lies.
+    many = len(present) > _FEW_CLASSES
+    frames = ndimage.find_objects(dense, len(present)) if many else [everywhere] * len(present)
     regions = np.zeros(mask.shape, dtype=np.int32)
     values: list[int] = []
-    boxes: list[tuple[int, int, int, int]] = []
-    dense, present = _dense(mask)
-    frames = ndimage.find_objects(dense, len(present)) if present else []
     for number, (value, frame) in enumerate(zip(present, frames, strict=True), start=1):
         here = dense[frame] == number
         labelled, count = ndimage.label(here)
-        labelled = _by_first_pixel(labelled, count)
-        top, left = frame[0].start, frame[1].start
-        for rows, cols in ndimage.find_objects(labelled, count):
-            boxes.append((left + cols.start, top + rows.start, left + cols.stop, top + rows.stop))
         labelled[here] += len(values)
         regions[frame] += labelled
         values += [value] * count
+    count = len(values)
+    regions = _by_first_pixel(regions, np.array(values, dtype=np.int64))
+    boxes = [
+        (cols.start, rows.start, cols.stop, rows.stop)
+        for rows, cols in (ndimage.find_objects(regions, count) if count else [])
+    ]
     return ObjectsOfMask(
-        indices=np.full(len(values), -1, dtype=np.intp),
+        indices=np.full(count, -1, dtype=np.intp),
         values=np.array(values, dtype=np.int64),
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        areas=np.bincount(regions.ravel(), minlength=len(values) + 1)[1:].astype(np.float64),
+        areas=np.bincount(regions.ravel(), minlength=count + 1)[1:].astype(np.float64),
         left_out=np.empty(0, dtype=np.intp),
         regions=regions,
     )
@@ -99,15 +105,20 @@ def _dense(mask: npt.NDArray[np.unsignedinteger]) -> tuple[npt.NDArray[np.int32]
     return dense, [int(value) for value in (found[1:] if has_none else found)]
 
 
-def _by_first_pixel(labelled: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
-    """Regions 1 … count numbered anew by their first pixel, row by row."""
-    flat = labelled.ravel()
-    first = np.zeros(count + 1, dtype=np.int64)
+def _by_first_pixel(regions: npt.NDArray[np.int32], values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Regions numbered within their class by their first pixel, row by row; ``values`` are ascending.
+
+    scipy numbers them so already, but does not promise it.
+    """
+    flat = regions.ravel()
+    first = np.zeros(len(values) + 1, dtype=np.int64)
     first[flat[::-1]] = np.arange(flat.size - 1, -1, -1)  # the last assignment, the first pixel, stays
-    first[0] = -1
-    numbers = np.empty(count + 1, dtype=np.int32)
-    numbers[np.argsort(first, kind="stable")] = np.arange(count + 1, dtype=np.int32)
-    return numbers[labelled]
+    order = np.lexsort((first[1:], values))
+    if (order[1:] > order[:-1]).all():
+        return regions
+    numbers = np.zeros(len(values) + 1, dtype=np.int32)
+    numbers[order + 1] = np.arange(1, len(values) + 1, dtype=np.int32)
+    return numbers[regions]
 
 
 def _outlines(regions: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.object_]:
