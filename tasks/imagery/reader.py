@@ -40,7 +40,8 @@ class Pixels:
 
     Attributes:
         values: source dtype; 0 where not valid.  # (bands, rows, cols)
-        valid: True where at least one extracted band holds data.  # (rows, cols), bool
+        valid: True where at least one extracted band holds data; not to be written to, since it may be one
+            value without memory of its own where all pixels are valid.  # (rows, cols), bool
     """
 
     values: NDArray[np.generic]
@@ -64,6 +65,8 @@ class _Handle:
     bands: tuple[int, ...]  # one-based, in the order they are handed over
     alpha: int | None  # band of the view that tells validity
     masked: bool  # whether masks must be looked at
+    nodata: NDArray[np.generic] | None = None  # per band, where nothing else masks it  # (bands, 1, 1)
+    one_mask: bool = False  # whether all bands have the same mask
 
     def close(self) -> None:
         if self.view is not self.source:
@@ -135,10 +138,13 @@ class GridReader:
         """
         if self._closed:
             raise ValueError("The reader is closed.")
+        inside = window.intersection(self.grid.window)
+        candidates = self._candidates(inside)
+        if len(candidates) == 1 and self._placements[candidates[0]].window.contains(window):
+            return self._read_alone(candidates[0], window)
         values = np.zeros((self.band_count, *window.shape), dtype=self.dtype)
         valid = np.zeros(window.shape, dtype=np.bool_)
-        inside = window.intersection(self.grid.window)
-        for index in self._candidates(inside):
+        for index in candidates:
             part = self._placements[index].window.intersection(inside)
             here = part.slices_in(window)
             missing = ~valid[here]
@@ -173,6 +179,15 @@ class GridReader:
     ) -> None:
         self.close()
 
+    def _read_alone(self, index: int, window: Window) -> Pixels:
+        """A window that lies in one raster: what was read is handed over as it is."""
+        found, valid = self._read_raster(index, window)
+        found = found.astype(self.dtype, casting="safe", copy=False)
+        if valid is None or valid.all():
+            return Pixels(found, np.broadcast_to(np.True_, window.shape))
+        found[:, ~valid] = 0
+        return Pixels(found, valid)
+
     def _candidates(self, inside: Window) -> list[int]:
         if inside.is_empty:
             return []
@@ -205,16 +220,20 @@ class GridReader:
     def _validity(
         self, handle: _Handle, found: NDArray[np.generic], target: rasterio.windows.Window
     ) -> NDArray[np.bool_] | None:
-        valid: NDArray[np.bool_] | None = None  # per band
+        valid: NDArray[np.bool_] | None = None  # (rows, cols), or (bands, rows, cols)
         if handle.alpha is not None:
-            valid = np.broadcast_to(handle.view.read(handle.alpha, window=target) != 0, found.shape)
+            valid = handle.view.read(handle.alpha, window=target) != 0
+        elif handle.nodata is not None:
+            valid = found != handle.nodata
+        elif handle.masked and handle.one_mask:
+            valid = handle.view.read_masks(handle.bands[0], window=target) != 0
         elif handle.masked:
             valid = handle.view.read_masks(list(handle.bands), window=target) != 0
         if found.dtype.kind == "f":
             number = ~np.isnan(found)
             if not number.all():
                 valid = number if valid is None else valid & number
-        return None if valid is None else np.asarray(valid.any(axis=0))
+        return valid if valid is None or valid.ndim == 2 else np.asarray(valid.any(axis=0))
 
     @contextmanager
     def _borrowed(self, index: int) -> Iterator[_Handle]:
@@ -257,7 +276,15 @@ class GridReader:
             if self._placements[index].aligned:
                 flags = [source.mask_flag_enums[band - 1] for band in bands]
                 masked = any(MaskFlags.all_valid not in flag for flag in flags)
-                return _Handle(source, source, bands, _aligned_alpha(source, bands, alpha), masked)
+                return _Handle(
+                    source,
+                    source,
+                    bands,
+                    _aligned_alpha(source, bands, alpha),
+                    masked,
+                    _whole_nodata(source, bands) if masked else None,
+                    all(MaskFlags.per_dataset in flag for flag in flags),
+                )
             return self._warped(source, bands, alpha)
         except BaseException:
             source.close()
@@ -320,6 +347,23 @@ def _aligned_alpha(source: DatasetReader, bands: tuple[int, ...], alpha: int | N
     colours = [band for band in bands if band != alpha] or [alpha]
     masked = any(MaskFlags.alpha in source.mask_flag_enums[band - 1] for band in colours)
     return alpha if masked or colours == [alpha] else None
+
+
+def _whole_nodata(source: DatasetReader, bands: tuple[int, ...]) -> NDArray[np.generic] | None:
+    """Nodata per band where nothing but whole numbers are compared: no need to ask GDAL for masks."""
+    values = [source.nodatavals[band - 1] for band in bands]
+    kinds = {source.dtypes[band - 1] for band in bands}
+    flags = [source.mask_flag_enums[band - 1] for band in bands]
+    if len(kinds) > 1 or any(flag != [MaskFlags.nodata] for flag in flags):
+        return None
+    dtype = np.dtype(kinds.pop())
+    if dtype.kind not in "iu" or dtype.itemsize > 4:
+        return None
+    limits = np.iinfo(dtype)
+    for value in values:
+        if value is None or not limits.min <= value <= limits.max or value != int(value):
+            return None
+    return np.array(values).astype(dtype)[:, None, None]
 
 
 def _checked_bands(infos: tuple[RasterInfo, ...], bands: tuple[int, ...] | None) -> tuple[int, ...]:
