@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import threading
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from affine import Affine
 from PIL import Image
-from rasterio.crs import CRS
 from rasterio.errors import RasterioIOError
-from rasterio.io import MemoryFile
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.training_data import layout
 from tasks.training_data.mrf import DATA_TYPES, encode_mrf
+from tasks.training_data.png import encode_png
 from tasks.training_data.sample import ChipFile, Context, Transform
+from tasks.training_data.tiff import encode_tiff
 
-# Lossless and quick; the predictor is what makes natural images smaller.
-_TIFF_OPTIONS = {"driver": "GTiff", "compress": "deflate", "zlevel": 1, "interleave": "pixel"}
 JPEG_QUALITY = 95
-_PNG_LEVEL = 1
-
-_local = threading.local()
-
 
 _HOLDS: dict[str, tuple[tuple[int, ...] | None, frozenset[str]]] = {
     "TIFF": (None, frozenset({*DATA_TYPES, "int8", "uint64", "int64"})),
@@ -86,61 +76,16 @@ def encode_image(
     Raises:
         BadInputError: see :func:`check_chip_format`.
     """
-    bands, rows, cols = values.shape
+    bands = len(values)
     check_chip_format(chip_format, bands, values.dtype.name)
-    profile: dict[str, Any] = {"count": bands, "height": rows, "width": cols, "dtype": values.dtype.name}
     if chip_format == "TIFF":
-        predictor = 3 if values.dtype.kind == "f" else 2
-        profile |= {
-            **_TIFF_OPTIONS,
-            "predictor": predictor,
-            "crs": _crs(crs_wkt),
-            "transform": Affine(*transform),
-        }
-        if bands == 3 and values.dtype == np.uint8:
-            profile["photometric"] = "RGB"
-        elif bands > 1:
-            # Without it GDAL would declare three of several bands to be red, green and blue.
-            profile["photometric"] = "MINISBLACK"
-        with MemoryFile() as memory:
-            with memory.open(**profile) as dataset:
-                dataset.write(values)
-            return bytes(memory.read())
-    if values.dtype != np.uint8:
-        return _png16(values)
+        return encode_tiff(values, transform, crs_wkt)
+    if chip_format == "PNG":
+        return encode_png(values)
     picture = Image.fromarray(values[0] if bands == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
     out = io.BytesIO()
-    if chip_format == "PNG":
-        picture.save(out, "PNG", compress_level=_PNG_LEVEL)
-    else:
-        picture.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    picture.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return out.getvalue()
-
-
-def _crs(crs_wkt: str | None) -> CRS | None:
-    """The reference system, parsed once per thread: parsing takes longer than writing a chip."""
-    if crs_wkt is None:
-        return None
-    known: dict[str, CRS] = _local.__dict__.setdefault("crs", {})
-    if crs_wkt not in known:
-        known[crs_wkt] = CRS.from_wkt(crs_wkt)
-    return known[crs_wkt]
-
-
-def _png16(values: npt.NDArray[Any]) -> bytes:
-    """A PNG of 16 bits per sample, which Pillow writes only in one band."""
-    bands, rows, cols = values.shape
-    lines = np.empty((rows, 1 + cols * bands * 2), np.uint8)
-    lines[:, 0] = 2  # each line as its difference to the one above, byte by byte
-    samples = np.ascontiguousarray(values.transpose(1, 2, 0), dtype=">u2").view(np.uint8).reshape(rows, -1)
-    lines[0, 1:] = samples[0]
-    np.subtract(samples[1:], samples[:-1], out=lines[1:, 1:])
-    header = struct.pack(">IIBBBBB", cols, rows, 16, 0 if bands == 1 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _PNG_LEVEL)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
 
 
 def encode_picture(
@@ -170,6 +115,21 @@ def encode_picture(
         files = [ChipFile(path, encode_image(values, context.chip_format, transform, context.crs_wkt))]
     world = ChipFile(f"{folder}/{stem}{layout.WORLD_EXTENSIONS[extension]}", layout.world_file(transform))
     return [*files, world], path
+
+
+def picture_shape(path: Path) -> tuple[int, int, int]:
+    """(bands, rows, cols) of a chip, from its head.
+
+    Raises:
+        TrainingDataError: not a readable raster.
+    """
+    try:
+        with rasterio.open(path) as dataset:
+            return dataset.count, dataset.height, dataset.width
+    except RasterioIOError as error:
+        raise TrainingDataError(
+            f"The chip {path} cannot be read: {error}.", "Export the training data again."
+        ) from error
 
 
 def decode_image(path: Path) -> npt.NDArray[Any]:

@@ -1,0 +1,162 @@
+"""GeoTIFFs made in memory, several times faster than through a GDAL data set per chip.
+
+GDAL writes an empty file of each kind (shape, type, coordinate reference system) once; of it come all tags,
+among them the keys of the coordinate reference system. A chip then is that head with its own place and its
+pixels in one strip: deflate after a horizontal (integers) or floating point predictor, as TIFF 6.0 section
+14 and Adobe Photoshop TIFF Technical Note 3 define them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from isal import isal_zlib
+from rasterio.io import MemoryFile
+
+# Of ISA-L's levels the one that is best at masks and pictures for its time.
+_LEVEL = 2
+_STRIP_OFFSET, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
+_PIXEL_SCALE, _TIE_POINT, _MATRIX = 33550, 33922, 34264
+_LONG = 4
+# Bytes of one value, by TIFF field type.
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
+
+
+@dataclass(frozen=True)
+class _Head:
+    """All of a file but its pixels, and where its own numbers go."""
+
+    data: bytes
+    strip_bytes_at: int
+    places_at: dict[int, int]
+
+
+def encode_tiff(
+    values: npt.NDArray[Any],  # (bands, rows, cols)
+    transform: Sequence[float],
+    crs_wkt: str | None,
+) -> bytes:
+    """A GeoTIFF, pixel interleaved, deflated; the same bytes for the same arguments.
+
+    Args:
+        values: any type that GeoTIFF holds; three bands of 8 bits are red, green and blue.
+        transform: (a, b, c, d, e, f), pixel to map.
+        crs_wkt: None leaves the coordinate reference system out.
+    """
+    a, b, c, d, e, f = (float(number) for number in transform)
+    # GDAL tells a north-up place in other tags than a turned one, and the identity in none.
+    placed = (a, b, c, d, e, f) != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    north_up = b == 0 and d == 0 and e < 0
+    head = _head(values.shape, values.dtype.name, crs_wkt, placed, north_up)
+    strip = isal_zlib.compress(_predicted(values), _LEVEL)
+    file = bytearray(head.data)
+    struct.pack_into("<I", file, head.strip_bytes_at, len(strip))
+    for tag, at in head.places_at.items():
+        if tag == _PIXEL_SCALE:
+            struct.pack_into("<3d", file, at, a, -e, 0)
+        elif tag == _TIE_POINT:
+            struct.pack_into("<6d", file, at, 0, 0, 0, c, f, 0)
+        else:
+            struct.pack_into("<16d", file, at, a, b, 0, c, d, e, 0, f, 0, 0, 0, 0, 0, 0, 0, 1)
+    return bytes(file) + strip
+
+
+def _predicted(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The pixels as the strip holds them before deflate  # (rows, cols * bands)."""
+    bands, rows, cols = values.shape
+    if values.dtype.kind == "f":
+        little = np.ascontiguousarray(values.transpose(1, 2, 0)).reshape(rows, cols * bands)
+        size = values.dtype.itemsize
+        # The bytes of a row by significance: all of the highest first.
+        parts = little.astype(values.dtype.newbyteorder(">")).view(np.uint8).reshape(rows, cols * bands, size)
+        row = np.ascontiguousarray(parts.transpose(0, 2, 1)).reshape(rows, cols * bands * size)
+        row[:, bands:] = row[:, bands:] - row[:, :-bands]
+        return row
+    out = np.empty((rows, cols, bands), values.dtype.newbyteorder("<"))
+    if values.dtype.kind in "iu":
+        # Differences and the turn from planes to pixels in one go.
+        for band in range(bands):
+            np.subtract(values[band, :, 1:], values[band, :, :-1], out=out[:, 1:, band])
+            out[:, 0, band] = values[band, :, 0]
+    else:
+        out[...] = values.transpose(1, 2, 0)
+    return out.reshape(rows, cols * bands)
+
+
+@lru_cache(maxsize=256)
+def _head(
+    shape: tuple[int, int, int], dtype: str, crs_wkt: str | None, placed: bool, north_up: bool
+) -> _Head:
+    bands, rows, cols = shape
+    kind = np.dtype(dtype).kind
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "count": bands,
+        "height": rows,
+        "width": cols,
+        "dtype": dtype,
+        "crs": crs_wkt,
+        "interleave": "pixel",
+        "compress": "deflate",
+        "predictor": {"f": 3, "i": 2, "u": 2}.get(kind, 1),
+        "bigtiff": "NO",
+        "endianness": "LITTLE",
+        "sparse_ok": True,
+    }
+    if placed:
+        profile["transform"] = Affine(2, 0, 3, 0, -2, 3) if north_up else Affine(2, 1, 3, 1, 2, 3)
+    if bands == 3 and dtype == "uint8":
+        profile["photometric"] = "RGB"
+    elif bands > 1:
+        # Without it GDAL would declare three of several bands to be red, green and blue.
+        profile["photometric"] = "MINISBLACK"
+    with MemoryFile() as memory:
+        with memory.open(**profile):
+            pass
+        empty = bytes(memory.read())
+    tags = _tags(empty)
+    tags[_STRIP_OFFSET] = tags[_STRIP_BYTES] = (_LONG, 1, bytes(4))
+    tags[_ROWS_PER_STRIP] = (_LONG, 1, struct.pack("<I", rows))
+    return _laid_out(tags)
+
+
+def _tags(file: bytes) -> dict[int, tuple[int, int, bytes]]:
+    """Field type, count and bytes of every tag of a little-endian TIFF's first directory."""
+    (start,) = struct.unpack_from("<I", file, 4)
+    (entries,) = struct.unpack_from("<H", file, start)
+    tags = {}
+    for entry in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind, count = struct.unpack_from("<HHI", file, entry)
+        size = _SIZES[kind] * count
+        at = entry + 8 if size <= 4 else struct.unpack_from("<I", file, entry + 8)[0]
+        tags[tag] = kind, count, file[at : at + size]
+    return tags
+
+
+def _laid_out(tags: dict[int, tuple[int, int, bytes]]) -> _Head:
+    """Header, directory, then what does not fit into it; the strip comes behind."""
+    end = 8 + 2 + 12 * len(tags) + 4
+    directory, behind = bytearray(), bytearray()
+    at: dict[int, int] = {}
+    for number, (tag, (kind, count, data)) in enumerate(sorted(tags.items())):
+        directory += struct.pack("<HHI", tag, kind, count)
+        if len(data) <= 4:
+            at[tag] = 8 + 2 + 12 * number + 8
+            directory += data.ljust(4, b"\0")
+        else:
+            behind += bytes(-len(behind) % 8)
+            at[tag] = end + len(behind)
+            directory += struct.pack("<I", at[tag])
+            behind += data
+    behind += bytes(-(end + len(behind)) % 8)
+    head = bytearray(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + directory + bytes(4) + behind)
+    struct.pack_into("<I", head, at[_STRIP_OFFSET], len(head))
+    places = {tag: at[tag] for tag in (_PIXEL_SCALE, _TIE_POINT, _MATRIX) if tag in at}
+    return _Head(bytes(head), at[_STRIP_BYTES], places)
