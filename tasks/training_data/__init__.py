@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.training_data.layout import METADATA_FORMATS
+    from tasks.training_data.formats import FORMATS, format_of
     from tasks.training_data.reader import (
         BandStats,
         Chip,
@@ -17,34 +17,42 @@ if TYPE_CHECKING:
         open_training_data,
         read_boxes,
         read_chip_image,
+        read_chip_image2,
         read_class_mask,
+        read_instances,
     )
     from tasks.training_data.statistics import BandStatistics, ClassStatistics
 
 _HOME = {
-    "METADATA_FORMATS": "layout",
+    "FORMATS": "formats",
+    "format_of": "formats",
     "BandStats": "reader",
     "Chip": "reader",
     "TrainingData": "reader",
     "open_training_data": "reader",
     "read_boxes": "reader",
     "read_chip_image": "reader",
+    "read_chip_image2": "reader",
     "read_class_mask": "reader",
+    "read_instances": "reader",
     "BandStatistics": "statistics",
     "ClassStatistics": "statistics",
 }
 
 __all__ = [
-    "METADATA_FORMATS",
+    "FORMATS",
     "BandStatistics",
     "BandStats",
     "Chip",
     "ClassStatistics",
     "TrainingData",
+    "format_of",
     "open_training_data",
     "read_boxes",
     "read_chip_image",
+    "read_chip_image2",
     "read_class_mask",
+    "read_instances",
 ]
 
 

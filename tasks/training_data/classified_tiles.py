@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from tasks.labels.schema import ClassSchema
 from tasks.training_data import layout
 from tasks.training_data.images import encode_picture
 from tasks.training_data.masks import count_values, decode_label, encode_label, label_files, within
@@ -19,6 +21,8 @@ from tasks.training_data.sample import Chip, ChipFile, ChipRecord, Context, Fold
 
 __all__ = ["FORMAT", "ClassifiedTiles", "decode_label", "encode_label"]
 
+# What arcgis.learn takes the labels of change detection for, whatever classes the side files name.
+_CHANGE = ClassSchema.from_values({255: "Change"})
 _OLD_IMAGES, _OLD_IMAGES2 = "images_before", "images_after"
 
 
@@ -48,6 +52,11 @@ class ClassifiedTiles(Format):
         """Old change detection folders; other tiles without side files could be of several formats."""
         return all((path / name).is_dir() for name in (_OLD_IMAGES, _OLD_IMAGES2, layout.LABELS))
 
+    def find_classes(self, folder: Folder) -> ClassSchema | None:
+        """Of change detection, in which every value but 0 is a change; else only the side files know."""
+        seconds = (layout.IMAGES2, _OLD_IMAGES2)
+        return _CHANGE if any((folder.path / name).is_dir() for name in seconds) else None
+
     def chips(self, folder: Folder) -> tuple[list[Chip], int]:
         """Also in the older layout of change detection, ``images_before/`` and ``images_after/``."""
         if (folder.path / _OLD_IMAGES).is_dir() and not (folder.path / layout.IMAGES).is_dir():
@@ -58,7 +67,10 @@ class ClassifiedTiles(Format):
 
     def mask(self, chip: Chip) -> npt.NDArray[Any]:
         """The label raster."""
-        return decode_label(chip.label_path)
+        mask = decode_label(chip.label_path)
+        if chip.classes == _CHANGE:
+            return np.where(mask != 0, np.uint8(_CHANGE.values[0]), np.uint8(0))
+        return mask
 
 
 FORMAT = ClassifiedTiles()

@@ -5,11 +5,17 @@ Format: docs/formats/training-data.md, "Files common to every format".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tasks.errors import TrainingDataError
+from tasks.labels.schema import ClassSchema
 
 CLASSIFIED_TILES = "Classified_Tiles"
 PASCAL_VOC = "PASCAL_VOC_rectangles"
-METADATA_FORMATS = (CLASSIFIED_TILES, PASCAL_VOC)
 
 IMAGES = "images"
 LABELS = "labels"
@@ -69,3 +75,48 @@ def parse_world_file(text: str) -> Transform:
         raise ValueError(f"a world file has 6 numbers, not {len(numbers)}")
     a, d, b, e, x, y = numbers
     return a, b, x - 0.5 * (a + b), d, e, y - 0.5 * (d + e)
+
+
+# What Windows, where these folders are used, forbids in a name; blanks, because map.txt is split at them.
+_FORBIDDEN = re.compile(r'[\x00-\x20\x7f<>:"/\\|?*]+|\s+')
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+def folder_name(class_name: str) -> str:
+    """A class name as the name of a folder, everywhere: no blanks, none of ``<>:"/\\|?*``, no device name.
+
+    Letters of every language stay, in their composed form (NFC); what is not allowed becomes one underscore.
+    A name that is a folder name already stays as it is.
+    """
+    name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", class_name.strip()))
+    name = name.rstrip(".")
+    if not name.strip("._"):
+        return "_" if not name else f"_{name.lstrip('.')}"
+    return f"{name}_" if _RESERVED.fullmatch(name) else name
+
+
+def folder_classes(classes: ClassSchema) -> ClassSchema:
+    """The classes under names that are different folder names, also where case does not count.
+
+    Where two classes would share a folder, both get their value appended.
+
+    Raises:
+        TrainingDataError: they share one even so.
+    """
+    names = {item.value: folder_name(item.name) for item in classes}
+    shared = _shared(names)
+    names = {value: f"{name}_{value}" if value in shared else name for value, name in names.items()}
+    if shared := _shared(names):
+        raise TrainingDataError(
+            f"The classes {sorted(classes.names[classes.index(value)] for value in shared)} would share the "
+            "folder of their labels.",
+            "Give them names that differ in letters or digits.",
+        )
+    if tuple(names.values()) == classes.names:
+        return classes
+    return ClassSchema(tuple(replace(item, name=names[item.value]) for item in classes))
+
+
+def _shared(names: Mapping[int, str]) -> set[int]:
+    counts = Counter(name.casefold() for name in names.values())
+    return {value for value, name in names.items() if counts[name.casefold()] > 1}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import TrainingDataError
+from tasks.labels.schema import ClassSchema
 from tasks.training_data import layout
 from tasks.training_data.images import encode_image
 from tasks.training_data.sample import ChipFile, Context, Transform
@@ -132,16 +133,11 @@ def boxes_of_instances(instances: Mapping[int, npt.NDArray[Any]]) -> list[Box]:
     return boxes
 
 
-def mask_of_instances(instances: Mapping[int, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Class values of objects  # (rows, cols); of two objects on a pixel the higher class value counts.
-
-    Raises:
-        ValueError: there is no instance mask.
-    """
-    if not instances:
-        raise ValueError("no instance mask")
-    shape = next(iter(instances.values())).shape
-    out = np.zeros(shape, dtype=np.min_scalar_type(max(instances)))
+def class_mask(
+    instances: Mapping[int, npt.NDArray[Any]], shape: tuple[int, int], classes: ClassSchema
+) -> npt.NDArray[Any]:
+    """Class values of objects  # (rows, cols); of two objects on a pixel the higher class value counts."""
+    out = np.zeros(shape, dtype=np.min_scalar_type(max(classes.values, default=1)))
     for value, mask in sorted(instances.items()):
         out[mask != 0] = value
     return out

@@ -171,7 +171,9 @@ class Folder:
         classes: the classes; empty where the side files name none and the format can tell them itself.
         definition: the template ``.emd`` as read; empty where there is none.
         stats: esri_accumulated_stats.json as read; empty where there is none.
-        map_columns: the columns of the first line of map.txt that has any, with forward slashes.
+        map_columns: the columns of the first line of map.txt that names a label, else of the first that names
+            a picture, with forward slashes.
+        instance_classes: classes of the objects (Panoptic_Segmentation only).
     """
 
     path: Path
@@ -179,6 +181,7 @@ class Folder:
     definition: Mapping[str, Any]
     stats: Mapping[str, Any]
     map_columns: tuple[str, ...]
+    instance_classes: ClassSchema | None = None
 
 
 class Format:
@@ -210,6 +213,17 @@ class Format:
     sides: tuple[str, ...] = ("",)
     folder_per_class: bool = False
 
+    def all_classes(self, context: Context) -> ClassSchema:
+        """The classes as the side files and the labels name them, for statistics too.
+
+        Those of the labels, under names that are folder names where the format has a folder per class.
+        """
+        if not self.folder_per_class:
+            return context.classes
+        from tasks.training_data.layout import folder_classes
+
+        return folder_classes(context.classes)
+
     def check(self, context: Context) -> None:
         """Refuse what the format cannot hold, before any chip is cut.
 
@@ -228,6 +242,10 @@ class Format:
     def recognises(self, path: Path) -> bool:  # noqa: ARG002
         """Whether a folder without side files can be of this format, by its layout."""
         return False
+
+    def side_folders(self, path: Path) -> tuple[Path, ...]:  # noqa: ARG002
+        """The folders of a format with two sides; none where they are not there."""
+        return ()
 
     def find_classes(self, folder: Folder) -> ClassSchema | None:  # noqa: ARG002
         """The classes as the labels themselves name them; None where they do not."""

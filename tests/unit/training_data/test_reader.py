@@ -195,8 +195,8 @@ def test_what_is_no_training_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_format_that_we_do_not_know_is_refused_with_those_we_do(folder: Folder) -> None:
-    path = folder(layout.PASCAL_VOC, stats={"MetaDataMode": "RCNN_Masks"})
-    with pytest.raises(TrainingDataError, match=r"RCNN_Masks.*Classified_Tiles, PASCAL_VOC_rectangles"):
+    path = folder(layout.PASCAL_VOC, stats={"MetaDataMode": "Point_Clouds"})
+    with pytest.raises(TrainingDataError, match=r"Point_Clouds.*Classified_Tiles, .*PASCAL_VOC_rectangles"):
         open_training_data(path)
 
 
