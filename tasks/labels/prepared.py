@@ -66,24 +66,6 @@ class LabelFacts(BaseModel):
     bytes: int
 
 
-@dataclass(frozen=True)
-class Features:
-    """Whole labels, in the order of their records.
-
-    Attributes:
-        indices: (n,) the numbers of their records.
-        values: (n,) class values.
-        boxes: (n, 4) xmin, ymin, xmax, ymax, pixels of the grid.
-    """
-
-    indices: npt.NDArray[np.intp]
-    values: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
 def prepare_labels(
     uri: str,
     into: Path,
@@ -197,16 +179,6 @@ class PreparedLabels:
         """The classes of all labels."""
         return ClassSchema.from_records(self.facts.classes)
 
-    def touches(self, bounds: Bounds) -> bool:
-        """Whether any label touches the rectangle (xmin, ymin, xmax, ymax), map units."""
-        frame = shapely.box(*bounds)
-        shapely.prepare(frame)
-        if self._is_small:
-            return bool(shapely.intersects(self._all().geometries, frame).any())
-        return any(
-            bool(shapely.intersects(batch.geometries, frame).any()) for batch in self._read_stream(bounds)
-        )
-
     def near(self, grid_transform: Sequence[float], window: Window) -> PixelLabels:
         """The labels that touch a window, in the order of their records, in pixels of the grid.
 
@@ -227,20 +199,6 @@ class PreparedLabels:
         return PixelLabels(
             whole.geometries[chosen], whole.values[chosen], whole.schema, whole.numbers[chosen]
         )
-
-    def features_in(self, grid_transform: Sequence[float], window: Window) -> Features:
-        """The labels whose bounding box has its centre in a window (lower and right edge exclusive).
-
-        So a label belongs to exactly one of several windows that cover the grid without overlap.
-        """
-        if self._is_small:
-            whole = self._on_grid(grid_transform)
-        else:
-            whole = self._placed(self._read(_map_bounds(grid_transform, window)), grid_transform)
-        boxes = shapely.bounds(whole.geometries).reshape(-1, 4)
-        x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-        inside = (x >= window.col) & (x < window.col_stop) & (y >= window.row) & (y < window.row_stop)
-        return Features(whole.numbers[inside], whole.values[inside], boxes[inside])
 
     @property
     def _is_small(self) -> bool:
@@ -278,20 +236,6 @@ class PreparedLabels:
             raise LabelError(f"{self.path} holds no prepared labels.", "Run the export again.")
         return _sorted(geometries, index, value)
 
-    def _read_stream(self, bounds: Bounds) -> Iterator[LabelBatch]:
-        """The same in pieces, each of which is in order."""
-        from pyogrio.raw import read
-
-        step, start = 4096, 0
-        while True:
-            _, _, geometries, (index, value) = read(
-                self.path, columns=[_INDEX, _VALUE], bbox=bounds, skip_features=start, max_features=step
-            )
-            if not len(index):
-                return
-            yield _sorted(geometries, index, value)
-            start += step
-
 
 class _Gathered:
     """What passes through on the way into the file: how much, from where to where, and what stopped it."""
@@ -312,7 +256,7 @@ class _Gathered:
                 columns = [
                     pa.array(batch.records),
                     pa.array(batch.values),
-                    pa.array(shapely.to_wkb(_with_centres(batch.geometries)), type=pa.binary()),
+                    pa.array(shapely.to_wkb(batch.geometries), type=pa.binary()),
                 ]
                 yield pa.record_batch(columns, schema=form)
         except Exception as error:
@@ -327,30 +271,11 @@ class _Gathered:
         return xmin, ymin, xmax, ymax
 
 
-def _with_centres(geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """The polygons; those that do not touch the centre of their bounding box in a collection with it.
-
-    GDAL finds by geometry, not by bounding box, and a label must be found where its centre is.
-    """
-    xmin, ymin, xmax, ymax = shapely.bounds(geometries).T
-    centres = np.asarray(shapely.points((xmin + xmax) / 2, (ymin + ymax) / 2), dtype=object)
-    apart = np.flatnonzero(~shapely.intersects(geometries, centres))
-    if not len(apart):
-        return geometries
-    joined = geometries.copy()
-    for index in apart:
-        joined[index] = shapely.GeometryCollection([geometries[index], centres[index]])
-    return joined
-
-
 def _sorted(
     wkb: npt.NDArray[np.object_], index: npt.NDArray[np.int64], value: npt.NDArray[np.int64]
 ) -> LabelBatch:
     order = np.argsort(index, kind="stable")
     geometries = np.asarray(shapely.from_wkb(wkb), dtype=object).reshape(len(index))[order]
-    collected = shapely.get_type_id(geometries) == shapely.GeometryType.GEOMETRYCOLLECTION
-    if collected.any():
-        geometries[collected] = shapely.get_geometry(geometries[collected], 0)
     return LabelBatch(index[order].astype(np.int64), value[order].astype(np.int64), geometries)
 
 
