@@ -76,41 +76,41 @@ class LocalBackend:
         sha256: str | None = None,
     ) -> str:
         path = local_path(uri)
+        temporary = f"{path.parent}/.{path.name[:150]}.{uuid.uuid4().hex}.part"
         with _errors(uri):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.parent / f".{path.name[:150]}.{uuid.uuid4().hex}.part"
             try:
-                if isinstance(source, bytes):
-                    temporary.write_bytes(source)
-                    etag = sha256 or hashlib.sha256(source).hexdigest()
-                else:
-                    shutil.copyfile(source, temporary)
-                    etag = file_sha256(temporary)
-                with _folder_lock(path.parent):
-                    self._make_visible(temporary, path, uri, if_none_match, if_match)
+                etag = _write(source, temporary, sha256)
+            except FileNotFoundError:
+                # Looked for only now: most folders are there already, and chips are many.
+                path.parent.mkdir(parents=True, exist_ok=True)
+                etag = _write(source, temporary, sha256)
+            try:
+                self._make_visible(temporary, path, uri, if_none_match, if_match)
             finally:
-                temporary.unlink(missing_ok=True)
+                Path(temporary).unlink(missing_ok=True)
         return etag
 
     @staticmethod
     def _make_visible(
-        temporary: Path, path: Path, uri: str, if_none_match: bool, if_match: str | None
+        temporary: str, path: Path, uri: str, if_none_match: bool, if_match: str | None
     ) -> None:
-        if path.is_dir():
-            raise StoreError(f"{uri} is a folder.", "Write the object under another name.")
         if if_none_match:
             try:
+                # Fails where there is anything, and so needs no lock.
                 os.link(temporary, path)
             except FileExistsError as error:
+                _refuse_folder(path, uri)
                 raise PreconditionFailedError(
                     f"{uri} exists already.", "Read the existing object, or write under another key."
                 ) from error
             return
-        if if_match is not None and (not path.exists() or file_sha256(path) != if_match):
-            raise PreconditionFailedError(
-                f"{uri} has changed since it was read.", "Read it again and repeat the change."
-            )
-        temporary.replace(path)
+        with _folder_lock(path.parent):
+            _refuse_folder(path, uri)
+            if if_match is not None and (not path.exists() or file_sha256(path) != if_match):
+                raise PreconditionFailedError(
+                    f"{uri} has changed since it was read.", "Read it again and repeat the change."
+                )
+            os.replace(temporary, path)  # noqa: PTH105 - the temporary file's name is a text
 
     def download(self, uri: str, path: Path) -> None:
         with _errors(uri):
@@ -151,6 +151,28 @@ class LocalBackend:
 
     def presign(self, uri: str, expires_s: int) -> str:  # noqa: ARG002 - a file needs no signature
         return local_path(uri).absolute().as_uri()
+
+
+def _write(source: bytes | Path, target: str, sha256: str | None) -> str:
+    """The source as a new file; its SHA-256. What a failed attempt has written is removed."""
+    try:
+        if isinstance(source, bytes):
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+                left = memoryview(source)
+                while left:
+                    left = left[file.write(left) :]
+            return sha256 or hashlib.sha256(source).hexdigest()
+        shutil.copyfile(source, target)
+        return file_sha256(Path(target))
+    except BaseException:
+        Path(target).unlink(missing_ok=True)
+        raise
+
+
+def _refuse_folder(path: Path, uri: str) -> None:
+    if path.is_dir():
+        raise StoreError(f"{uri} is a folder.", "Write the object under another name.")
 
 
 def _time(status: os.stat_result) -> datetime:

@@ -55,6 +55,7 @@ class ObjectStore:
         if_none_match: bool = False,
         if_match: str | None = None,
         content_type: str | None = None,
+        sha256: str | None = None,
     ) -> str:
         """Write an object in one step and return its etag.
 
@@ -64,12 +65,18 @@ class ObjectStore:
             if_none_match: only if there is no such object yet.
             if_match: only if the object still has this etag.
             content_type: MIME type, kept by S3 stores.
+            sha256: of the data, hexadecimal, where the caller knows it; spares computing it.
 
         Raises:
             PreconditionFailedError: the condition does not hold.
         """
         return self._backend(uri).put(
-            uri, data, if_none_match=if_none_match, if_match=if_match, content_type=content_type
+            uri,
+            data,
+            if_none_match=if_none_match,
+            if_match=if_match,
+            content_type=content_type,
+            sha256=sha256,
         )
 
     def upload(

@@ -158,7 +158,13 @@ class Publication:
         if_none_match: bool,
     ) -> None:
         if isinstance(data, bytes):
-            self.store.put(uri, data, if_none_match=if_none_match, content_type=content_type)
+            self.store.put(
+                uri,
+                data,
+                if_none_match=if_none_match,
+                content_type=content_type,
+                sha256=record.sha256,
+            )
         else:
             self.store.upload(
                 data, uri, if_none_match=if_none_match, content_type=content_type, sha256=record.sha256
