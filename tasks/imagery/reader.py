@@ -140,10 +140,14 @@ class GridReader:
             raise ValueError("The reader is closed.")
         inside = window.intersection(self.grid.window)
         candidates = self._candidates(inside)
-        if len(candidates) == 1 and self._placements[candidates[0]].window.contains(window):
-            return self._read_alone(candidates[0], window)
-        values = np.zeros((self.band_count, *window.shape), dtype=self.dtype)
-        valid = np.zeros(window.shape, dtype=np.bool_)
+        if candidates and self._placements[candidates[0]].window.contains(window):
+            alone = self._read_alone(candidates.pop(0), window)
+            if not candidates or alone.valid.all():
+                return alone
+            values, valid = alone.values, alone.valid
+        else:
+            values = np.zeros((self.band_count, *window.shape), dtype=self.dtype)
+            valid = np.zeros(window.shape, dtype=np.bool_)
         for index in candidates:
             part = self._placements[index].window.intersection(inside)
             here = part.slices_in(window)
@@ -180,7 +184,7 @@ class GridReader:
         self.close()
 
     def _read_alone(self, index: int, window: Window) -> Pixels:
-        """A window that lies in one raster: what was read is handed over as it is."""
+        """A window that lies in a raster: what was read is handed over as it is."""
         found, valid = self._read_raster(index, window)
         found = found.astype(self.dtype, casting="safe", copy=False)
         if valid is None or valid.all():

@@ -178,10 +178,14 @@ def _planned(windows: Sequence[Window], piece: tuple[int, int], origin: tuple[in
 
 def _cut(window: Window, parts: list[tuple[Window, Arrays]]) -> Arrays:
     """The arrays of a window from the pieces that it touches."""
+    top, left = window.row, window.col
     places = []
-    for area, _ in parts:
-        common = area.intersection(window)
-        places.append((common.slices_in(window), common.slices_in(area)))
+    for area, _ in parts:  # plain numbers: this runs for every window
+        row, row_stop = max(area.row, top), min(area.row_stop, window.row_stop)
+        col, col_stop = max(area.col, left), min(area.col_stop, window.col_stop)
+        to = (..., slice(row - top, row_stop - top), slice(col - left, col_stop - left))
+        of = (..., slice(row - area.row, row_stop - area.row), slice(col - area.col, col_stop - area.col))
+        places.append((to, of))
     cut = []
     for arrays in zip(*(arrays for _, arrays in parts), strict=True):
         first = arrays[0]
@@ -192,7 +196,7 @@ def _cut(window: Window, parts: list[tuple[Window, Arrays]]) -> Arrays:
             continue
         values = np.empty(shape, first.dtype)
         for (to, of), array in zip(places, arrays, strict=True):
-            values[..., *to] = array[..., *of]
+            values[to] = array[of]
         cut.append(values)
     return tuple(cut)
 
