@@ -53,7 +53,7 @@ def turned(
     # Everything is reckoned from the place at the origin, so that positions leave no trace in the results.
     anchored = Place(0, 0, place.rows, place.cols, place.angle)
     around = anchored.window.shift(place.row, place.col)
-    if valid is not None and not valid.all():
+    if valid is not None and not _all(valid):
         values = np.where(valid, values, np.zeros((), values.dtype))
     elif window.contains(around):
         if values.size and not any(values.strides):
@@ -127,6 +127,11 @@ def _mean_of_four(
     lower += (planes.take(index + cols + 1, axis=1) - lower) * sampling.right
     blended: NDArray[np.floating[Any]] = upper + (lower - upper) * sampling.down
     return blended
+
+
+def _all(valid: NDArray[np.bool_]) -> bool:
+    """Whether all are true; at once where they are one value without memory of its own."""
+    return bool(valid.all() if any(valid.strides) else valid[:1, :1].all())
 
 
 def _held(values: NDArray[_Scalar], window: Window, wanted: Window) -> NDArray[_Scalar]:
