@@ -36,8 +36,8 @@ class TrainParameters(ToolParameters):
         description="Name of the model, of its package and of its entry in the model registry",
     )
     model_type: ModelType = Field(
-        description="UNET classifies pixels (Classified_Tiles); FCOS and RETINANET detect objects "
-        "(PASCAL_VOC_rectangles)",
+        description="UNET classifies pixels (Classified_Tiles and other formats with masks); FCOS and "
+        "RETINANET detect objects (PASCAL_VOC_rectangles and other formats with boxes)",
     )
     backbone_model: BackboneModel = Field(
         default="EFFICIENTNET_LITE0",

@@ -21,6 +21,7 @@ from tasks.store import (
     resolve_folder,
     run_key,
 )
+from tasks.train.data_formats import check_format
 from tasks.train.models.options import check_sizes, options_of
 from tasks.train.parameters import TrainParameters
 
@@ -91,15 +92,9 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
     arguments = arguments_as_dict(parameters.model_arguments)
     options = options_of(parameters)
     inputs = [_input(store, given) for given in parameters.in_folder]
-    wanted = "Classified_Tiles" if parameters.kind == "pixels" else "PASCAL_VOC_rectangles"
     for item in inputs:
-        found = item.details.get("metadata_format", wanted)
-        if found != wanted:
-            raise TrainingDataError(
-                f"{parameters.model_type} learns from {wanted}, but {item.uri} holds {found}.",
-                f"Export the training data with metadata_format = {wanted}, or choose another model_type.",
-            )
         if item.details:
+            check_format(parameters, item.details["metadata_format"], item.uri)
             check_sizes(parameters, options, int(item.details["tile_size"]), int(item.details["chips"]))
     decides = parameters.model_dump(mode="json", exclude={"in_folder", "output_name"})
     decides["model_arguments"] = arguments

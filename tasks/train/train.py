@@ -19,6 +19,7 @@ from tasks.labels import ClassSchema
 from tasks.tracking import Tracker
 from tasks.train import augmentation, datasets
 from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
+from tasks.train.data_formats import check_format
 from tasks.train.models import detectors, pixels
 from tasks.train.models.options import DetectorOptions, PixelOptions, check_sizes, options_of
 from tasks.train.modules import ObjectModule, PixelModule, TrainingModule
@@ -36,7 +37,6 @@ _PATIENCE = 5
 # Validating more often than this costs more than it tells.
 _STEPS_BETWEEN_VALIDATIONS = 100
 _GRADIENT_NORM = 10.0
-_FORMATS = {"pixels": "Classified_Tiles", "objects": "PASCAL_VOC_rectangles"}
 _GPU_LOADERS = 4
 # Reading the labels of more chips, only to balance the split, would take too long.
 _WEIGHED_CHIPS = 5000
@@ -80,14 +80,13 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
     Raises:
         TrainingDataError, BadInputError: with what is wrong, before anything is computed.
     """
-    wanted = _FORMATS[parameters.kind]
     first = data[0]
     for item in data:
-        if item.metadata_format != wanted:
+        check_format(parameters, item.metadata_format, str(item.folder))
+        if any(chip.image2 is not None for chip in item.chips):
             raise TrainingDataError(
-                f"{parameters.model_type} learns from {wanted}, but {item.folder} holds "
-                f"{item.metadata_format}.",
-                f"Export the training data with metadata_format = {wanted}, or choose another model_type.",
+                f"{item.folder} holds pairs of pictures; {parameters.model_type} learns from single ones.",
+                "Export the training data without additional_input_raster.",
             )
         for what, mine, theirs in (
             ("classes", item.classes.to_records(), first.classes.to_records()),

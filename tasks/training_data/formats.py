@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 
 from tasks.errors import BadInputError
-from tasks.training_data.sample import Format
+from tasks.training_data.sample import Format, Holding
 
 # In the order in which messages and documents list them.
 _HOME = {
@@ -66,3 +66,8 @@ def format_of(name: str) -> Format:
         raise BadInputError(
             f"There is no metadata format {name or '(nothing)'}.", f"Use one of: {', '.join(FORMATS)}."
         ) from None
+
+
+def formats_holding(what: Holding) -> tuple[str, ...]:
+    """The names of the formats whose labels can be read so."""
+    return tuple(name for name, item in FORMATS.items() if what in item.holds)

@@ -30,9 +30,10 @@ class Panoptic(Format):
 
     name = "Panoptic_Segmentation"
     label_extension = ".tif"
-    holds = frozenset({"masks", "boxes", "instances"})
+    # Boxes can be read too, but a detector would be told of classes that have none.
+    holds = frozenset({"masks", "instances"})
     counts = "pixels"
-    needs = frozenset({"mask", "instances", "instance data"})
+    needs = frozenset({"mask", "instance data"})
     folder_per_class = True
 
     def check(self, context: Context) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from tasks.labels.schema import ClassSchema
-from tasks.training_data import layout
+from tasks.training_data.formats import format_of
+from tasks.training_data.sample import Context
 from tasks.training_data.statistics import BandStatistics, ClassStatistics, Spread
 
 SOURCE = "Chipline"
@@ -49,17 +51,23 @@ class ExportSummary:
     """All that the side files say about a set of chips.
 
     Attributes:
-        metadata_format: "Classified_Tiles" or "PASCAL_VOC_rectangles".
+        metadata_format: its name.
         tile_size: (rows, cols), px.
-        classes: the class schema.
+        classes: the class schema of the labels.
         band_names: one per band.
         bands: statistics over the valid pixels of all chips.
-        contents: statistics of the classes over all chips.
+        contents: statistics of the classes over all chips, of all of :attr:`all_classes`.
         raster_count: number of input rasters.
         min_cell_size: (x, y) of the finest raster, map units.
         max_cell_size: (x, y) of the coarsest raster, map units.
         wkid: code of the spatial reference; None if it has none.
         crs_wkt: the spatial reference where it has no code.
+        band_names2: the same of the second raster; empty where there is none.
+        bands2: statistics of the second raster's chips.
+        image_space: "MAP_SPACE", "PIXEL_SPACE" or "IMAGE_SPACE".
+        blacken_around_feature: whether pixels outside of the feature are 0.
+        fixed_size: whether all chips have the tile size.
+        instance_classes: the classes of the instance data (Panoptic_Segmentation only).
     """
 
     metadata_format: str
@@ -73,35 +81,50 @@ class ExportSummary:
     max_cell_size: tuple[float, float]
     wkid: int | None
     crs_wkt: str | None = None
+    band_names2: tuple[str, ...] = ()
+    bands2: BandStatistics | None = None
+    image_space: str = "MAP_SPACE"
+    blacken_around_feature: bool = False
+    fixed_size: bool = True
+    instance_classes: ClassSchema | None = None
 
     @property
-    def has_features(self) -> bool:
-        """Whether labels are counted as features (rectangles) and not as pixels (tiles)."""
-        return self.metadata_format != layout.CLASSIFIED_TILES
+    def counts(self) -> Literal["pixels", "features", "nothing"]:
+        """What is counted of each class."""
+        return format_of(self.metadata_format).counts
+
+    @cached_property
+    def all_classes(self) -> ClassSchema:
+        """The classes under the names that the folder uses."""
+        context = Context("TIFF", None, self.classes, self.instance_classes)
+        return format_of(self.metadata_format).all_classes(context)
 
 
 def stats_txt(summary: ExportSummary) -> bytes:
     """The report for people."""
     contents, (rows, cols) = summary.contents, summary.tile_size
     lines = [f"images = {contents.images} *{len(summary.band_names)}*{rows}*{cols}"]
-    if summary.has_features:
-        lines += [
+    if summary.counts != "nothing":
+        lines += _class_lines(summary, summary.counts)
+    return ("\n".join(lines) + "\n").encode("utf-8")
+
+
+def _class_lines(summary: ExportSummary, counted: Literal["pixels", "features"]) -> list[str]:
+    contents, classes = summary.contents, summary.all_classes
+    lines = [f"classes = {len(classes)}"]
+    if counted == "features":
+        lines[:0] = [
             f"features = {contents.features}",
             f"features per image = {_range(contents.features_per_image)}",
-            f"classes = {len(summary.classes)}",
         ]
     else:
-        lines += [
-            f"classes = {len(summary.classes)}",
-            f"classes per image = {_range(contents.classes_per_image)}",
-        ]
-    counted = "features" if summary.has_features else "pixels"
+        lines.append(f"classes per image = {_range(contents.classes_per_image)}")
     lines.append(
         f"{'cls name':<{_NAME_WIDTH}}{'cls value':>{_COUNT_WIDTH}}{'images':>{_COUNT_WIDTH}}"
         f"{counted:>{_COUNT_WIDTH}}"
         + "".join(f"{title:>{_SIZE_WIDTH}}" for title in ("min size", "mean size", "max size"))
     )
-    for item in summary.classes:
+    for item in classes:
         size = contents.size_per_class[item.value]
         lines.append(
             f"{item.name:<{_NAME_WIDTH}}{item.value:>{_COUNT_WIDTH}}"
@@ -109,7 +132,7 @@ def stats_txt(summary: ExportSummary) -> bytes:
             f"{contents.count_per_class[item.value]:>{_COUNT_WIDTH}}"
             + "".join(f"{number:>{_SIZE_WIDTH}.2f}" for number in (size.low, size.mean, size.high))
         )
-    return ("\n".join(lines) + "\n").encode("utf-8")
+    return lines
 
 
 def _range(spread: Spread) -> str:
@@ -118,41 +141,41 @@ def _range(spread: Spread) -> str:
 
 def accumulated_stats(summary: ExportSummary) -> bytes:
     """esri_accumulated_stats.json."""
-    contents, values = summary.contents, summary.classes.values
-    number = int if not summary.has_features else float
-    sizes = [_spread(contents.size_per_class[value], number) for value in values]
-    per_class = {
-        "NumClasses": len(values),
-        "NumImagesTotal": contents.images,
-        "NumImagesPerClass": [contents.images_per_class[value] for value in values],
-    }
-    counts = [contents.count_per_class[value] for value in values]
+    contents, classes = summary.contents, summary.all_classes
     document: dict[str, Any] = {
         "Version": 1,
         "NumBands": len(summary.band_names),
         "TileSizeX": summary.tile_size[1],
         "TileSizeY": summary.tile_size[0],
-        "NumClasses": len(values),
+        "NumClasses": len(classes),
         "NumTiles": contents.images,
-        "OutputFeatures": summary.has_features,
+        "OutputFeatures": summary.counts == "features",
         "MetaDataMode": summary.metadata_format,
-        "Classes": [{"ClassValue": item.value, "ClassName": item.name} for item in summary.classes],
+        "Classes": [{"ClassValue": item.value, "ClassName": item.name} for item in classes],
     }
-    if summary.has_features:
+    counted = () if summary.counts == "nothing" else classes.values
+    images = [contents.images_per_class[value] for value in counted]
+    counts = [contents.count_per_class[value] for value in counted]
+    if summary.counts == "features":
         document["FeatureStats"] = {
-            "NumClasses": per_class["NumClasses"],
-            "NumImagesTotal": per_class["NumImagesTotal"],
+            "NumClasses": len(classes),
+            "NumImagesTotal": contents.images,
             "NumFeaturesTotal": contents.features,
-            "NumImagesPerClass": per_class["NumImagesPerClass"],
+            "NumImagesPerClass": images,
             "NumFeaturesPerClass": counts,
             "NumFeaturesPerImage": _spread(contents.features_per_image, int),
-            "FeatureAreaPerClass": sizes,
+            "FeatureAreaPerClass": [
+                _spread(contents.size_per_class[value], float) for value in classes.values
+            ],
         }
-    else:
-        document["ClassPixelStats"] = per_class | {
+    elif summary.counts == "pixels":
+        document["ClassPixelStats"] = {
+            "NumClasses": len(classes),
+            "NumImagesTotal": contents.images,
+            "NumImagesPerClass": images,
             "NumPixelsPerClass": counts,
             "NumClassesPerImage": _spread(contents.classes_per_image, int),
-            "PixelsPerClass": sizes,
+            "PixelsPerClass": [_spread(contents.size_per_class[value], int) for value in classes.values],
         }
     document["BandStatsState"] = [
         {"Min": low or 0.0, "Max": high or 0.0, "Num": count, "M1": mean, "M2": m2}
@@ -177,7 +200,6 @@ def model_definition(summary: ExportSummary) -> bytes:
     Where the export knows a number it stands in place of the placeholder text, which readers accept.
     """
     rows, cols = summary.tile_size
-    stats = summary.bands.to_rows()
     document: dict[str, Any] = {
         "Framework": "e.g. PyTorch",
         "ModelConfiguration": "e.g. the network and its settings",
@@ -190,33 +212,46 @@ def model_definition(summary: ExportSummary) -> bytes:
         "ModelPadding": "e.g. 64 (optional)",
         "BatchSize": "e.g. 8 (optional)",
         "PerProcessGPUMemoryFraction": "e.g. 0.8 (optional)",
-        "Classes": summary.classes.to_records(),
+        "Classes": summary.all_classes.to_records(),
         _WELL_KNOWN_BANDS_KEY: list(_WELL_KNOWN_BANDS),
         "Description": f"Template for a model trained on these chips, written by {SOURCE}",
         "MetaDataMode": summary.metadata_format,
-        "ImageSpaceUsed": "MAP_SPACE",
+        "ImageSpaceUsed": summary.image_space,
         "InputRastersProps": {
             "RasterCount": summary.raster_count,
             "SensorName": "",
             "BandNames": list(summary.band_names),
         },
-        "AllTilesStats": [
-            {
-                "BandName": name,
-                "Min": row[3] or 0.0,
-                "Max": row[4] or 0.0,
-                "Mean": row[1],
-                "StdDev": float(std),
-            }
-            for name, row, std in zip(summary.band_names, stats, summary.bands.std, strict=True)
-        ],
+        "AllTilesStats": _tiles_stats(summary.band_names, summary.bands),
+    }
+    if summary.bands2 is not None:
+        document["AllTilesStats2"] = _tiles_stats(summary.band_names2, summary.bands2)
+    document |= {
         "MinCellSize": _cell_size(summary.min_cell_size, summary),
         "MaxCellSize": _cell_size(summary.max_cell_size, summary),
-        "BlackenAroundFeature": False,
-        "CropTileMode": "Fixed_Size",
+        "BlackenAroundFeature": summary.blacken_around_feature,
+        "CropTileMode": "Fixed_Size" if summary.fixed_size else "Variable_Size",
         "IsMultidimensional": False,
     }
+    if summary.instance_classes:
+        objects = set(summary.instance_classes.values)
+        document["Panoptic_Segmentation_Instance_Classes"] = [
+            record for record in summary.all_classes.to_records() if record["Value"] in objects
+        ]
     return _document(document)
+
+
+def _tiles_stats(names: Sequence[str], bands: BandStatistics) -> list[dict[str, Any]]:
+    return [
+        {
+            "BandName": name,
+            "Min": row[3] or 0.0,
+            "Max": row[4] or 0.0,
+            "Mean": row[1],
+            "StdDev": float(std),
+        }
+        for name, row, std in zip(names, bands.to_rows(), bands.std, strict=True)
+    ]
 
 
 def _cell_size(size: tuple[float, float], summary: ExportSummary) -> dict[str, Any]:
