@@ -1,4 +1,7 @@
-"""Objects in S3-compatible stores, through boto3; one client per endpoint and identity."""
+"""Objects in S3-compatible stores, through boto3; one client per endpoint and identity.
+
+Small objects are written through obstore where that goes without a question (:mod:`tasks.store._quick`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import NotFoundError, PreconditionFailedError, StoreError
 from tasks.settings import StoreAccess
 from tasks.store._local import file_sha256
+from tasks.store._quick import ExistsAlready, QuickPuts
 from tasks.store._types import ObjectInfo
 from tasks.store.uris import access_for, split_s3
 
@@ -41,6 +45,7 @@ class S3Backend:
     def __init__(self) -> None:
         self._clients: dict[tuple[object, ...], S3Client] = {}
         self._lock = threading.Lock()
+        self._quick = QuickPuts()
 
     def read(self, uri: str) -> tuple[bytes, str]:
         bucket, key = split_s3(uri)
@@ -90,7 +95,44 @@ class S3Backend:
         if if_match is not None:
             condition["IfMatch"] = if_match
         with _errors(uri):
+            if isinstance(source, bytes) and if_match is None and len(source) <= SINGLE_PUT_BYTES:
+                etag = self._put_quickly(
+                    uri, source, if_none_match=if_none_match, content_type=content_type, metadata=metadata
+                )
+                if etag is not None:
+                    return etag
             return self._put(uri, source, extra, condition, attempt)
+
+    def _put_quickly(
+        self,
+        uri: str,
+        data: bytes,
+        *,
+        if_none_match: bool,
+        content_type: str | None,
+        metadata: dict[str, str],
+    ) -> str | None:
+        """The etag; None where boto3 has to try and to explain."""
+        try:
+            return self._quick.put(
+                uri,
+                data,
+                access_for(uri),
+                if_none_match=if_none_match,
+                content_type=content_type,
+                metadata=metadata,
+            )
+        except ExistsAlready as error:
+            bucket, key = split_s3(uri)
+            there = _attempt_of(self._client(uri), bucket, key)
+            if there is None:
+                return None
+            etag, attempt = there
+            if attempt == metadata["attempt"]:
+                return etag
+            raise PreconditionFailedError(
+                f"{uri} exists already.", "Read the existing object, or write under another key."
+            ) from error
 
     def _put(
         self, uri: str, source: bytes | Path, extra: dict[str, Any], condition: dict[str, Any], attempt: str
@@ -221,6 +263,12 @@ def _make_client(access: StoreAccess | None) -> S3Client:
 
 def _won(client: S3Client, bucket: str, key: str, attempt: str) -> str | None:
     """The etag, when the object there is this very attempt's: an answer was lost, the request repeated."""
+    there = _attempt_of(client, bucket, key)
+    return there[0] if there is not None and there[1] == attempt else None
+
+
+def _attempt_of(client: S3Client, bucket: str, key: str) -> tuple[str, str | None] | None:
+    """Etag and attempt of the object that is there; None where there is none."""
     from botocore.exceptions import ClientError
 
     try:
@@ -229,7 +277,7 @@ def _won(client: S3Client, bucket: str, key: str, attempt: str) -> str | None:
         if _code(error) in ("404", "NoSuchKey", "NotFound"):
             return None
         raise
-    return head["ETag"] if head["Metadata"].get("attempt") == attempt else None
+    return head["ETag"], head["Metadata"].get("attempt")
 
 
 def _put_file(client: S3Client, bucket: str, key: str, path: Path, extra: dict[str, Any]) -> str:
