@@ -73,11 +73,13 @@ class Place:
     def corners(self) -> tuple[tuple[float, float], ...]:
         """(col, row) on the grid of the chip's corners: upper left, upper right, lower right, lower left."""
         transform = self.to_grid
-        return tuple(transform * corner for corner in self._own_corners())
+        return tuple(transform @ corner for corner in self._own_corners())
 
     @property
     def window(self) -> Window:
         """The smallest window of whole grid pixels around the chip (one pixel more if pixels are blended)."""
+        if self.angle in (0.0, 180.0):
+            return Window(self.row, self.col, self.rows, self.cols)
         cols, rows = zip(*self.corners, strict=True)
         margin = 0 if self.is_exact else 1
         row, col = math.floor(_tidy(min(rows))) - margin, math.floor(_tidy(min(cols))) - margin

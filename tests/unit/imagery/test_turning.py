@@ -34,7 +34,7 @@ def held(values: NDArray[Any], window: Window) -> NDArray[Any]:
 
 def by_scipy(values: NDArray[Any], place: Place, order: int) -> NDArray[Any]:
     t = place.to_grid
-    col, row = t * (0.5, 0.5)
+    col, row = t @ (0.5, 0.5)
     return np.stack(
         [
             ndimage.affine_transform(
@@ -88,7 +88,7 @@ def test_nearest_takes_the_pixel_under_the_centre(place: Place) -> None:
     found = turned(held(index, place.window), place, place.window)
     for row in {0, place.rows // 2, place.rows - 1}:
         for col in {0, place.cols // 2, place.cols - 1}:
-            grid_col, grid_row = place.to_grid * (col + 0.5, row + 0.5)
+            grid_col, grid_row = place.to_grid @ (col + 0.5, row + 0.5)
             apart = [abs(value - round(value)) for value in (grid_col, grid_row)]
             if min(apart) > 1e-6:  # on a border either neighbour will do
                 assert found[0, row, col] == index[0, math.floor(grid_row), math.floor(grid_col)]
@@ -109,7 +109,7 @@ def test_quarters_move_pixels_and_change_none(place: Place, method: Any) -> None
     t = place.to_grid
     for row in {0, place.rows - 1}:
         for col in {0, place.cols - 1}:
-            grid_col, grid_row = t * (col + 0.5, row + 0.5)
+            grid_col, grid_row = t @ (col + 0.5, row + 0.5)
             assert (grid_col % 1, grid_row % 1) == (0.5, 0.5)
             np.testing.assert_array_equal(
                 found[:, row, col], NOISE[:, math.floor(grid_row), math.floor(grid_col)]
@@ -146,7 +146,7 @@ def test_outside_of_the_window_is_nothing(angle: float, method: Any) -> None:
     place = Place(-10, -8, 30, 30, angle)
     level = np.full((1, *WHOLE.shape), 90, np.uint16)
     found = turned(level, place, WHOLE, method=method)
-    centres = np.array([[place.to_grid * (col + 0.5, row + 0.5) for col in range(30)] for row in range(30)])
+    centres = np.array([[place.to_grid @ (col + 0.5, row + 0.5) for col in range(30)] for row in range(30)])
     inside = (centres > 0).all(axis=-1)
     assert 0 < inside.sum() < 900
     np.testing.assert_array_equal(found[0], np.where(inside, 90, 0))
