@@ -39,7 +39,7 @@ _USAGES = {
     "7": "green",
     "8": "blue",
 }
-_REAL = "1"  # GDALRATFieldType GFT_Real
+_INTEGER, _TEXT = "0", "2"  # GDALRATFieldType
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def naming_of_table(table: AttributeTable, classvalue_field: str | None) -> Clas
     """
     column = None if classvalue_field is None else _column(table, classvalue_field)
     names_at, counts_at = _role(table, "name"), _role(table, "count")
+    row_colors = _row_colors(table)
     classes: dict[int, int] = {}
     names: dict[int, str] = {}
     colors: dict[int, Color] = {}
@@ -165,7 +166,7 @@ def naming_of_table(table: AttributeTable, classvalue_field: str | None) -> Clas
                 f"The class value {value} of {table.source} carries several names: {names[value]}, {name}.",
                 "Give all rows of a class value one name.",
             )
-        color = _row_color(table, row)
+        color = row_colors[row]
         if color is not None:
             colors.setdefault(value, color)
     for value in classes.values():
@@ -204,11 +205,10 @@ def _from_gdal(uri: str, node: ElementTree.Element) -> AttributeTable | None:
     usage: dict[str, str] = {}
     for index, (name, kind, use) in enumerate(definitions):
         cells = [row[index] if index < len(row) else None for row in rows]
-        fields[name] = cells if kind == "2" else [_number(cell) for cell in cells]
+        fields[name] = cells if kind == _TEXT else [_number(cell) for cell in cells]
+        if kind == _INTEGER:
+            fields[name] = [None if cell is None else int(cell) for cell in fields[name]]
         role = _USAGES.get(use)
-        if role in _COLOR_FIELDS and kind == _REAL and max(_numbers(fields[name]), default=0.0) <= 1:
-            # Some formats keep colours as fractions.
-            fields[name] = [None if cell is None else round(cell * 255) for cell in fields[name]]
         if role is not None:
             usage.setdefault(role, name)
     start, step = node.get("Row0Min"), node.get("BinSize")
@@ -293,11 +293,24 @@ def _role(table: AttributeTable, role: str) -> str | None:
     return None
 
 
-def _row_color(table: AttributeTable, row: int) -> Color | None:
-    channels = [_role(table, name) for name in _COLOR_FIELDS]
-    cells = [None if name is None else _number(table.fields[name][row]) for name in channels]
-    numbers = [cell for cell in cells if cell is not None and 0 <= cell <= 255]
-    return (int(numbers[0]), int(numbers[1]), int(numbers[2])) if len(numbers) == 3 else None
+def _row_colors(table: AttributeTable) -> list[Color | None]:
+    """The colour of each row."""
+    channels = [table.fields[name] for name in (_role(table, color) for color in _COLOR_FIELDS) if name]
+    if len(channels) != len(_COLOR_FIELDS):
+        return [None] * len(table.values)
+    cells = [cell for channel in channels for cell in channel if _number(cell) is not None]
+    # Some programs keep colours as fractions.
+    fractions = any(isinstance(cell, float) and 0 < cell < 1 for cell in cells) and max(cells) <= 1
+    colors: list[Color | None] = []
+    for row in zip(*channels, strict=True):
+        red, green, blue = (_number(cell) for cell in row)
+        if red is None or green is None or blue is None:
+            colors.append(None)
+            continue
+        scale = 255 if fractions else 1
+        color = (round(red * scale), round(green * scale), round(blue * scale))
+        colors.append(color if min(color) >= 0 and max(color) <= 255 else None)
+    return colors
 
 
 def _class_value(table: AttributeTable, column: str, row: int) -> int:
@@ -321,7 +334,3 @@ def _number(cell: object) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if number == number and abs(number) != float("inf") else None
-
-
-def _numbers(cells: Sequence[Any]) -> list[float]:
-    return [cell for cell in cells if cell is not None]

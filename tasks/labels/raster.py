@@ -328,7 +328,7 @@ def _naming_by_values(info: RasterInfo) -> ClassNaming:
     plain = info.model_copy(update={"crs_wkt": None, "transform": _PIXEL_SPACE})
     found: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
     with GridReader([plain], grid, (0,), resampling="nearest") as reader:
-        for _, pixels in prefetch(reader, _pieces(info)):
+        for _, pixels in prefetch(reader, pieces(info)):
             values = _whole_numbers(pixels.values[0][pixels.valid], info.uri)
             found = np.union1d(found, _occurring(values))
             if len(found) > _MOST_CLASSES:
@@ -350,13 +350,12 @@ def _occurring(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return np.unique(values).astype(np.int64)
 
 
-def _pieces(info: RasterInfo) -> Iterable[Window]:
-    """Whole blocks, several at a time, that cover the raster."""
-    block_rows, block_cols = (
-        min(block, size) for block, size in zip(info.block_shape, (info.height, info.width), strict=True)
-    )
-    cols = min(info.width, max(1, _PIECE_PX // (block_rows * block_cols)) * block_cols)
-    rows = max(1, _PIECE_PX // (block_rows * cols)) * block_rows
+def pieces(info: RasterInfo, most_px: int = _PIECE_PX) -> Iterable[Window]:
+    """Windows of whole blocks, of at most ``most_px`` pixels where a block is not larger, over the raster."""
+    sizes = (info.height, info.width)
+    block_rows, block_cols = (min(pair) for pair in zip(info.block_shape, sizes, strict=True))
+    cols = min(info.width, max(1, most_px // (block_rows * block_cols)) * block_cols)
+    rows = max(1, most_px // (block_rows * cols)) * block_rows
     grid = Grid(None, _PIXEL_SPACE, info.height, info.width)
     return (tile.intersection(grid.window) for tile in grid.tiles(rows, cols))
 
