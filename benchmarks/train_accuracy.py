@@ -97,8 +97,9 @@ def _areas(folder: Path, area: str) -> tuple[list[str], list[str]]:
 def _export(rasters: list[str], chosen: argparse.Namespace, metadata_format: str) -> str:
     from tasks.export.cut import cut_part
     from tasks.export.finish import finish
+    from tasks.export.inputs import inspect_inputs
     from tasks.export.parameters import ExportParameters
-    from tasks.export.plan import inspect_inputs, make_plan, save_plan
+    from tasks.export.plan import make_plan, save_plan
     from tasks.store import ObjectStore
 
     parameters = ExportParameters.model_validate(
@@ -113,7 +114,7 @@ def _export(rasters: list[str], chosen: argparse.Namespace, metadata_format: str
         }
     )
     store = ObjectStore()
-    plan = make_plan(parameters, inspect_inputs(parameters))
+    plan = make_plan(store, parameters, inspect_inputs(parameters))
     save_plan(store, plan)
     for part in range(len(plan.parts)):
         cut_part(store, plan, part)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import heapq
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import RunError
-from tasks.export.cut import ChipRecord, read_result
-from tasks.export.plan import KIND, ExportPlan
-from tasks.store import Manifest, ObjectStore, PartRecord, Publication, is_local, read_manifest, set_current
+from tasks.export.cut import PartResult, label_sets, read_result
+from tasks.export.inputs import KIND
+from tasks.export.plan import ExportPlan
+from tasks.store import (
+    FileRecord,
+    Manifest,
+    ObjectStore,
+    PartRecord,
+    Publication,
+    is_local,
+    read_manifest,
+    set_current,
+)
 from tasks.training_data import layout, side_files
+from tasks.training_data.formats import format_of
+from tasks.training_data.sample import ChipRecord, Context
 from tasks.training_data.statistics import BandStatistics, ClassStatistics
 
 
@@ -49,36 +64,15 @@ def finish(store: ObjectStore, plan: ExportPlan, provenance: dict[str, Any]) -> 
         _point(store, plan)
         return Published(existing, already_done=True)
     publication = Publication(store, plan.folder_uri)
-    bands = BandStatistics.empty(len(plan.bands))
-    contents = ClassStatistics(plan.schema_of_classes.values)
-    tiles = plan.parameters.metadata_format == layout.CLASSIFIED_TILES
     parts: list[PartRecord] = []
-    image_extension = layout.IMAGE_EXTENSIONS[plan.parameters.chip_format]
-    label_extension = layout.LABEL_EXTENSIONS[plan.parameters.metadata_format]
-    with tempfile.TemporaryDirectory(prefix="export-") as folder:
-        lines = Path(folder) / layout.MAP
-        # ArcGIS writes this file on Windows: lines end with CRLF.
-        with lines.open("w", encoding="ascii", newline="\r\n") as out:
-            for chip in _chips(store, plan, parts):
-                bands = bands.merge(BandStatistics.from_rows(chip.bands))
-                if tiles:
-                    contents.add_pixels(chip.pixels)
-                else:
-                    contents.add_features(chip.areas)
-                stem = layout.chip_stem(chip.number)
-                line = layout.map_line(
-                    f"{layout.IMAGES}/{stem}{image_extension}", f"{layout.LABELS}/{stem}{label_extension}"
-                )
-                out.write(line + "\n")
-        summary = _summary(plan, bands, contents)
-        side = [
-            publication.put_file(layout.MAP, lines, "text/plain"),
-            publication.put_file(layout.STATS, side_files.stats_txt(summary), "text/plain"),
-            publication.put_file(
-                layout.ACCUMULATED_STATS, side_files.accumulated_stats(summary), "application/json"
-            ),
-            publication.put_file(layout.DEFINITION, side_files.model_definition(summary), "application/json"),
-        ]
+    side: list[FileRecord] = []
+    totals: list[_Totals] = []
+    for name in plan.sides:
+        total = _Totals(plan, name)
+        with tempfile.TemporaryDirectory(prefix="export-") as scratch:
+            for path, file in _side_files(store, plan, name, total, parts, Path(scratch)).items():
+                side.append(publication.put_file(f"{name}/{path}" if name else path, file))
+        totals.append(total)
     parts.append(publication.put_part("side-files", side))
     manifest = publication.finish(
         Manifest(
@@ -89,61 +83,149 @@ def finish(store: ObjectStore, plan: ExportPlan, provenance: dict[str, Any]) -> 
             inputs=_inputs(plan),
             versions={"chipline": version("chipline"), "rasterio": version("rasterio")},
             parts=parts,
-            details=_details(plan, contents),
+            details=_details(plan, totals),
             provenance=provenance,
         )
     )
     _point(store, plan)
+    label_sets(store, plan).remove()
     return Published(manifest, already_done=False)
 
 
-def _chips(store: ObjectStore, plan: ExportPlan, parts: list[PartRecord]) -> Iterator[ChipRecord]:
-    """All chips by number; ``parts`` gets the part records on the way."""
-    for number in range(len(plan.parts)):
-        result = read_result(store, plan.folder_uri, number)
-        if result is None:
-            raise RunError(
-                f"Part {number + 1} of {len(plan.parts)} of the export {plan.name} is not finished.",
-                "Start the export again: what is finished is kept.",
-            )
-        parts.append(result.record)
-        yield from result.chips
+class _Totals:
+    """Statistics over all chips of a side, added in the order of their numbers."""
+
+    def __init__(self, plan: ExportPlan, side: str) -> None:
+        self.items = [item for item in plan.items if item.side == side]
+        self.counts = format_of(plan.parameters.metadata_format).counts
+        self.bands = BandStatistics.empty(len(self.items[0].bands.indices))
+        self.bands2 = BandStatistics.empty(len(self.items[0].bands2.indices))
+        self.contents = ClassStatistics(plan.schema_of_classes.values)
+        self.chips = 0
+
+    def add(self, chip: ChipRecord) -> None:
+        """Take the next chip."""
+        self.chips += 1
+        self.bands = self.bands.merge(BandStatistics.from_rows(chip.bands)) if chip.bands else self.bands
+        if chip.bands2:
+            self.bands2 = self.bands2.merge(BandStatistics.from_rows(chip.bands2))
+        if self.counts == "pixels":
+            self.contents.add_pixels(chip.pixels)
+        else:
+            self.contents.add_features(chip.areas)
 
 
-def _summary(plan: ExportPlan, bands: BandStatistics, contents: ClassStatistics) -> side_files.ExportSummary:
-    sizes = [item.target().cell_size for item in plan.items]
-    crs_wkt = plan.items[0].target().crs_wkt
+def _side_files(
+    store: ObjectStore, plan: ExportPlan, side: str, total: _Totals, parts: list[PartRecord], scratch: Path
+) -> dict[str, bytes | Path]:
+    """The side files of one side by their path in it; ``parts`` gets the part records on the way."""
+    chosen = format_of(plan.parameters.metadata_format)
+    context = Context(
+        plan.parameters.chip_format,
+        total.items[0].target().crs_wkt,
+        plan.schema_of_classes,
+        plan.schema_of_instances,
+    )
+    own = chosen.side_writer(context, scratch)
+    lines = scratch / layout.MAP
+    # ArcGIS writes this file on Windows: lines end with CRLF.
+    with lines.open("w", encoding="utf-8", newline="\r\n") as out:
+        for chip in _chips(store, plan, side, parts):
+            total.add(chip)
+            own.add(chip)
+            out.write(layout.map_line(*chip.paths) + "\n")
+    summary = _summary(plan, total)
+    return {
+        layout.MAP: lines,
+        layout.STATS: side_files.stats_txt(summary),
+        layout.ACCUMULATED_STATS: side_files.accumulated_stats(summary),
+        layout.DEFINITION: side_files.model_definition(summary),
+        **own.close(),
+    }
+
+
+def _chips(store: ObjectStore, plan: ExportPlan, side: str, parts: list[PartRecord]) -> Iterator[ChipRecord]:
+    """All chips of a side by number; ``parts`` gets the part records on the way."""
+    mine = [
+        (part.item, part.lane, number)
+        for number, part in enumerate(plan.parts)
+        if plan.items[part.item].side == side
+    ]
+    # Tracts side by side share their lanes, and their chips' numbers take turns.
+    for _, group in groupby(mine, key=lambda entry: entry[:2]):
+        results = [_result(store, plan, number) for *_, number in group]
+        parts.extend(result.record for result in results)
+        yield from heapq.merge(*(result.chips for result in results), key=attrgetter("number"))
+
+
+def _result(store: ObjectStore, plan: ExportPlan, number: int) -> PartResult:
+    result = read_result(store, plan.folder_uri, number)
+    if result is None:
+        raise RunError(
+            f"Part {number + 1} of {len(plan.parts)} of the export {plan.name} is not finished.",
+            "Start the export again: what is finished is kept.",
+        )
+    return result
+
+
+def _summary(plan: ExportPlan, total: _Totals) -> side_files.ExportSummary:
+    items = total.items
+    sizes = [item.target().cell_size for item in items]
+    crs_wkt = items[0].target().crs_wkt
+    chosen = plan.parameters
     return side_files.ExportSummary(
-        metadata_format=plan.parameters.metadata_format,
-        tile_size=(plan.parameters.tile_size, plan.parameters.tile_size),
+        metadata_format=chosen.metadata_format,
+        tile_size=chosen.tile,
         classes=plan.schema_of_classes,
-        band_names=plan.band_names,
-        bands=bands,
-        contents=contents,
-        raster_count=sum(len(item.rasters) for item in plan.items),
+        band_names=items[0].bands.names,
+        bands=total.bands,
+        contents=total.contents,
+        raster_count=sum(len(item.rasters) for item in items),
         min_cell_size=min(sizes),
         max_cell_size=max(sizes),
         wkid=None if crs_wkt is None else side_files.wkid_of(crs_wkt),
         crs_wkt=crs_wkt,
+        band_names2=items[0].bands2.names,
+        bands2=total.bands2 if items[0].bands2.names else None,
+        image_space=chosen.reference_system,
+        blacken_around_feature=chosen.blacken_around_feature,
+        fixed_size=chosen.fix_chip_size,
+        instance_classes=plan.schema_of_instances,
     )
 
 
 def _inputs(plan: ExportPlan) -> list[dict[str, Any]]:
     rasters = [
-        {"role": "raster", "uri": raster["uri"], "identity": raster["identity"]}
+        {"role": role, "uri": raster["uri"], "identity": raster["identity"]}
         for item in plan.items
-        for raster in item.rasters
+        for role, group in (("raster", item.rasters), ("second raster", item.rasters2))
+        for raster in group
     ]
-    return [*rasters, {"role": "labels", "uri": plan.labels["uri"], "identity": plan.labels["identity"]}]
+    unique = {(entry["role"], entry["uri"]): entry for entry in rasters}
+    chosen = plan.parameters
+    named = {
+        "labels": chosen.input_class_data,
+        "mask": chosen.input_mask_polygons,
+        "instances": chosen.input_instance_data,
+        "schema": chosen.class_schema,
+    }
+    labels = [
+        {"role": role, "uri": named[role], "identity": identity}
+        for role, identity in plan.label_identities.items()
+    ]
+    return [*unique.values(), *labels]
 
 
-def _details(plan: ExportPlan, contents: ClassStatistics) -> dict[str, Any]:
+def _details(plan: ExportPlan, totals: list[_Totals]) -> dict[str, Any]:
+    contents = totals[0].contents
     return {
         "metadata_format": plan.parameters.metadata_format,
-        "chips": contents.images,
+        "counts": totals[0].counts,
+        "chips": sum(total.chips for total in totals),
         "tile_size": plan.parameters.tile_size,
-        "bands": list(plan.band_names),
-        "labels": {key: value for key, value in plan.labels.items() if key not in ("uri", "identity")},
+        "bands": list(plan.items[0].bands.names),
+        "labels": plan.labels,
+        "notes": plan.notes,
         "classes": [
             {
                 "value": item.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from prefect import task
@@ -12,7 +13,7 @@ from prefect.runtime import flow_run
 from tasks.export.parameters import ExportParameters
 
 if TYPE_CHECKING:
-    from tasks.export.plan import ExportItem, ExportPlan
+    from tasks.export.plan import ExportPlan
     from tasks.store import Manifest, ObjectStore
 
 _LINK_SECONDS = 7 * 24 * 3600
@@ -36,7 +37,8 @@ class PlannedExport(TypedDict):
 def plan_export(parameters: ExportParameters) -> PlannedExport:
     """Check the inputs, number the chips and put the plan into the store; no pixel is read."""
     from tasks.export.finish import published
-    from tasks.export.plan import PLAN, inspect_inputs, plan_in_force, save_plan
+    from tasks.export.inputs import inspect_inputs
+    from tasks.export.plan import PLAN, plan_in_force, save_plan
     from tasks.store import ObjectStore, join, run_key
 
     log = get_run_logger()
@@ -53,25 +55,11 @@ def plan_export(parameters: ExportParameters) -> PlannedExport:
             chips=int(manifest.details["chips"]),
             done=True,
         )
-    left_out = _alpha_bands(inputs.items)
-    if left_out:
-        log.warning(
-            "Left out of the chips as alpha: %s. If it is a picture band (near infrared, say), mend its "
-            "colour interpretation, for example with gdal_edit.py -colorinterp_4 undefined",
-            ", ".join(left_out),
-        )
     plan = plan_in_force(store, parameters, inputs)
     plan_uri = save_plan(store, plan)
-    labels = plan.labels
-    log.info(
-        "%d chips in %d parts from %d labels (%d repaired, %d empty, %d outside the projection)",
-        plan.chips,
-        len(plan.parts),
-        labels["features"],
-        labels["repaired"],
-        labels["empty"],
-        labels["unprojectable"],
-    )
+    for note in plan.notes:
+        log.warning("%s", note)
+    log.info("%d chips in %d parts; %s", plan.chips, len(plan.parts), _labels_text(plan.labels))
     return PlannedExport(
         plan_uri=plan_uri, work_key=work_key, parts=len(plan.parts), chips=plan.chips, done=False
     )
@@ -93,16 +81,6 @@ def run_part(plan_uri: str, part: int) -> None:
             log.info("%d of %d chips written", written, total)
 
     cut_part(store, plan, part, progress=progress)
-
-
-def _alpha_bands(items: list[ExportItem]) -> list[str]:
-    return [
-        f"band {band} of {raster['uri']}"
-        for item in items
-        for raster in item.rasters
-        for band, kind in enumerate(raster["colorinterp"], start=1)
-        if kind == "alpha"
-    ]
 
 
 def is_part_done(plan_uri: str, part: int) -> bool:
@@ -146,7 +124,7 @@ def _now() -> str:
 def _leave_artifacts(store: ObjectStore, plan: ExportPlan, manifest: Manifest, *, already_done: bool) -> None:
     import base64
 
-    from tasks.export.preview import contact_sheet
+    from tasks.export.preview import contact_sheet, footprints
 
     state = "already done by an earlier run" if already_done else "done"
     create_table_artifact(
@@ -154,15 +132,25 @@ def _leave_artifacts(store: ObjectStore, plan: ExportPlan, manifest: Manifest, *
         table=outputs_table(store, plan, manifest),
         description=f"Training data **{manifest.name}**, {state}: `{plan.folder_uri}`",
     )
-    create_table_artifact(
-        key="export-classes", table=class_table(manifest), description=_counts_text(manifest)
-    )
-    picture = base64.b64encode(contact_sheet(store, plan)).decode("ascii")
-    create_image_artifact(
-        key="export-chips",
-        image_url=f"data:image/jpeg;base64,{picture}",
-        description="Chips with their labels, spread evenly over the export",
-    )
+    if manifest.details["classes"]:
+        create_table_artifact(
+            key="export-classes",
+            table=class_table(manifest),
+            description=f"Class balance. {_labels_text(manifest.details['labels']).capitalize()}.",
+        )
+    for key, picture, description in (
+        (
+            "export-chips",
+            contact_sheet(store, plan),
+            "Chips with their labels, spread evenly over the export",
+        ),
+        ("export-footprint", footprints(store, plan), "Where the chips lie on the imagery"),
+    ):
+        create_image_artifact(
+            key=key,
+            image_url=f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}",
+            description=description,
+        )
 
 
 def outputs_table(store: ObjectStore, plan: ExportPlan, manifest: Manifest) -> list[dict[str, Any]]:
@@ -177,21 +165,22 @@ def outputs_table(store: ObjectStore, plan: ExportPlan, manifest: Manifest) -> l
             "link": plan.folder_uri,
         }
     ]
+    side = f"{plan.sides[0]}/" if plan.sides[0] else ""
     for name, content in (
         (layout.STATS, "statistics, as text"),
         (layout.MAP, "list of chips and labels"),
         (layout.ACCUMULATED_STATS, "statistics, as JSON"),
         (layout.DEFINITION, "template of the model definition"),
     ):
-        link = store.presign(join(plan.folder_uri, name), _LINK_SECONDS)
-        rows.append({"output": name, "content": content, "link": f"[open]({link})"})
+        link = store.presign(join(plan.folder_uri, side + name), _LINK_SECONDS)
+        rows.append({"output": side + name, "content": content, "link": f"[open]({link})"})
     return rows
 
 
 def class_table(manifest: Manifest) -> list[dict[str, Any]]:
     """The balance of the classes."""
     classes = manifest.details["classes"]
-    tiles = manifest.details["metadata_format"] == "Classified_Tiles"
+    tiles = manifest.details["counts"] == "pixels"
     total = sum(item["count"] for item in classes) or 1
     unit = "pixels" if tiles else "features"
     return [
@@ -207,10 +196,14 @@ def class_table(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _counts_text(manifest: Manifest) -> str:
-    labels = manifest.details["labels"]
+def _labels_text(labels: Mapping[str, Any]) -> str:
+    """What was read of the labels, as a phrase."""
+    if not labels:
+        return "no labels"
+    if "raster" in labels:
+        return f"labels from the classified raster {labels['raster']}"
     return (
-        f"Class balance. {labels['features']} labels were read; {labels['repaired']} had invalid rings that "
-        f"were repaired, {labels['empty']} were left out without geometry, {labels['unprojectable']} because "
-        "they lie outside the imagery's projection."
+        f"{labels['features']} labels were read; {labels['repaired']} had invalid rings that were repaired, "
+        f"{labels['empty']} were left out without geometry, {labels['unprojectable']} because they lie "
+        "outside the imagery's projection"
     )

@@ -18,6 +18,7 @@ from tasks.errors import BadInputError, NotFoundError, RunError, TrainingDataErr
 from tasks.export import cut
 from tasks.export import finish as export_finish
 from tasks.export import plan as export_plan
+from tasks.export.inputs import inspect_inputs
 from tasks.export.parameters import ExportParameters
 from tasks.package import read_definition
 from tasks.package.network_source import load_network
@@ -64,7 +65,7 @@ def _export(scene: Path, name: str, metadata_format: str) -> None:
         }
     )
     store = ObjectStore()
-    made = export_plan.make_plan(parameters, export_plan.inspect_inputs(parameters))
+    made = export_plan.make_plan(store, parameters, inspect_inputs(parameters))
     export_plan.save_plan(store, made)
     for part in range(len(made.parts)):
         cut.cut_part(store, made, part)

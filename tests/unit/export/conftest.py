@@ -16,7 +16,7 @@ import shapely
 from affine import Affine
 from rasterio.features import rasterize
 
-from tasks.export import cut, finish, plan
+from tasks.export import cut, finish, inputs, plan
 from tasks.export.parameters import ExportParameters
 from tasks.settings import settings
 from tasks.store import Manifest, ObjectStore
@@ -64,6 +64,7 @@ Export = Callable[..., Exported]
 @pytest.fixture(autouse=True)
 def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CHIPLINE_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("CHIPLINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CHIPLINE_ALLOWED_ROOTS", f'["{tmp_path}"]')
     settings.cache_clear()
     yield
@@ -151,8 +152,7 @@ def export() -> Export:
             }
         )
         store = ObjectStore()
-        inputs = plan.inspect_inputs(parameters)
-        made = plan.plan_in_force(store, parameters, inputs)
+        made = plan.plan_in_force(store, parameters, inputs.inspect_inputs(parameters))
         plan.save_plan(store, made)
         for part in range(len(made.parts)):
             cut.cut_part(store, made, part)

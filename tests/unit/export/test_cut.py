@@ -13,7 +13,7 @@ import rasterio
 import shapely
 
 from tasks.errors import LabelError, StoreError
-from tasks.export import cut, plan
+from tasks.export import candidates, cut, inputs, plan, sources
 from tasks.export.parameters import ExportParameters
 from tasks.imagery import GridReader
 from tasks.store import ObjectStore, Publication
@@ -82,23 +82,28 @@ def test_only_chips_with_labels_are_cut_unless_all_are_wanted(make_scene: MakeSc
     assert len(every.data.chips) == 4 * 5 > len(some.data.chips)
 
 
-@pytest.mark.parametrize(("chips_per_part", "read_px"), [(1, 47), (3, 300), (7, 100), (11, 64)])
+@pytest.mark.parametrize(
+    ("chips_per_part", "tract_px", "piece"),
+    [(1, 47, (33, 50)), (3, 300, (8, 8)), (7, 100, (500, 7)), (11, 64, (64, 64))],
+)
 def test_bytes_and_numbers_do_not_depend_on_how_the_work_is_cut(
     make_scene: MakeScene,
     export: Export,
     monkeypatch: pytest.MonkeyPatch,
     chips_per_part: int,
-    read_px: int,
+    tract_px: int,
+    piece: tuple[int, int],
 ) -> None:
     scene = make_scene()
     whole = export(scene, output_location="whole", metadata_format="Classified_Tiles")
     with monkeypatch.context() as patch:
-        patch.setattr(cut, "_READ_PX", read_px)
-        name = f"cut-{chips_per_part}-{read_px}"
+        patch.setattr(candidates, "_tract_px", lambda *_: tract_px)
+        patch.setattr(sources.ItemSources, "piece", lambda _: piece)
+        name = f"cut-{chips_per_part}-{tract_px}"
         pieces = export(
             scene, output_location=name, metadata_format="Classified_Tiles", chips_per_part=chips_per_part
         )
-    assert len(pieces.plan.parts) == -(-whole.plan.chips // chips_per_part)
+    assert len(pieces.plan.parts) > len(whole.plan.parts)
     assert pieces.files() == whole.files()
 
 
@@ -125,7 +130,7 @@ def test_the_order_of_the_parts_does_not_matter_and_finished_ones_are_not_cut_ag
         chips_per_part=3,
     )
     store = ObjectStore()
-    made = plan.plan_in_force(store, parameters, plan.inspect_inputs(parameters))
+    made = plan.plan_in_force(store, parameters, inputs.inspect_inputs(parameters))
     plan.save_plan(store, made)
     last = len(made.parts) - 1
     cut.cut_part(store, made, last)
@@ -285,7 +290,7 @@ def test_labels_that_change_after_planning_stop_the_part(make_scene: MakeScene) 
         input_raster=[scene.raster], input_class_data=scene.labels, output_location="x", tile_size=64
     )
     store = ObjectStore()
-    made = plan.plan_in_force(store, parameters, plan.inspect_inputs(parameters))
+    made = plan.plan_in_force(store, parameters, inputs.inspect_inputs(parameters))
     scene.frame.iloc[:3].to_file(scene.labels, engine="pyogrio")
     with pytest.raises(LabelError, match="have changed"):
         cut.cut_part(store, made, 0)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import RunError
-from tasks.export import cut, finish, plan, preview, task
+from tasks.export import cut, finish, inputs, plan, preview, task
 from tasks.export.parameters import ExportParameters
 from tasks.store import ObjectStore, current, iter_files, read_manifest, sync_folder
 from tasks.training_data import open_training_data
@@ -61,9 +61,9 @@ def test_the_statistics_count_what_the_chips_hold(make_scene: MakeScene, export:
 
 def test_the_name_points_at_the_newest_export(make_scene: MakeScene, export: Export) -> None:
     first = export(make_scene())
-    assert current(ObjectStore(), plan.KIND, "chips") == first.plan.folder_uri
+    assert current(ObjectStore(), inputs.KIND, "chips") == first.plan.folder_uri
     second = export(make_scene(), stride_size=50)
-    assert current(ObjectStore(), plan.KIND, "chips") == second.plan.folder_uri != first.plan.folder_uri
+    assert current(ObjectStore(), inputs.KIND, "chips") == second.plan.folder_uri != first.plan.folder_uri
 
 
 def test_a_second_run_changes_nothing_and_says_so(make_scene: MakeScene, export: Export) -> None:
@@ -91,7 +91,7 @@ def test_nothing_is_visible_before_every_part_is_done(make_scene: MakeScene) -> 
         chips_per_part=2,
     )
     store = ObjectStore()
-    made = plan.plan_in_force(store, parameters, plan.inspect_inputs(parameters))
+    made = plan.plan_in_force(store, parameters, inputs.inspect_inputs(parameters))
     plan_uri = plan.save_plan(store, made)
     cut.cut_part(store, made, 1)
     assert task.is_part_done(plan_uri, 1)
@@ -99,7 +99,7 @@ def test_nothing_is_visible_before_every_part_is_done(make_scene: MakeScene) -> 
     with pytest.raises(RunError, match="Part 1 of"):
         finish.finish(store, made, {})
     assert read_manifest(store, made.folder_uri) is None
-    assert current(store, plan.KIND, "chips") is None
+    assert current(store, inputs.KIND, "chips") is None
 
 
 @pytest.mark.parametrize("metadata_format", ["Classified_Tiles", "PASCAL_VOC_rectangles"])
