@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from affine import Affine
 from numpy.typing import ArrayLike, NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -100,7 +101,7 @@ def image_transform(info: RasterInfo, *, height: float | None = None) -> ImageTr
             return _from_rpcs(rpcs, info, height)
         if gcps:
             return _from_gcps(gcps, gcp_crs, info)
-    except (RasterioError, np.linalg.LinAlgError) as error:
+    except (RasterioError, CPLE_BaseError, np.linalg.LinAlgError) as error:
         raise _unusable(info, str(error)) from error
     return _from_affine(info)
 
