@@ -28,6 +28,8 @@ DATA_TYPES = {
     "float64": "Float64",
 }
 EXTENSIONS = (".mrf", ".idx", ".pzp")
+# Readers refuse pages that deflating has made more than twice as long, as it does to a few bytes.
+_LEAST_PAGE = 4
 _LEVEL = 1
 
 _local = threading.local()
@@ -44,7 +46,10 @@ def encode_mrf(
     reference system, and the place is in the world file alone.
     """
     bands, rows, cols = values.shape
+    page_rows, page_cols = max(rows, _LEAST_PAGE), max(cols, _LEAST_PAGE)
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    if (page_rows, page_cols) != (rows, cols):
+        little = np.pad(little, ((0, 0), (0, page_rows - rows), (0, page_cols - cols)))
     pages = [zlib.compress(np.ascontiguousarray(band).data, _LEVEL) for band in little]
     index, offset = [], 0
     for page in pages:
@@ -53,7 +58,7 @@ def encode_mrf(
     text = f"""<MRF_META>
   <Raster>
     <Size x="{cols}" y="{rows}" c="{bands}" />
-    <PageSize x="{cols}" y="{rows}" c="1" />
+    <PageSize x="{page_cols}" y="{page_rows}" c="1" />
     <Compression>DEFLATE</Compression>
     <DataType>{DATA_TYPES[values.dtype.name]}</DataType>
     <NetByteOrder>FALSE</NetByteOrder>
