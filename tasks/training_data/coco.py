@@ -157,7 +157,7 @@ class _Labels(SideWriter):
                 "\n" + _json({"id": item.value, "name": item.name, "supercategory": ""})
                 for item in self.classes
             )
-            out.write(f'\n],\n"categories": [{categories}\n]}}\n')
+            out.write(f'\n],\n"categories": [{categories}\n]\n}}\n')
         self.objects_path.unlink()
         return {LABELS: self.path}
 

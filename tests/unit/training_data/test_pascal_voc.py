@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import TrainingDataError
+from tasks.labels.schema import ClassSchema
 from tasks.training_data import pascal_voc
+from tasks.training_data.sample import Folder
+from tests.unit.training_data.samples import read, sample, write
 
 EXPECTED = b"""<?xml version="1.0"?>
 <annotation>
@@ -64,6 +67,15 @@ def test_boxes_round_trip(tmp_path: Path, line_end: bytes) -> None:
             b'<!DOCTYPE a [<!ENTITY x "y">]><annotation><object><name>&x;</name></object></annotation>',
             "document type",
         ),
+        ("<!DOCTYPE a><annotation/>".encode("utf-16"), "document type"),
+        (b"<html><object/></html>", "<html>"),
+        (
+            b"<annotation><object><name>1</name><bndbox><xmin>a</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
+            b"</bndbox></object></annotation>",
+            "could not convert",
+        ),
+        (b"", "no element"),
+        (b"\xff\xfe\xff", "not a PASCAL VOC annotation"),
     ],
 )
 def test_what_is_no_annotation_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -71,3 +83,32 @@ def test_what_is_no_annotation_is_refused(tmp_path: Path, content: bytes, messag
     path.write_bytes(content)
     with pytest.raises(TrainingDataError, match=message):
         pascal_voc.decode_annotation(path)
+
+
+FOREIGN = """<annotation verified="yes">
+  <folder>VOC2012</folder>
+  <filename>000000000.jpg</filename>
+  <object>
+    <name>{}</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>
+    <bndbox><xmax>9</xmax><xmin>3</xmin><ymax>6</ymax><ymin>2</ymin></bndbox>
+    <part><name>head</name><bndbox><xmin>4</xmin><ymin>3</ymin><xmax>5</xmax><ymax>4</ymax></bndbox></part>
+  </object>
+</annotation>"""
+
+
+@pytest.mark.parametrize("name", ["2", "2.0", "Tree", " Tree "])
+def test_annotations_that_others_write(tmp_path: Path, name: str) -> None:
+    write("PASCAL_VOC_rectangles", [sample()], tmp_path)
+    (tmp_path / "labels/000000000.xml").write_text(FOREIGN.format(name).replace("\n", "\r\n"))
+    (chip,) = read("PASCAL_VOC_rectangles", tmp_path)
+    assert pascal_voc.FORMAT.boxes(chip) == [(2, 3.0, 2.0, 9.0, 6.0)]
+
+
+def test_the_classes_of_annotations_without_side_files(tmp_path: Path) -> None:
+    write("PASCAL_VOC_rectangles", [sample(0), sample(1)], tmp_path)
+    for number, name in enumerate(["cat", "ant"]):
+        (tmp_path / f"labels/{number:09d}.xml").write_text(FOREIGN.format(name))
+    assert pascal_voc.FORMAT.recognises(tmp_path)
+    found = pascal_voc.FORMAT.find_classes(Folder(tmp_path, ClassSchema(()), {}, {}, ()))
+    assert found is not None
+    assert list(zip(found.values, found.names, strict=True)) == [(1, "ant"), (2, "cat")]
