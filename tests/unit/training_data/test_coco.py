@@ -151,7 +151,7 @@ def _area(ring: list[float]) -> Any:
 
 
 def test_holes_and_parts_are_drawn_without_holes() -> None:
-    first = shapely.box(0, 0, 40, 40) - shapely.box(5, 5, 10, 30) - shapely.box(20, 8, 33, 12)
+    first: Any = shapely.box(0, 0, 40, 40) - shapely.box(5, 5, 10, 30) - shapely.box(20, 8, 33, 12)
     both: Any = shapely.MultiPolygon([first, shapely.box(50, 50, 60, 70)])
     parts = [_area(ring) for ring in coco.outlines(both)]
     assert all(part.is_valid for part in parts)
