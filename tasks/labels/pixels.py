@@ -15,23 +15,20 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 from affine import Affine
-from rasterio.enums import MergeAlg
-from rasterio.features import rasterize
 
 from tasks.imagery.places import Place
 from tasks.imagery.windows import Window
+from tasks.labels.burning import burn_polygons
 from tasks.labels.schema import ClassSchema
 from tasks.labels.vector import VectorLabels
 
 Box = tuple[float, float, float, float]
 
 # Coordinates are rounded to this fraction of a pixel, a power of two: moving the origin by whole pixels
-# is then exact, so that a label burns alike whatever window it is burnt in.
+# is then exact, so that a label has the same box and area in whatever chip it lies.
 _FRACTION = 1.0 / 65536.0
 # What is thinner inside a window does not count there: its box, written with two decimals, could be empty.
 _LEAST_SIDE_PX = 0.02
-# Labels are burnt in blocks anchored to the grid's origin, for the same reason.
-_BLOCK = 1024
 
 
 def _no_parts() -> npt.NDArray[np.object_]:
@@ -293,7 +290,7 @@ class PixelLabels:
         label = label[chosen[label]]
         inverse = np.tile(np.array((~place.to_grid)[:6], dtype=np.float64), (len(label), 1))
         shapes = _moved(self.geometries[label], inverse)
-        return _rasterized(shapes, values[label], (place.rows, place.cols), (0, 0), dtype)
+        return burn_polygons(shapes, values[label], Window(0, 0, place.rows, place.cols), dtype)
 
     def _burn_window(
         self,
@@ -302,18 +299,10 @@ class PixelLabels:
         values: npt.NDArray[np.int64],
         dtype: np.dtype[np.unsignedinteger],
     ) -> npt.NDArray[np.unsignedinteger]:
-        out = np.zeros(window.shape, dtype=dtype)
-        for top in range(window.row // _BLOCK * _BLOCK, window.row_stop, _BLOCK):
-            for left in range(window.col // _BLOCK * _BLOCK, window.col_stop, _BLOCK):
-                part = window.intersection(Window(top, left, _BLOCK, _BLOCK))
-                frame = shapely.box(part.col, part.row, part.col_stop, part.row_stop)
-                label = np.sort(self.tree.query(frame, predicate="intersects"))
-                label = label[chosen[label]]
-                # The block's origin decides how coordinates are rounded, its size does not matter.
-                shape = (part.row_stop - top, part.col_stop - left)
-                block = _rasterized(self.geometries[label], values[label], shape, (left, top), dtype)
-                out[part.slices_in(window)] = block[part.row - top :, part.col - left :]
-        return out
+        frame = shapely.box(window.col, window.row, window.col_stop, window.row_stop)
+        label = np.sort(self.tree.query(frame, predicate="intersects"))
+        label = label[chosen[label]]
+        return burn_polygons(self.geometries[label], values[label], window, dtype)
 
 
 def labels_on_grid(labels: VectorLabels, transform: Sequence[float]) -> PixelLabels:
@@ -393,27 +382,6 @@ def _shifted(geometries: npt.NDArray[np.object_], left: float, top: float) -> np
         return geometries
     coefficients = np.tile(np.array((1, 0, -left, 0, 1, -top), dtype=np.float64), (len(geometries), 1))
     return _moved(geometries, coefficients)
-
-
-def _rasterized(
-    geometries: npt.NDArray[np.object_],
-    values: npt.NDArray[np.int64],
-    shape: tuple[int, int],
-    corner: tuple[int, int],
-    dtype: np.dtype[np.unsignedinteger],
-) -> npt.NDArray[np.unsignedinteger]:
-    """Burn polygons in their order into an array whose upper-left pixel corner lies at ``corner`` (x, y)."""
-    if not len(geometries):
-        return np.zeros(shape, dtype=dtype)
-    burnt: npt.NDArray[np.unsignedinteger] = rasterize(
-        zip(geometries, values.tolist(), strict=True),
-        out_shape=shape,
-        transform=Affine.translation(*corner),
-        fill=0,
-        merge_alg=MergeAlg.replace,
-        dtype=dtype.name,
-    )
-    return burnt
 
 
 def _areal(geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
