@@ -1,94 +1,141 @@
-"""How close exporting comes to its bare limit: decode the imagery once, encode every chip.
+"""How fast an export is beside its bare limit and beside geoai, on one raster, one after the other.
 
-    python benchmarks/export_chips.py [--size 4096] [--tile 256] [--stride 128]
+    python benchmarks/export_chips.py [--size 10000] [--labels 20000] [--stride 256] [--large 32768]
 
-Makes a raster and labels in a temporary folder, exports them there, and does the bare work with rasterio
-alone, in as many threads. Prints Markdown rows: chips per second of wall time, and of processor time.
+Makes a COG and polygons in a temporary folder (10 GB, most of it geoai's environment), then runs in a
+process of its own each: our export (plan, cut, finish) into a local folder; the bare limit, which decodes
+every block once and encodes every chip with the same encoder in as many threads as there are cores, and
+writes nothing; ``geoai.export_geotiff_tiles``. The limit runs before and after, since other work on the
+machine comes and goes; the faster of the two counts. ``--large`` adds one export of a larger raster with as
+many polygons per area, to show what memory does. Prints Markdown rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import geopandas
-import numpy as np
-import rasterio
-import shapely
-from affine import Affine
+from scenes import TRANSFORM, decoded, make_labels, make_raster
+from watched import Clock, watched
 
-TRANSFORM = Affine(0.1, 0, 500_000, 0, -0.1, 5_000_000)
+GEOAI = "geoai-py==0.40.1"
+# geoai writes label rasters with any format; of those that it does not know, nothing else.
+FORMATS = {"PASCAL_VOC_rectangles": "PASCAL_VOC", "Classified_Tiles": "none"}
 
 
 def main() -> None:
-    """Run both and print the table."""
+    """Run all and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=4096, help="edge of the raster, px")
+    parser.add_argument("--size", type=int, default=10_000, help="edge of the raster, px")
+    parser.add_argument("--labels", type=int, default=20_000, help="polygons on it")
     parser.add_argument("--tile", type=int, default=256, help="edge of a chip, px")
-    parser.add_argument("--stride", type=int, default=128, help="distance of chips, px")
+    parser.add_argument("--stride", type=int, default=256, help="distance of chips, px")
+    parser.add_argument("--large", type=int, default=0, help="edge of a second, larger raster, px")
+    parser.add_argument("--geoai", default="", help="a Python that has geoai; else an environment is made")
+    parser.add_argument("--without-geoai", action="store_true")
+    parser.add_argument("--folder", default=None, help="where the temporary folder is made")
+    parser.add_argument("--case", nargs=3, metavar=("CASE", "FORMAT", "FOLDER"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="export-benchmark-") as folder:
-        os.environ["CHIPLINE_ROOT"] = f"{folder}/store"
-        os.environ["CHIPLINE_ALLOWED_ROOTS"] = f'["{folder}"]'
-        raster, labels = _scene(Path(folder), chosen.size)
-        rows = []
-        for metadata_format in ("Classified_Tiles", "PASCAL_VOC_rectangles"):
-            chips, plan_s, wall_s, cpu_s = _export(
-                raster, labels, metadata_format, chosen.tile, chosen.stride
-            )
-            rows.append((f"{metadata_format}, cutting", chips, wall_s, cpu_s))
-            rows.append((f"{metadata_format}, planning", chips, plan_s, plan_s))
-        for name, tiles in (("image and label", True), ("image only", False)):
-            wall_s, cpu_s = _timed(partial(_bare, raster, chosen.tile, chosen.stride, tiles=tiles))
-            rows.append((f"bare limit, {name}", rows[0][1], wall_s, cpu_s))
-    sys.stdout.write("| case | chips | chips/s | chips per processor second |\n|---|---|---|---|\n")
-    for name, chips, wall_s, cpu_s in rows:
-        sys.stdout.write(f"| {name} | {chips} | {chips / wall_s:.0f} | {chips / cpu_s:.0f} |\n")
+    if chosen.case:
+        case, metadata_format, folder = chosen.case
+        run = _ours if case == "ours" else _bare
+        answer = run(Path(folder), metadata_format, chosen.tile, chosen.stride)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        return
+    with tempfile.TemporaryDirectory(prefix="export-benchmark-", dir=chosen.folder) as folder:
+        for line in _table(Path(folder), chosen):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
 
 
-def _scene(folder: Path, size: int) -> tuple[str, str]:
-    random = np.random.default_rng(0)
-    coarse = random.integers(0, 255, (3, size // 16, size // 16), dtype=np.uint8)
-    pixels = coarse.repeat(16, axis=1).repeat(16, axis=2)
-    pixels = (pixels // 2 + random.integers(0, 30, pixels.shape, dtype=np.uint8)).astype(np.uint8)
-    profile = {
-        "driver": "GTiff",
-        "count": 3,
-        "height": size,
-        "width": size,
-        "dtype": "uint8",
-        "crs": "EPSG:32612",
-        "transform": TRANSFORM,
-        "tiled": True,
-        "compress": "deflate",
+def _table(folder: Path, chosen: argparse.Namespace) -> Iterator[str]:
+    make_raster(folder / "scene.tif", chosen.size)
+    make_labels(folder / "labels.gpkg", chosen.size, chosen.labels)
+    geoai = None if chosen.without_geoai else chosen.geoai or _geoai_environment(folder)
+    yield (
+        "| case | chips | seconds | chips/s | chips per processor second | time over the limit's "
+        "| chips/s over geoai's | peak memory, MiB |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for metadata_format, theirs in FORMATS.items():
+        before = _case("bare", metadata_format, folder, chosen)
+        ours = _case("ours", metadata_format, folder, chosen)
+        after = _case("bare", metadata_format, folder, chosen)
+        limit = min(before, after, key=lambda answer: answer["wall_s"])
+        peer = None
+        if geoai:
+            command = [geoai, str(Path(__file__).with_name("export_geoai.py"))]
+            command += [
+                str(folder / "scene.tif"),
+                str(folder / "labels.gpkg"),
+                str(folder / f"geoai-{theirs}"),
+            ]
+            peer = watched([*command, theirs, str(chosen.tile), str(chosen.stride)], folder)
+        yield _row(f"{metadata_format}, ours", ours, limit, peer)
+        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ours["phases"].items())
+        yield f"| … of it {phases} | | | | | | | |"
+        yield _row(f"{metadata_format}, bare limit", limit, None, None)
+        if peer:
+            yield _row(f"{metadata_format}, geoai {peer['version']} ({theirs})", peer, limit, None)
+    if chosen.large:
+        large = folder / "large"
+        large.mkdir()
+        make_raster(large / "scene.tif", chosen.large, overviews=False)
+        count = round(chosen.labels * (chosen.large / chosen.size) ** 2)
+        make_labels(large / "labels.gpkg", chosen.large, count)
+        ours = _case("ours", "Classified_Tiles", large, chosen)
+        yield _row(f"Classified_Tiles, ours, {chosen.large} px, {count} polygons", ours, None, None)
+
+
+def _case(case: str, metadata_format: str, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--case", case, metadata_format, str(folder)]
+    sizes = ["--tile", str(chosen.tile), "--stride", str(chosen.stride)]
+    environment = {
+        "CHIPLINE_ROOT": f"{folder}/store",
+        "CHIPLINE_CACHE": f"{folder}/cache",
+        "CHIPLINE_ALLOWED_ROOTS": json.dumps([str(folder)]),
     }
-    with rasterio.open(folder / "scene.tif", "w", **profile) as dataset:
-        dataset.write(pixels)
-    offsets = random.uniform(0, size * 0.1 - 5, (size * size // 20_000, 2))
-    boxes = [shapely.box(500_000 + x, 4_999_995 - y, 500_005 + x, 5_000_000 - y) for x, y in offsets]
-    frame = geopandas.GeoDataFrame({"classvalue": [1] * len(boxes)}, geometry=boxes, crs="EPSG:32612")
-    frame.to_file(folder / "labels.gpkg", engine="pyogrio")
-    return str(folder / "scene.tif"), str(folder / "labels.gpkg")
+    return watched([*command, *sizes], folder, environment)
 
 
-def _export(
-    raster: str, labels: str, metadata_format: str, tile: int, stride: int
-) -> tuple[int, float, float, float]:
-    from tasks.export import cut, plan
+def _row(name: str, answer: dict[str, Any], limit: dict[str, Any] | None, peer: dict[str, Any] | None) -> str:
+    speed = answer["chips"] / answer["wall_s"]
+    over = f"{answer['wall_s'] / limit['wall_s']:.2f}" if limit else ""
+    times = f"{speed * peer['wall_s'] / peer['chips']:.1f}" if peer else ""
+    return (
+        f"| {name} | {answer['chips']} | {answer['wall_s']:.1f} | {speed:.0f} "
+        f"| {answer['chips'] / answer['cpu_s']:.0f} | {over} | {times} | {answer['peak_mib']:.0f} |"
+    )
+
+
+def _geoai_environment(folder: Path) -> str:
+    """geoai in an environment of its own: it brings 200 packages."""
+    python = folder / "geoai" / "bin" / "python"
+    subprocess.run(["uv", "venv", "-q", "--python", "3.11", str(folder / "geoai")], check=True)
+    subprocess.run(["uv", "pip", "install", "-q", "--python", str(python), GEOAI], check=True)
+    return str(python)
+
+
+def _ours(folder: Path, metadata_format: str, tile: int, stride: int) -> dict[str, Any]:
+    from tasks.export.cut import cut_part
+    from tasks.export.finish import finish
+    from tasks.export.inputs import inspect_inputs
     from tasks.export.parameters import ExportParameters
+    from tasks.export.plan import make_plan
     from tasks.store import ObjectStore
 
     parameters = ExportParameters.model_validate(
         {
-            "input_raster": [raster],
-            "input_class_data": labels,
+            "input_raster": [str(folder / "scene.tif")],
+            "input_class_data": str(folder / "labels.gpkg"),
             "output_location": metadata_format,
             "metadata_format": metadata_format,
             "tile_size": tile,
@@ -96,42 +143,52 @@ def _export(
             "output_nofeature_tiles": "ALL_TILES",
         }
     )
-    store = ObjectStore()
-    started = time.perf_counter()
-    made = plan.make_plan(parameters, plan.inspect_inputs(parameters))
-    plan_s = time.perf_counter() - started
+    store, whole, phases = ObjectStore(), Clock(), {}
+    clock = Clock()
+    plan = make_plan(store, parameters, inspect_inputs(parameters))
+    phases["plan"], clock = clock.read()["wall_s"], Clock()
+    for part in range(len(plan.parts)):
+        cut_part(store, plan, part)
+    phases["cut"], clock = clock.read()["wall_s"], Clock()
+    finish(store, plan, {})
+    phases["finish"] = clock.read()["wall_s"]
+    return {"chips": plan.chips, "phases": phases, **whole.read()}
 
-    def work() -> None:
-        for part in range(len(made.parts)):
-            cut.cut_part(store, made, part)
 
-    return made.chips, plan_s, *_timed(work)
+def _bare(folder: Path, metadata_format: str, tile: int, stride: int) -> dict[str, Any]:
+    import numpy as np
+    import pyogrio
+    import rasterio
+    from rasterio.features import rasterize
 
-
-def _bare(raster: str, tile: int, stride: int, *, tiles: bool) -> None:
-    from tasks.export.chip_grid import ChipGrid
     from tasks.training_data.images import encode_image
 
-    with rasterio.open(raster) as dataset:
-        pixels, wkt = dataset.read(), dataset.crs.to_wkt()
-    grid = ChipGrid(pixels.shape[1], pixels.shape[2], tile, stride)
-    mask = (pixels[:1] > 127).astype(np.uint8)
+    threads = len(os.sched_getaffinity(0))
+    with rasterio.open(folder / "scene.tif") as dataset:
+        size, wkt = dataset.width, dataset.crs.to_wkt()
+    mask = None
+    if metadata_format == "Classified_Tiles":
+        # The labels' pixels are given: burning them is no part of the limit.
+        frame = pyogrio.read_dataframe(folder / "labels.gpkg")
+        shapes = zip(frame.geometry, frame.classvalue, strict=True)
+        mask = rasterize(shapes, (size, size), transform=TRANSFORM, dtype=np.uint8)[None]
+    last = size - tile
+    starts = sorted({min(start, last) for start in range(0, last + stride, stride)})
+    clock = Clock()
+    pixels = decoded(folder / "scene.tif", threads)
 
-    def encode(window: list[int]) -> None:
-        row, col, rows, cols = window
-        transform = tuple(TRANSFORM)[:6]
-        encode_image(pixels[:, row : row + rows, col : col + cols], "TIFF", transform, wkt)
-        if tiles:
-            encode_image(mask[:, row : row + rows, col : col + cols], "TIFF", transform, wkt)
+    def encode(window: tuple[int, int]) -> None:
+        row, col = window
+        place = TRANSFORM @ TRANSFORM.translation(col, row)
+        for values in (pixels, mask):
+            if values is not None:
+                chip = values[:, row : row + tile, col : col + tile]
+                encode_image(chip, "TIFF", tuple(place)[:6], wkt)
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(encode, grid.windows(0, grid.positions).tolist()))
-
-
-def _timed(work: Callable[[], None]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    windows = [(row, col) for row in starts for col in starts]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(encode, windows))
+    return {"chips": len(windows), **clock.read()}
 
 
 if __name__ == "__main__":
