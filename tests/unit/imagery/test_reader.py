@@ -108,6 +108,22 @@ class TestOneRaster:
         np.testing.assert_array_equal(pixels.values[:, 2:-2, 2:-2], noise[:, 30:60, 20:40])
 
 
+def virtual(folder: Path, source: str, shape: tuple[int, ...], dtype: str, nodata: list[float]) -> str:
+    """A VRT over a GeoTIFF beside it, with a nodata value for each band."""
+    name = {"uint8": "Byte", "int16": "Int16", "uint16": "UInt16", "int32": "Int32", "uint32": "UInt32"}
+    bands = "".join(
+        f"""<VRTRasterBand dataType="{name.get(dtype, "Float32")}" band="{n}">
+        <NoDataValue>{value}</NoDataValue><SimpleSource><SourceFilename relativeToVRT="1">{source}</SourceFilename>
+        <SourceBand>{n}</SourceBand></SimpleSource></VRTRasterBand>"""
+        for n, value in enumerate(nodata, 1)
+    )
+    (folder / "a.vrt").write_text(
+        f'<VRTDataset rasterXSize="{shape[2]}" rasterYSize="{shape[1]}"><SRS>EPSG:32612</SRS>'
+        f"<GeoTransform>500000, 0.5, 0, 5000000, 0, -0.5</GeoTransform>{bands}</VRTDataset>"
+    )
+    return str(folder / "a.vrt")
+
+
 class TestValidity:
     def test_invalid_only_where_every_extracted_band_is_nodata(self, write: Writer) -> None:
         values = np.full((2, 4, 5), 50, np.uint8)
@@ -147,6 +163,33 @@ class TestValidity:
         pixels = read_all([info], grid_of_raster(info))
         np.testing.assert_array_equal(pixels.valid, mask)
         np.testing.assert_array_equal(pixels.values, np.where(mask, noise, 0))
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32"])
+    @pytest.mark.parametrize("nodata", [0, 7, 200, -9999, 7.5, math.nan])
+    def test_nodata_is_what_gdal_says_it_is(
+        self, write: Writer, tmp_path: Path, dtype: str, nodata: float
+    ) -> None:
+        """Whole numbers are compared without asking GDAL for masks; the outcome must be the same."""
+        kind = np.dtype(dtype)
+        held = [0, 7, 8, 200, -9999] if kind.kind != "u" else [0, 7, 8, 200]
+        values = np.random.default_rng(4).choice(held, (2, 40, 50)).astype(kind)
+        write("a.tif", values)
+        # Through a VRT, which may declare any number whatever the type; the second band's is another one.
+        path = virtual(tmp_path, "a.tif", values.shape, dtype, [nodata, 8])
+        with rasterio.open(path) as dataset:
+            expected = (dataset.read_masks() != 0).any(axis=0)
+        info = inspect_raster(path)
+        pixels = read_all([info], grid_of_raster(info))
+        np.testing.assert_array_equal(pixels.valid, expected)
+        np.testing.assert_array_equal(pixels.values, np.where(expected, values, 0))
+
+    def test_validity_without_a_mask_takes_no_memory(self, write: Writer, noise: NDArray[np.uint8]) -> None:
+        info = inspect_raster(write("a.tif", noise))
+        with GridReader([info], grid_of_raster(info)) as reader:
+            assert reader.read(Window(3, 4, 50, 60)).valid.strides == (0, 0)
+            edge = reader.read(Window(-1, 0, 5, 5))
+        assert edge.valid.sum() == 20
+        assert edge.valid.flags.writeable
 
     @pytest.mark.parametrize("bands", [None, (0, 1, 2)])
     def test_alpha_masks(
@@ -204,6 +247,17 @@ class TestMosaics:
             grid = grid_of_collection([first, second])
             assert read_all([first, second], grid).values[0, 0].tolist() == [1, 1, 2, 2, 2, 2]
             assert read_all([second, first], grid).values[0, 0].tolist() == [2] * 6
+
+    def test_a_raster_below_one_that_holds_everything_is_not_read(
+        self, write: Writer, noise: NDArray[np.uint8]
+    ) -> None:
+        upper, lower = inspect_raster(write("1.tif", noise)), inspect_raster(write("2.tif", noise))
+        grid = grid_of_collection([upper, lower])
+        Path(lower.uri).unlink()
+        with GridReader([upper, lower], grid) as reader:
+            pixels = reader.read(grid.window)
+        np.testing.assert_array_equal(pixels.values, noise)
+        assert pixels.values.flags.writeable
 
     def test_mixed_types_widen(self, write: Writer) -> None:
         first = inspect_raster(write("1.tif", np.full((1, 4, 4), 200, np.uint8)))
