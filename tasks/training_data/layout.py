@@ -88,11 +88,8 @@ def folder_name(class_name: str) -> str:
     Letters of every language stay, in their composed form (NFC); what is not allowed becomes one underscore.
     A name that is a folder name already stays as it is.
     """
-    name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", class_name.strip()))
-    name = name.rstrip(".")
-    if not name.strip("._"):
-        return "_" if not name else f"_{name.lstrip('.')}"
-    return f"{name}_" if _RESERVED.fullmatch(name) else name
+    name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", class_name.strip())).rstrip(".")
+    return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
 
 
 def folder_classes(classes: ClassSchema) -> ClassSchema:
