@@ -30,8 +30,8 @@ class Imagenet(Format):
         if sample.value is None:
             raise ValueError("a chip in this format has a class")
         stem = layout.chip_stem(sample.number)
-        name = context.classes.classes[context.classes.index(sample.value)].name
-        folder = f"{layout.IMAGES}/{name}"
+        classes = layout.folder_classes(context.classes)
+        folder = f"{layout.IMAGES}/{classes.names[classes.index(sample.value)]}"
         files, picture = encode_picture(sample.image, stem, folder, sample.transform, context)
         _, area = object_of_chip(sample, sample.value)
         record = ChipRecord(number=sample.number, paths=[picture], bands=[], areas={sample.value: [area]})

@@ -30,6 +30,16 @@ def test_classes_come_back_in_the_order_of_the_chips(tmp_path: Path) -> None:
     assert chips[0].image == tmp_path / "images/Tree/000000000.png"
 
 
+def test_names_that_are_no_folder_names_are_replaced(tmp_path: Path) -> None:
+    classes = ClassSchema.from_values({1: "Old / Oak"})
+    (record,) = write("Imagenet", [sample(0, value=1)], tmp_path, context(classes))
+    # A blank would end the column of map.txt.
+    assert len((tmp_path / "map.txt").read_text().split()) == 1
+    (chip,) = read("Imagenet", tmp_path, imagenet.FORMAT.all_classes(context(classes)))
+    assert chip.values == (1,)
+    assert chip.image == tmp_path / record.paths[0]
+
+
 def test_a_chip_without_class_has_no_place() -> None:
     with pytest.raises(ValueError, match="class"):
         imagenet.FORMAT.encode(sample(), context())
