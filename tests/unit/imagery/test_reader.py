@@ -113,8 +113,9 @@ def virtual(folder: Path, source: str, shape: tuple[int, ...], dtype: str, nodat
     name = {"uint8": "Byte", "int16": "Int16", "uint16": "UInt16", "int32": "Int32", "uint32": "UInt32"}
     bands = "".join(
         f"""<VRTRasterBand dataType="{name.get(dtype, "Float32")}" band="{n}">
-        <NoDataValue>{value}</NoDataValue><SimpleSource>
-        <SourceFilename relativeToVRT="1">{source}</SourceFilename><SourceBand>{n}</SourceBand></SimpleSource></VRTRasterBand>"""
+        <NoDataValue>{value}</NoDataValue>
+        <SimpleSource><SourceFilename relativeToVRT="1">{source}</SourceFilename>
+        <SourceBand>{n}</SourceBand></SimpleSource></VRTRasterBand>"""
         for n, value in enumerate(nodata, 1)
     )
     (folder / "a.vrt").write_text(
