@@ -10,7 +10,6 @@ geometry column are the layer's, and which is ``useAsDefault``) and the style's 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import tempfile
 from collections.abc import Callable
@@ -83,7 +82,8 @@ def write_label_template(schema: ClassSchema, path: Path, crs: str) -> None:
                 _write_tables(connection, schema)
         finally:
             connection.close()
-        os.link(made, path)  # never over a file that came to be meanwhile
+        with path.open("xb") as file:  # never over a file that came to be meanwhile
+            file.write(made.read_bytes())
 
 
 def layer_style(schema: ClassSchema) -> str:

@@ -219,6 +219,14 @@ def test_a_given_schema_decides_what_is_a_class(write: Writer) -> None:
         np.testing.assert_array_equal(labels.read(Window(0, 0, 20, 20)), values)
 
 
+def test_a_given_schema_goes_before_the_table(write: Writer) -> None:
+    uri = write(np.array([[1, 2]], dtype=np.uint8))
+    table(uri, Value=[1], Class_name=["only one"])
+    schema = ClassSchema.from_values({1: "one", 2: "two"})
+    with open_raster_labels([uri], grid(1, 2), schema=schema) as labels:
+        assert labels.read(Window(0, 0, 1, 2)).tolist() == [[1, 2]]
+
+
 def test_values_outside_of_the_schema_are_named(write: Writer) -> None:
     values = np.zeros((20, 40), dtype=np.uint8)
     values[3, 3:5], values[:, 20:] = 1, [6, 9] * 10
