@@ -296,7 +296,7 @@ def _own_footprint(image: Path) -> Footprint | None:
         if dataset.transform.is_identity:
             return None
         corners = [
-            dataset.transform * corner
+            dataset.transform @ corner
             for corner in ((0, 0), (dataset.width, 0), (0, dataset.height), (dataset.width, dataset.height))
         ]
     xs, ys = zip(*corners, strict=True)

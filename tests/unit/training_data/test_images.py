@@ -111,14 +111,14 @@ def test_png_of_16_bits_is_lossless(tmp_path: Path, bands: int) -> None:
 
 @pytest.mark.parametrize("chip_format", ["TIFF", "PNG", "JPEG"])
 def test_a_turned_chip_lies_where_its_transform_says(tmp_path: Path, chip_format: str) -> None:
-    place = Affine.translation(500_000, 5_000_000) * Affine.rotation(30) * Affine.scale(0.5, -0.5)
+    place = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(0.5, -0.5)
     path = written(tmp_path, picture(np.zeros((3, 8, 8), np.uint8), chip_format, six(place)))
     with rasterio.open(path) as dataset:
         assert tuple(dataset.transform)[:6] == pytest.approx(six(place), abs=1e-8)
 
 
 def test_the_place_of_a_turned_mrf_chip_is_in_its_world_file(tmp_path: Path) -> None:
-    place = Affine.translation(500_000, 5_000_000) * Affine.rotation(30) * Affine.scale(0.5, -0.5)
+    place = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(0.5, -0.5)
     path = written(tmp_path, picture(np.zeros((3, 8, 8), np.uint8), "MRF", six(place)))
     with rasterio.open(path) as dataset:
         assert dataset.transform.is_identity

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyproj
+import pytest
 
 from tasks.labels.schema import ClassSchema
 from tasks.training_data import side_files
@@ -88,6 +90,60 @@ def test_accumulated_stats_are_the_golden_files() -> None:
 
 def test_the_model_definition_is_the_golden_file() -> None:
     assert side_files.model_definition(_tile_summary()) == (GOLDEN / "tiles.emd").read_bytes()
+
+
+def summaries() -> dict[str, side_files.ExportSummary]:
+    """One export of each kind that the real exports at hand do not show, by the name of its golden files."""
+    buildings = _tile_summary()
+    second = np.full((1, 4, 4), 7, dtype=np.uint16)
+    second[0, 0, 0] = 9
+    nothing, pixels, features = ClassStatistics([]), ClassStatistics([1, 2]), ClassStatistics([1, 2])
+    nothing.add_features({})
+    pixels.add_pixels({1: 1200, 2: 84})
+    pixels.add_pixels({2: 16})
+    features.add_features({1: [300.0], 2: [12.5, 4.25]})
+    features.add_features({})
+    two = ClassSchema.from_values({1: "Building", 2: "Palm tree"}, {1: (255, 0, 0), 2: (0, 128, 0)})
+    return {
+        "export_tiles": replace(
+            buildings,
+            metadata_format="Export_Tiles",
+            classes=ClassSchema(()),
+            contents=nothing,
+            bands2=BandStatistics.of(second),
+            band_names2=("Band_1",),
+        ),
+        "rcnn_masks": replace(
+            buildings, metadata_format="RCNN_Masks", classes=two, contents=features, image_space="PIXEL_SPACE"
+        ),
+        "panoptic": replace(
+            buildings,
+            metadata_format="Panoptic_Segmentation",
+            contents=pixels,
+            instance_classes=ClassSchema(two.classes[1:]),
+        ),
+        "labeled_tiles": replace(
+            buildings,
+            metadata_format="Labeled_Tiles",
+            classes=two,
+            contents=features,
+            blacken_around_feature=True,
+            fixed_size=False,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["export_tiles", "rcnn_masks", "panoptic", "labeled_tiles"])
+def test_side_files_are_the_golden_files_with_line_feeds(name: str) -> None:
+    summary = summaries()[name]
+    for ending, made in (
+        ("_stats.json", side_files.accumulated_stats(summary)),
+        ("_stats.txt", side_files.stats_txt(summary)),
+        (".emd", side_files.model_definition(summary)),
+    ):
+        assert made == (GOLDEN / f"{name}{ending}").read_bytes()
+        assert made.endswith(b"\n")
+        assert b"\r" not in made
 
 
 def test_accumulated_stats_say_what_the_documented_example_says() -> None:
