@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
 _LAYER_MARK = "|layername="
 _PARQUET = {".parquet", ".geoparquet"}
-# Formats of several files: the endings whose presence means that all files of that stem belong together.
-_WITH_SIDE_FILES = {".shp", ".tab", ".mif", ".csv", ".gml"}
+# Formats of several files: what may lie beside the named one.
+_SIDE_FILES = {
+    ".shp": {".shx", ".dbf", ".prj", ".cpg", ".qpj", ".shp.xml"},
+    ".tab": {".dat", ".map", ".id", ".ind"},
+    ".mif": {".mid"},
+    ".csv": {".csvt", ".prj"},
+    ".gml": {".xsd", ".gfs"},
+}
 _FOLDER = ".gdb"
 # What a zip file is opened for, best first; GDAL finds a geodatabase or Shapefiles by the folder.
 _INSIDE_ZIP = (".gpkg", ".shp", ".fgb", ".geojson", ".json", ".kml", ".gml", ".tab", ".mif", ".csv")
@@ -106,13 +112,14 @@ def source_files(uri: str) -> list[str]:
         if found:
             return found
     store.stat(base)
-    if suffix not in _WITH_SIDE_FILES:
+    if suffix not in _SIDE_FILES:
         return [base]
-    stem = base[: -len(suffix)] + "."
-    beside = sorted(
-        item.uri for item in store.list(stem) if item.uri != base and "/" not in item.uri[len(stem) :]
-    )
-    return [base, *beside]
+    stem = base[: -len(suffix)]
+    wanted = _SIDE_FILES[suffix]
+    return [
+        base,
+        *sorted(item.uri for item in store.list(stem + ".") if item.uri[len(stem) :].lower() in wanted),
+    ]
 
 
 @contextmanager
@@ -163,7 +170,7 @@ def _suffix(uri: str) -> str:
 def _unreadable(uri: str, error: Exception) -> LabelError:
     return LabelError(
         f"The labels {uri} cannot be read: {error}.",
-        "Use a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet file.",
+        "Use a vector file that GDAL reads (GeoPackage, GeoJSON, Shapefile …) or GeoParquet.",
     )
 
 
@@ -269,9 +276,16 @@ def _gdal_batches(source: VectorSource, columns: list[str]) -> Iterator[Batch]:
             **source._options,
         ) as (meta, reader):
             name = meta["geometry_name"] or "wkb_geometry"
+            start = 0
             for batch in reader:
                 found = {column: _values(_codes(batch.column(column))) for column in columns}
-                yield Batch(_geometries(batch.column(name)), found)
+                try:
+                    shapes = _geometries(batch.column(name).to_numpy(zero_copy_only=False))
+                except NotImplementedError:
+                    # Curves, which GEOS does not take and GDAL's other interface breaks into short lines.
+                    shapes = _straightened(source, start, len(batch))
+                yield Batch(shapes, found)
+                start += len(batch)
     except (DataSourceError, DataLayerError, FeatureError, ArrowException) as error:
         raise _unreadable(source.uri, error) from error
 
@@ -313,7 +327,10 @@ def _parquet_batches(source: VectorSource, columns: list[str]) -> Iterator[Batch
             plain = geo["columns"][name].get("encoding", "WKB").upper() == "WKB"
             for batch in file.iter_batches(batch_size=_BATCH, columns=[*columns, name]):
                 found = {column: _values(batch.column(column)) for column in columns}
-                shapes = _geometries(batch.column(name)) if plain else _native(batch, metadata, name)
+                if plain:
+                    shapes = _geometries(batch.column(name).to_numpy(zero_copy_only=False))
+                else:
+                    shapes = _native(batch, metadata, name)
                 yield Batch(shapes, found)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(source.uri, error) from error
@@ -332,8 +349,21 @@ def _native(batch: pa.RecordBatch, metadata: dict[bytes, bytes], name: str) -> n
     return np.asarray(frame.geometry.array, dtype=object)
 
 
-def _geometries(column: pa.Array) -> npt.NDArray[np.object_]:
-    wkb = column.to_numpy(zero_copy_only=False)
+def _straightened(source: VectorSource, start: int, count: int) -> npt.NDArray[np.object_]:
+    from pyogrio.raw import read
+
+    _, _, wkb, _ = read(
+        source._path,
+        layer=source._layer,
+        columns=[],
+        skip_features=start,
+        max_features=count,
+        **source._options,
+    )
+    return _geometries(wkb)
+
+
+def _geometries(wkb: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     # What GEOS has no type for (a surface, say) comes back as None: a record without geometry.
     return np.asarray(shapely.from_wkb(wkb, on_invalid="ignore"), dtype=object).reshape(len(wkb))
 
