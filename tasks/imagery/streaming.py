@@ -21,8 +21,9 @@ Arrays = tuple[NDArray[Any], ...]
 _PIECE_BYTES = 6 * 2**20
 """Large enough that a read's fixed costs vanish, small enough that a row of pieces stays small."""
 _LARGEST_BLOCK_BYTES = 64 * 2**20
-_LOWEST_PIECE_ROWS = 256
-_RESAMPLED_BLOCK = (256, 256)
+_LEAST_PX = 512
+"""Pieces are at least as high and wide, for the blocks of a VRT say nothing of those of its sources."""
+_RESAMPLED_BLOCK = (512, 512)
 
 
 def stream_windows(
@@ -111,12 +112,10 @@ def piece_shape(infos: Sequence[RasterInfo], grid: Grid, bytes_per_pixel: int) -
         # It does not pay to hold a whole block as a piece; GDAL's cache may hold it meanwhile.
         block_rows = max(1, _PIECE_BYTES // (block_cols * size))
     if block_cols >= info.width and _aligned(info, grid):
-        width = info.width
-        return (_multiple(block_rows, _PIECE_BYTES // (width * size)), max(width, grid.cols))
-    rows = -(-_LOWEST_PIECE_ROWS // block_rows) * block_rows
-    widest = -(-grid.cols // block_cols) * block_cols
-    cols = min(_multiple(block_cols, _PIECE_BYTES // (rows * size)), max(widest, block_cols))
-    return (rows, cols)
+        return (_multiple(block_rows, _PIECE_BYTES // (info.width * size)), info.width)
+    rows, unit = (-(-_LEAST_PX // block) * block for block in (block_rows, block_cols))
+    widest = -(-grid.cols // unit) * unit
+    return (rows, min(_multiple(unit, _PIECE_BYTES // (rows * size)), widest))
 
 
 def piece_origin(infos: Sequence[RasterInfo], grid: Grid) -> tuple[int, int]:

@@ -254,7 +254,7 @@ def test_pieces_do_not_cut_the_blocks_of_tiles(
     assert piece[1] % block_cols == 0
     assert (row - origin[0]) % piece[0] % block_rows == 0
     assert (col - origin[1]) % piece[1] % block_cols == 0
-    least = max(256, block_rows) * block_cols * bytes_per_pixel
+    least = max(512, block_rows) * max(512, block_cols) * bytes_per_pixel
     assert piece[0] * piece[1] * bytes_per_pixel <= max(8 * 2**20, 2 * least)
 
 
@@ -267,6 +267,14 @@ def test_pieces_of_strips_are_as_wide_as_the_raster(strip_rows: int) -> None:
     assert 3 * 2**20 < rows * cols * 3 < 8 * 2**20
 
 
+def test_pieces_of_a_mosaic_of_strips_are_not_wider_than_one() -> None:
+    info, grid = info_with((16, 2_000), 2_000, 2_000, col=500)
+    rows, cols = piece_shape([info, info], grid, 3)
+    assert cols == 2_000
+    assert rows * cols * 3 < 8 * 2**20
+    assert piece_origin([info, info], grid) == (0, 500)
+
+
 def test_a_raster_in_one_block_is_not_one_piece() -> None:
     info, grid = info_with((20_000, 20_000), 20_000, 20_000)
     rows, cols = piece_shape([info], grid, 3)
@@ -277,5 +285,5 @@ def test_a_resampled_raster_has_pieces_of_the_grid() -> None:
     info, grid = info_with((1, 9000), 9000, 9000, cell=0.7)
     rows, cols = piece_shape([info], grid, 3)
     assert piece_origin([info], grid) == (0, 0)
-    assert rows >= 256
+    assert rows >= 512
     assert 2 * 2**20 < rows * cols * 3 < 8 * 2**20
