@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,6 @@ class ObjectsOfMask(LabelsInWindow):
     """
 
     regions: npt.NDArray[np.int32] | None = None
-
-    @cached_property
-    def polygons(self) -> npt.NDArray[np.object_]:
-        """(n,) the objects' outlines along pixel edges, holes included, chip pixels."""
-        if self.regions is None or not len(self):
-            return np.empty(0, dtype=object)
-        return _outlines(self.regions, len(self))
 
     def instances(self, value: int) -> npt.NDArray[np.unsignedinteger]:
         """The objects of one class numbered from 1 in their order; 0 = none.
@@ -87,6 +80,7 @@ def objects_of_mask(mask: npt.NDArray[np.unsignedinteger]) -> ObjectsOfMask:
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         areas=np.bincount(regions.ravel(), minlength=count + 1)[1:].astype(np.float64),
         left_out=np.empty(0, dtype=np.intp),
+        parts=partial(_outlines, regions, count),
         regions=regions,
     )
 
@@ -125,6 +119,8 @@ def _outlines(regions: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.obje
     from rasterio.features import shapes
 
     outlines = np.empty(count, dtype=object)
+    if not count:
+        return outlines
     found = shapes(regions, mask=regions > 0, connectivity=4, transform=Affine.identity())
     for outline, number in found:
         outlines[int(number) - 1] = shapely.normalize(shapely.geometry.shape(outline))
