@@ -26,7 +26,8 @@ class LabeledTiles(Format):
 
     name = "Labeled_Tiles"
     label_extension = ".xml"
-    holds = frozenset({"values", "boxes"})
+    # Its boxes can be read, but a detector would take the objects beside for background.
+    holds = frozenset({"values"})
     counts = "features"
     needs = frozenset({"value", "objects"})
     chips_at = "feature"

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks.errors import DeviceError, TrainingDataError
+from tasks.labels import ClassSchema
 from tasks.tracking import Tracker
+from tasks.train import datasets
+from tasks.train.augmentation import Recipe
+from tasks.train.data_formats import check_format
+from tasks.train.normalisation import normalisation_of
 from tasks.train.parameters import TrainParameters
 from tasks.train.train import check_data, fit
-from tasks.training_data import TrainingData
+from tasks.training_data import FORMATS, TrainingData, open_training_data
+from tasks.training_data.sample import Sample
+from tests.unit.training_data.exports import export
 
 MakeData = Callable[..., TrainingData]
 
@@ -24,6 +33,78 @@ def parameters(**values: object) -> TrainParameters:
 def test_the_format_must_fit_the_model(make_data: MakeData) -> None:
     with pytest.raises(TrainingDataError, match="metadata_format = Classified_Tiles"):
         check_data(parameters(model_type="UNET"), [make_data()])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fitting"),
+    [
+        ("UNET", {"Classified_Tiles", "RCNN_Masks", "Panoptic_Segmentation"}),
+        (
+            "FCOS",
+            {"PASCAL_VOC_rectangles", "KITTI_rectangles", "RCNN_Masks", "COCO_rectangles", "YOLO_rectangles"},
+        ),
+    ],
+)
+def test_a_model_learns_from_every_format_that_holds_what_it_needs(
+    model_type: str, fitting: set[str]
+) -> None:
+    chosen = parameters(model_type=model_type)
+    for name in FORMATS:
+        if name in fitting:
+            check_format(chosen, name, "x")
+            continue
+        with pytest.raises(TrainingDataError, match=f"but x holds {name}") as refused:
+            check_format(chosen, name, "x")
+        assert all(other in refused.value.remedy for other in fitting)
+
+
+@pytest.mark.parametrize("model_type", ["UNET", "FCOS"])
+def test_masks_of_objects_teach_classes_and_boxes(tmp_path: Path, model_type: str) -> None:
+    numbers = np.zeros((64, 64), np.uint8)
+    numbers[4:20, 8:16], numbers[30:40, 30:50] = 1, 2
+    image = np.zeros((3, 64, 64), np.uint8)
+    samples = [
+        Sample(
+            number,
+            image,
+            np.ones((64, 64), bool),
+            (1.0, 0.0, 64.0 * number, 0.0, -1.0, 0.0),
+            instances={3: numbers},
+        )
+        for number in range(4)
+    ]
+    export(tmp_path, "RCNN_Masks", samples, ClassSchema.from_values({3: "Round", 7: "Square"}))
+    data = open_training_data(tmp_path)
+    check_data(parameters(model_type=model_type), [data])
+    shared: dict[str, Any] = {
+        "normalisation": normalisation_of([data], image.dtype),
+        "size": None,
+        "recipe": Recipe(dihedral=False, brightness=0, contrast=0, tint=0, scale=0),
+        "multiple": 32,
+    }
+    if model_type == "UNET":
+        _, labels = datasets.PixelChips(data.chips, **shared)[0, 0]
+        np.testing.assert_array_equal(labels, numbers != 0)
+    else:
+        _, target = datasets.ObjectChips(data.chips, **shared)[0, 0]
+        assert target["boxes"].tolist() == [[8, 4, 16, 20], [30, 30, 50, 40]]
+        assert target["labels"].tolist() == [1, 1]
+
+
+def test_pairs_of_pictures_are_refused(tmp_path: Path) -> None:
+    picture, valid = np.zeros((3, 64, 64), np.uint8), np.ones((64, 64), bool)
+    sample = Sample(
+        0,
+        picture,
+        valid,
+        (1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
+        mask=np.ones((64, 64), np.uint8),
+        image2=picture,
+        valid2=valid,
+    )
+    export(tmp_path, "Classified_Tiles", [sample], ClassSchema.from_values({1: "Changed"}))
+    with pytest.raises(TrainingDataError, match="pairs of pictures"):
+        check_data(parameters(model_type="UNET"), [open_training_data(tmp_path)])
 
 
 def test_folders_must_agree(make_data: MakeData) -> None:
