@@ -36,8 +36,8 @@ class Settings(BaseSettings):
         description="URI prefixes and absolute folders that a caller may name; others are refused",
     )
     gdal_drivers: list[str] = Field(
-        default=["GTiff", "COG", "VRT", "JP2OpenJPEG", "PNG", "JPEG", "MRF"],
-        description="GDAL raster drivers that may open a caller's file",
+        default=["GTiff", "COG", "VRT", "JP2OpenJPEG", "PNG", "JPEG", "MRF", "WMS"],
+        description="GDAL raster drivers that may open a caller's file; WMS stands for image services",
     )
     cache: Path = Field(default=Path.home() / ".cache" / "chipline", description="local cache")
     host_block_timeout_s: float = Field(default=300.0, description="longest time for one block")

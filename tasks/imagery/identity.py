@@ -7,6 +7,8 @@ files (side-cars, the sources of a VRT) is the sum of them.
 from __future__ import annotations
 
 import hashlib
+import html
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -14,9 +16,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from tasks.errors import NotFoundError, RasterError
 from tasks.store import ObjectStore
 
+_ADDRESS = re.compile(r"https?://[^\s<>\"']+")
 _PROBE_BYTES = 64 * 1024
 _PROBES = 4
 _SIGNATURE_WORDS = ("x-amz-", "x-goog-", "awsaccesskeyid", "signature", "expires", "policy", "key-pair-id")
+_CREDENTIAL_NAMES = {
+    "token", "access_token", "apikey", "api_key", "api-key", "key", "auth", "authkey", "subscription-key",
+    "user", "username", "password", "passwd", "pwd", "client_id", "client_secret",
+}  # fmt: skip
 _SHARED_ACCESS_SIGNATURE = {"sv", "se", "sr", "sp", "sig", "st", "spr", "sip", "skoid", "sktid", "ske", "sks"}
 
 
@@ -39,18 +46,29 @@ def identity_of_files(uris: Iterable[str], store: ObjectStore) -> str:
 
 
 def unsigned(uri: str) -> str:
-    """The URI without what signs it: signatures and expiry dates change while the raster does not."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.query:
+    """The URI without what signs it or gives access: secrets, which change while the raster does not."""
+    if not uri.startswith(("http://", "https://")):
         return uri
+    parts = urlsplit(uri)
+    parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+    if not parts.query:
+        return urlunsplit(parts)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     azure = any(name == "sig" for name, _ in pairs)
     kept = [
         (name, value)
         for name, value in pairs
-        if not name.lower().startswith(_SIGNATURE_WORDS) and not (azure and name in _SHARED_ACCESS_SIGNATURE)
+        if not name.lower().startswith(_SIGNATURE_WORDS)
+        and name.lower() not in _CREDENTIAL_NAMES
+        and not (azure and name in _SHARED_ACCESS_SIGNATURE)
     ]
-    return urlunsplit(parts._replace(query=urlencode(kept)))
+    # The braces of a tile template stay what they are.
+    return urlunsplit(parts._replace(query=urlencode(kept).replace("%7B", "{").replace("%7D", "}")))
+
+
+def without_credentials(text: str) -> str:
+    """A message with every http address in it as :func:`unsigned` gives it."""
+    return _ADDRESS.sub(lambda found: unsigned(html.unescape(found.group())), text)
 
 
 def _record(uri: str, store: ObjectStore) -> str:

@@ -18,6 +18,8 @@ from rasterio.io import DatasetReader
 from tasks.errors import BadInputError, NotFoundError, RasterError
 from tasks.imagery.grid import Bounds, Transform
 from tasks.imagery.identity import identity_of_files, unsigned
+from tasks.imagery.services import READ_OPTIONS as SERVICE_OPTIONS
+from tasks.imagery.services import Service, kind_of_service, service_at
 from tasks.imagery.virtual import looks_virtual, sources_of_virtual_raster
 from tasks.settings import settings
 from tasks.store import ObjectStore, gdal_options, gdal_path, is_local
@@ -101,7 +103,8 @@ class RasterInfo(BaseModel):
 
 def raster_environment(uri: str) -> rasterio.Env:
     """The GDAL environment in which the raster at ``uri`` is opened and read, for a ``with`` statement."""
-    return rasterio.Env(**{**gdal_options(uri), **_READ_OPTIONS})
+    service = SERVICE_OPTIONS if kind_of_service(uri) else {}
+    return rasterio.Env(**{**gdal_options(uri), **_READ_OPTIONS, **service})
 
 
 def open_raster(uri: str) -> DatasetReader:
@@ -111,6 +114,9 @@ def open_raster(uri: str) -> DatasetReader:
         NotFoundError: there is nothing at ``uri``.
         RasterError: it cannot be opened with one of the allowed drivers.
     """
+    service = service_at(uri)
+    if service is not None:
+        return _open_service(service)
     try:
         # rasterio.open would take one driver only, and read '#', '?' and '!' in a file's name as syntax.
         return DatasetReader(_UnparsedPath(_path_for_gdal(uri)), driver=_drivers(uri))
@@ -119,54 +125,77 @@ def open_raster(uri: str) -> DatasetReader:
 
 
 def inspect_raster(uri: str) -> RasterInfo:
-    """What the raster at ``uri`` is: an ``s3://`` or ``http(s)://`` URI or a local path.
+    """What the raster at ``uri`` is: an ``s3://`` or ``http(s)://`` URI, a local path or an image service.
 
     Raises:
         NotFoundError: there is nothing at ``uri``.
         RasterError: it is no raster that one of the allowed GDAL drivers opens, or it is damaged.
-        BadInputError: it is a VRT whose sources may not be read.
+        BadInputError: it is a VRT whose sources may not be read, or a service whose address says too little.
     """
+    service = service_at(uri, fresh=True)
+    if service is not None:
+        with raster_environment(uri), _open_service(service) as dataset:
+            return _info(uri, dataset, service.identity)
     store = ObjectStore()
     _path_for_gdal(uri)
     # Before GDAL sees the file: opening a VRT may already open its sources.
     sources = _sources(uri, store)
     with raster_environment(uri), open_raster(uri) as dataset:
-        if dataset.count == 0:
-            raise RasterError(
-                f"{unsigned(uri)} holds no band of its own.",
-                "Name one of its sub-datasets, copied into a GeoTIFF, instead.",
-            )
-        dtype = np.result_type(*(np.dtype(name) for name in dataset.dtypes))
-        if dtype.kind == "c":
-            raise RasterError(
-                f"{unsigned(uri)} has complex pixels ({dtype}).", "Give a raster with real numbers instead."
-            )
+        _check_pixels(uri, dataset)
         files = [*_files_of(uri, dataset, store), *_files_of_sources(sources, store)]
-        a, b, c, d, e, f = tuple(dataset.transform)[:6]
-        if dataset.crs is None and (a, b, c, d, e, f) == (1, 0, 0, 0, 1, 0):
-            e = -1.0  # GDAL's "no georeference"; pixel space is north-up like everything else
-        return RasterInfo(
-            uri=uri,
-            width=dataset.width,
-            height=dataset.height,
-            band_count=dataset.count,
-            dtype=str(dtype),
-            nodata=dataset.nodata,
-            crs_wkt=dataset.crs.to_wkt() if dataset.crs else None,
-            transform=(a, b, c, d, e, f),
-            block_shape=dataset.block_shapes[0],
-            band_names=tuple(
-                text or f"Band_{number}" for number, text in enumerate(dataset.descriptions, start=1)
-            ),
-            colorinterp=tuple(interpretation.name for interpretation in dataset.colorinterp),
-            identity=identity_of_files(files, store),
+        return _info(uri, dataset, identity_of_files(files, store))
+
+
+def _open_service(service: Service) -> DatasetReader:
+    try:
+        return DatasetReader(_UnparsedPath(service.document), driver=[service.driver])
+    except RasterioError:
+        # GDAL's own text repeats the document, credentials and all, so it does not travel as the cause.
+        raise RasterError(
+            f"{service.address} cannot be opened as an image service of kind {service.kind}.",
+            "Check its address and parameters.",
+        ) from None
+
+
+def _check_pixels(uri: str, dataset: DatasetReader) -> None:
+    if dataset.count == 0:
+        raise RasterError(
+            f"{unsigned(uri)} holds no band of its own.",
+            "Name one of its sub-datasets, copied into a GeoTIFF, instead.",
+        )
+    dtype = np.result_type(*(np.dtype(name) for name in dataset.dtypes))
+    if dtype.kind == "c":
+        raise RasterError(
+            f"{unsigned(uri)} has complex pixels ({dtype}).", "Give a raster with real numbers instead."
         )
 
 
+def _info(uri: str, dataset: DatasetReader, identity: str) -> RasterInfo:
+    a, b, c, d, e, f = tuple(dataset.transform)[:6]
+    if dataset.crs is None and (a, b, c, d, e, f) == (1, 0, 0, 0, 1, 0):
+        e = -1.0  # GDAL's "no georeference"; pixel space is north-up like everything else
+    return RasterInfo(
+        uri=uri,
+        width=dataset.width,
+        height=dataset.height,
+        band_count=dataset.count,
+        dtype=str(np.result_type(*(np.dtype(name) for name in dataset.dtypes))),
+        nodata=dataset.nodata,
+        crs_wkt=dataset.crs.to_wkt() if dataset.crs else None,
+        transform=(a, b, c, d, e, f),
+        block_shape=dataset.block_shapes[0],
+        band_names=tuple(
+            text or f"Band_{number}" for number, text in enumerate(dataset.descriptions, start=1)
+        ),
+        colorinterp=tuple(interpretation.name for interpretation in dataset.colorinterp),
+        identity=identity,
+    )
+
+
 def _drivers(uri: str) -> list[str]:
-    allowed = settings().gdal_drivers
-    # What a VRT behind HTTP reads cannot be checked beforehand.
-    return [name for name in allowed if name != "VRT"] if uri.startswith("http") else allowed
+    # What a VRT behind HTTP reads cannot be checked beforehand; services are opened through their own room.
+    left_out = ("VRT", "WMS") if uri.startswith("http") else ("WMS",)
+    return [name for name in settings().gdal_drivers if name not in left_out]
 
 
 def _path_for_gdal(uri: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.grid import Grid
 from tasks.imagery.identity import unsigned
 from tasks.imagery.raster import RasterInfo, open_raster, raster_environment
+from tasks.imagery.services import RETRY_WAITS_S, kind_of_service, may_pass, reason_of
 from tasks.imagery.windows import Window
 
 ResamplingMethod = Literal["nearest", "bilinear", "cubic", "average", "mode"]
@@ -209,17 +211,21 @@ class GridReader:
         info, placement = self.infos[index], self._placements[index]
         local = part.shift(*_origin_shift(placement, info, self.grid)) if placement.aligned else part
         target = rasterio.windows.Window(local.col, local.row, local.cols, local.rows)
-        try:
-            with raster_environment(info.uri), self._borrowed(index) as handle:
-                found = handle.view.read(list(handle.bands), window=target)
-                return found, self._validity(handle, found, target)
-        except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
-            raise RasterError(
-                f"{unsigned(info.uri)} could not be read at rows {local.row} to {local.row_stop}, "
-                f"columns {local.col} to {local.col_stop}: {error.__cause__ or error}.",
-                "Check that the file is complete (copy it again if it was cut off) and that its store can be "
-                "reached.",
-            ) from error
+        waits = iter(RETRY_WAITS_S if kind_of_service(info.uri) else ())
+        while True:
+            try:
+                with raster_environment(info.uri), self._borrowed(index) as handle:
+                    found = handle.view.read(list(handle.bands), window=target)
+                    return found, self._validity(handle, found, target)
+            except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
+                reason = reason_of(error)
+                wait = next(waits, None) if may_pass(reason) else None
+                if wait is None:
+                    # GDAL's own text repeats a service's address with its credentials.
+                    raise _cannot_read(info, local, reason) from (
+                        None if kind_of_service(info.uri) else error
+                    )
+            time.sleep(wait)
 
     def _validity(
         self, handle: _Handle, found: NDArray[np.generic], target: rasterio.windows.Window
@@ -316,6 +322,20 @@ class GridReader:
         if by_nodata:
             return _Handle(source, view, bands, None, masked=True)
         return _Handle(source, view, bands, alpha or source.count + 1, masked=True)
+
+
+def _cannot_read(info: RasterInfo, window: Window, reason: str) -> RasterError:
+    remedy = (
+        "Check that the service answers and that its token is still valid; then start the run again."
+        if kind_of_service(info.uri)
+        else "Check that the file is complete (copy it again if it was cut off) and that its store can be "
+        "reached."
+    )
+    return RasterError(
+        f"{unsigned(info.uri)} could not be read at rows {window.row} to {window.row_stop}, "
+        f"columns {window.col} to {window.col_stop}: {reason}.",
+        remedy,
+    )
 
 
 def _scales_of_rotated(source: DatasetReader, grid: Grid) -> dict[str, str]:
