@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Bounds = tuple[float, float, float, float]
 
 _INDEX, _VALUE, _GEOMETRY = "index", "value", "geometry"
+_PIXEL_CRS = 'LOCAL_CS["pixels of an image",UNIT["pixel",1]]'
 # Up to this size labels are kept in memory: asking the file takes a millisecond, asking a tree microseconds.
 _KEPT_FEATURES = 50_000
 _KEPT_BYTES = 32 * 2**20
@@ -125,7 +126,7 @@ def prepare_labels(
                 driver="FlatGeobuf",
                 geometry_name=_GEOMETRY,
                 geometry_type="Unknown",
-                crs=None if to_image is not None else stream.crs_wkt,
+                crs=stream.crs_wkt if to_image is None else _PIXEL_CRS,
                 SPATIAL_INDEX="YES",
             )
         except (
@@ -230,12 +231,16 @@ class PreparedLabels:
 
     def _read(self, bounds: Bounds | None) -> LabelBatch:
         """What may touch a rectangle, in the order of the records."""
+        from pyogrio.errors import DataSourceError, FeatureError
         from pyogrio.raw import read
 
-        meta, _, geometries, (index, value) = read(self.path, columns=[_INDEX, _VALUE], bbox=bounds)
+        try:
+            meta, _, geometries, fields = read(self.path, columns=[_INDEX, _VALUE], bbox=bounds)
+        except (DataSourceError, FeatureError) as error:
+            raise LabelError(f"{self.path} cannot be read: {error}.", "Run the export again.") from error
         if list(meta["fields"]) != [_INDEX, _VALUE]:
             raise LabelError(f"{self.path} holds no prepared labels.", "Run the export again.")
-        return _sorted(geometries, index, value)
+        return _sorted(geometries, *fields)
 
 
 class _Gathered:

@@ -118,8 +118,8 @@ class LabelStream:
 
         Raises:
             LabelError: after the last record, if the file as a whole cannot be used: no features, class
-                values that are no positive integers, several names for one value, only points or lines
-                without a buffer, nothing with an area.
+                values that are no positive integers or not in the schema, several names for one value,
+                only points or lines without a buffer, nothing with an area.
         """
         for batch in self.source.batches(sorted(set(self._roles.values()))):
             records = np.arange(self.total, self.total + len(batch), dtype=np.int64)
@@ -175,6 +175,7 @@ class LabelStream:
                 f"The labels {uri} hold no features.", "Name a layer with at least one labelled feature."
             )
         self._classes.check()
+        self.schema()
         if self._radius <= 0 and self._dimensions and 2 not in self._dimensions:
             raise LabelError(
                 f"The labels {uri} are points or lines, which cover no pixels.",
@@ -248,7 +249,10 @@ def _mover(
         if to_image is not None:
             cols, rows = to_image(x, y)
             x, y = cols, -np.asarray(rows)
-        return np.column_stack([x, y])
+        moved = np.column_stack([x, y])
+        # Infinity is pyproj's word for "no place"; a ring with NaN would not close.
+        moved[~np.isfinite(moved)] = np.inf
+        return moved
 
     return move
 

@@ -365,7 +365,8 @@ def _straightened(source: VectorSource, start: int, count: int) -> npt.NDArray[n
 
 def _geometries(wkb: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     # What GEOS has no type for (a surface, say) comes back as None: a record without geometry.
-    return np.asarray(shapely.from_wkb(wkb, on_invalid="ignore"), dtype=object).reshape(len(wkb))
+    with np.errstate(invalid="ignore"):  # NaN coordinates
+        return np.asarray(shapely.from_wkb(wkb, on_invalid="ignore"), dtype=object).reshape(len(wkb))
 
 
 def _codes(column: pa.Array) -> pa.Array:
