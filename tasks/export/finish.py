@@ -136,7 +136,7 @@ def _side_files(
             out.write(layout.map_line(*chip.paths) + "\n")
     summary = _summary(plan, total)
     return {
-        layout.MAP: lines,
+        **({layout.MAP: lines} if chosen.has_map else {}),
         layout.STATS: side_files.stats_txt(summary),
         layout.ACCUMULATED_STATS: side_files.accumulated_stats(summary),
         layout.DEFINITION: side_files.model_definition(summary),

@@ -157,6 +157,7 @@ def outputs_table(store: ObjectStore, plan: ExportPlan, manifest: Manifest) -> l
     """The outputs with links that work for a week without credentials."""
     from tasks.store import join
     from tasks.training_data import layout
+    from tasks.training_data.formats import format_of
 
     rows: list[dict[str, Any]] = [
         {
@@ -172,6 +173,8 @@ def outputs_table(store: ObjectStore, plan: ExportPlan, manifest: Manifest) -> l
         (layout.ACCUMULATED_STATS, "statistics, as JSON"),
         (layout.DEFINITION, "template of the model definition"),
     ):
+        if name == layout.MAP and not format_of(plan.parameters.metadata_format).has_map:
+            continue
         link = store.presign(join(plan.folder_uri, side + name), _LINK_SECONDS)
         rows.append({"output": side + name, "content": content, "link": f"[open]({link})"})
     return rows

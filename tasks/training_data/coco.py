@@ -46,6 +46,8 @@ class Coco(Format):
     holds = frozenset({"boxes"})
     counts = "features"
     needs = frozenset({"objects"})
+    # With it ArcGIS's library takes the folder for ArcGIS's own, forgets to read labels.json, and fails.
+    has_map = False
 
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
         """``images/``; the labels travel in the record, as two lines of JSON."""
@@ -67,7 +69,6 @@ class Coco(Format):
         ]
         record = ChipRecord(
             number=sample.number,
-            # ArcGIS's library wants two columns in the first line of map.txt.
             paths=[picture, LABELS],
             bands=[],
             areas=areas_by_class(sample),

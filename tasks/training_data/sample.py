@@ -201,6 +201,7 @@ class Format:
         sides: folders that are each a whole export of their own, by raster; one nameless side otherwise.
         folder_per_class: folders are named after the classes, so that class names must be folder names (see
             :func:`tasks.training_data.layout.folder_classes`).
+        has_map: whether there is a map.txt.
     """
 
     name: str
@@ -212,6 +213,7 @@ class Format:
     needs_labels: bool = True
     sides: tuple[str, ...] = ("",)
     folder_per_class: bool = False
+    has_map: bool = True
 
     def all_classes(self, context: Context) -> ClassSchema:
         """The classes as the side files and the labels name them, for statistics too.

@@ -68,7 +68,8 @@ def export(
     )
     for target, source in own.close().items():
         source.rename(folder / target)
-    (folder / layout.MAP).write_bytes("".join(lines).encode(layout.MAP_ENCODING))
+    if chosen.has_map:
+        (folder / layout.MAP).write_bytes("".join(lines).encode(layout.MAP_ENCODING))
     (folder / layout.STATS).write_bytes(side_files.stats_txt(summary))
     (folder / layout.ACCUMULATED_STATS).write_bytes(side_files.accumulated_stats(summary))
     (folder / layout.DEFINITION).write_bytes(side_files.model_definition(summary))

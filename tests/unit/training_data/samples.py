@@ -80,7 +80,8 @@ def write(name: str, samples: Sequence[Sample], into: Path, of: Context | None =
         source.rename(into / target)
     scratch.rmdir()
     lines = "".join(map_line(*record.paths) + "\r\n" for record in records)
-    (into / "map.txt").write_bytes(lines.encode())
+    if found.has_map:
+        (into / "map.txt").write_bytes(lines.encode())
     return records
 
 

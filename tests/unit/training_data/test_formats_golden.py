@@ -44,7 +44,6 @@ def test_the_label_of_a_chip_around_a_feature(tmp_path: Path) -> None:
         ("PASCAL_VOC_rectangles", b"images\\000000000.png  labels\\000000000.xml \r\n"),
         ("KITTI_rectangles", b"images\\000000000.png  labels\\000000000.txt \r\n"),
         ("YOLO_rectangles", b"images\\000000000.png  labels\\000000000.txt \r\n"),
-        ("COCO_rectangles", b"images\\000000000.png  labels.json \r\n"),
         ("Labeled_Tiles", b"images\\000000000.png  labels\\000000000.xml \r\n"),
         ("MultiLabeled_Tiles", b"images\\000000000.png  labels\\000000000.xml \r\n"),
         ("Imagenet", b"images\\Building\\000000000.png \r\n"),
@@ -62,6 +61,11 @@ def test_features_are_counted_by_their_area_on_the_map(tmp_path: Path, name: str
     (record,) = write(name, [sample(0, BOXES)], tmp_path)
     # Cells of 0.5 by 0.5 map units.
     assert record.areas == {1: [1200 / 4], 2: [57.75 * 35.75 / 4]}
+
+
+def test_coco_has_no_map_so_that_arcgis_reads_its_labels(tmp_path: Path) -> None:
+    write("COCO_rectangles", [sample(0, BOXES)], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "labels.json"}
 
 
 @pytest.mark.parametrize("name", ["Labeled_Tiles", "Imagenet"])
