@@ -14,6 +14,7 @@ from infra.local.services import pools
 
 DEPLOYMENTS = {item["name"]: item for item in declared()}
 TOOLS = [
+    "create_label_layer",
     "export_training_data",
     "train_deep_learning_model",
     "detect_objects",
