@@ -286,7 +286,8 @@ def _target_crs(infos: Sequence[RasterInfo], out_sr: str | None) -> str:
     for info in infos[1:]:
         if not same_crs(first_wkt, info.crs_wkt):
             raise BadInputError(
-                f"{first.uri} is in {crs_name(first.crs_wkt)} and {info.uri} is in {crs_name(info.crs_wkt)}.",
+                f"{first.address} is in {crs_name(first.crs_wkt)} and "
+                f"{info.address} is in {crs_name(info.crs_wkt)}.",
                 "Name the output's reference system with out_sr, or process the rasters separately "
                 "(PROCESS_ITEMS_SEPARATELY).",
             )
@@ -295,7 +296,7 @@ def _target_crs(infos: Sequence[RasterInfo], out_sr: str | None) -> str:
 
 def _require_crs(info: RasterInfo) -> str:
     if info.crs_wkt is None:
-        raise BadInputError(f"{info.uri} has no coordinate reference system.", _REMEDY_NO_CRS)
+        raise BadInputError(f"{info.address} has no coordinate reference system.", _REMEDY_NO_CRS)
     return info.crs_wkt
 
 
@@ -304,7 +305,7 @@ def _require_north_up(info: RasterInfo) -> None:
     if b or d or a <= 0 or e >= 0:
         kind = "rotated" if b or d else "not north-up"
         raise BadInputError(
-            f"{info.uri} is {kind} (transform {info.transform}).",
+            f"{info.address} is {kind} (transform {info.transform}).",
             "Warp it to a north-up grid first (`gdalwarp in.tif out.tif`), or give cell_size or out_sr, "
             "which resamples it.",
         )
@@ -358,7 +359,7 @@ def _clipped(bounds: Bounds, extent: Bounds) -> Bounds:
 
 def _not_expressible(info: RasterInfo) -> BadInputError:
     return BadInputError(
-        f"The footprint of {info.uri} cannot be expressed in the target reference system.",
+        f"The footprint of {info.address} cannot be expressed in the target reference system.",
         "Choose an out_sr that is valid where the raster lies.",
     )
 

@@ -15,13 +15,15 @@ from rasterio.io import DatasetReader
 from tasks.errors import RasterError
 from tasks.imagery.collection import grid_of_collection, same_crs
 from tasks.imagery.grid import Grid
-from tasks.imagery.identity import unsigned
 from tasks.imagery.raster import RasterInfo, open_raster, raster_environment
 from tasks.imagery.reader import GridReader, Pixels, ResamplingMethod
+from tasks.imagery.services import kind_of_service, reason_of
 from tasks.imagery.windows import Window
 
 MAX_SOURCE_PIXELS = 200_000_000
 """Most pixels that one overview may decode per band; a raster without overviews shows its centre then."""
+
+_SERVICE_COST = 20  # a pixel from a service takes as long as this many from a file
 
 
 def picture_grid(infos: Sequence[RasterInfo], grid: Grid | None, *, max_px: int) -> Grid:
@@ -97,9 +99,9 @@ def _read_decimated(
             masks = dataset.read_masks(numbers, window=source, out_shape=shape, resampling=Resampling.nearest)
     except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
         raise RasterError(
-            f"{unsigned(info.uri)} could not be read for a picture: {error.__cause__ or error}.",
+            f"{info.address} could not be read for a picture: {reason_of(error)}.",
             "Check that the file is complete and that its store can be reached.",
-        ) from error
+        ) from (None if kind_of_service(info.uri) else error)  # GDAL's text may hold credentials
     valid: NDArray[np.bool_] = (masks != 0) & ~np.isnan(found)
     return found, np.asarray(valid.any(axis=0))
 
@@ -109,7 +111,8 @@ def _affordable(infos: Sequence[RasterInfo], whole: Grid) -> Window:
     pixels = 0.0
     for info in infos:
         with raster_environment(info.uri), open_raster(info.uri) as dataset:
-            pixels += info.width * info.height / _smallest_overview(dataset) ** 2
+            decoded = info.width * info.height / _smallest_overview(dataset) ** 2
+        pixels += decoded * (_SERVICE_COST if kind_of_service(info.uri) else 1)
     share = min(1.0, (MAX_SOURCE_PIXELS / pixels) ** 0.5)
     rows, cols = max(1, round(whole.rows * share)), max(1, round(whole.cols * share))
     return Window((whole.rows - rows) // 2, (whole.cols - cols) // 2, rows, cols)

@@ -83,6 +83,11 @@ class RasterInfo(BaseModel):
         return str(value) if value is not None and not math.isfinite(value) else value
 
     @property
+    def address(self) -> str:
+        """Where it lies, without signatures and credentials: for messages and records."""
+        return unsigned(self.uri)
+
+    @property
     def bounds(self) -> Bounds:
         """(xmin, ymin, xmax, ymax) of the footprint in map units, also for a rotated raster."""
         a, b, c, d, e, f = self.transform

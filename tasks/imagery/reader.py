@@ -26,7 +26,6 @@ from rasterio.vrt import WarpedVRT
 from tasks.errors import BadInputError, RasterError
 from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.grid import Grid
-from tasks.imagery.identity import unsigned
 from tasks.imagery.raster import RasterInfo, open_raster, raster_environment
 from tasks.imagery.services import RETRY_WAITS_S, kind_of_service, may_pass, reason_of
 from tasks.imagery.windows import Window
@@ -276,7 +275,7 @@ class GridReader:
         try:
             if (source.height, source.width, source.count) != (info.height, info.width, info.band_count):
                 raise RasterError(
-                    f"{unsigned(info.uri)} has changed since it was inspected.",
+                    f"{info.address} has changed since it was inspected.",
                     "Leave inputs unchanged while a run works on them, and start the run again.",
                 )
             bands = tuple(band + 1 for band in self.bands)
@@ -332,7 +331,7 @@ def _cannot_read(info: RasterInfo, window: Window, reason: str) -> RasterError:
         "reached."
     )
     return RasterError(
-        f"{unsigned(info.uri)} could not be read at rows {window.row} to {window.row_stop}, "
+        f"{info.address} could not be read at rows {window.row} to {window.row_stop}, "
         f"columns {window.col} to {window.col_stop}: {reason}.",
         remedy,
     )
@@ -360,7 +359,7 @@ def _origin_shift(placement: _Placement, info: RasterInfo, grid: Grid) -> tuple[
     """What to add to a grid position to get the aligned raster's own position: (rows, cols)."""
     offset = grid.offset_of(info.transform, info.height, info.width)
     if offset is None:
-        raise ValueError(f"{info.uri} is not aligned with the grid; {placement} is wrong.")
+        raise ValueError(f"{info.address} is not aligned with the grid; {placement} is wrong.")
     return (-offset[0], -offset[1])
 
 
@@ -396,7 +395,7 @@ def _checked_bands(infos: tuple[RasterInfo, ...], bands: tuple[int, ...] | None)
         for info in infos[1:]:
             if info.band_count != first.band_count:
                 raise BadInputError(
-                    f"{first.uri} has {first.band_count} bands and {info.uri} has {info.band_count}.",
+                    f"{first.address} has {first.band_count} bands and {info.address} has {info.band_count}.",
                     "Name the bands to extract, or give rasters with the same bands.",
                 )
         return tuple(range(first.band_count))
@@ -406,7 +405,7 @@ def _checked_bands(infos: tuple[RasterInfo, ...], bands: tuple[int, ...] | None)
         lacking = [band for band in bands if not 0 <= band < info.band_count]
         if lacking:
             raise BadInputError(
-                f"{info.uri} has {info.band_count} bands ({', '.join(info.band_names)}), so there is no "
+                f"{info.address} has {info.band_count} bands ({', '.join(info.band_names)}), so there is no "
                 f"band {', '.join(str(band) for band in lacking)} counted from 0.",
                 f"Extract bands between 0 and {info.band_count - 1}.",
             )
@@ -421,7 +420,7 @@ def _placements(infos: tuple[RasterInfo, ...], grid: Grid) -> list[_Placement]:
             same[info.crs_wkt] = same_crs(info.crs_wkt, grid.crs_wkt)
         if not same[info.crs_wkt] and (info.crs_wkt is None or grid.crs_wkt is None):
             raise BadInputError(
-                f"{info.uri} has {crs_name(info.crs_wkt)}, the target grid has {crs_name(grid.crs_wkt)}.",
+                f"{info.address} has {crs_name(info.crs_wkt)}, the target grid has {crs_name(grid.crs_wkt)}.",
                 "Assign the raster's reference system, or process it by itself in pixel space.",
             )
         offset = grid.offset_of(info.transform, info.height, info.width) if same[info.crs_wkt] else None
@@ -429,7 +428,7 @@ def _placements(infos: tuple[RasterInfo, ...], grid: Grid) -> list[_Placement]:
             window = Window(offset[0], offset[1], info.height, info.width)
         elif grid.crs_wkt is None:
             raise BadInputError(
-                f"{info.uri} does not lie on the target grid, and in pixel space nothing is resampled.",
+                f"{info.address} does not lie on the target grid, and in pixel space nothing is resampled.",
                 "Process the raster by itself.",
             )
         else:
