@@ -11,7 +11,7 @@ from infra.local.layout import BUCKET, PROJECT, Layout
 from infra.local.secrets import Secrets
 
 PREFIX = "imagery"
-_SUFFIXES = (".tif", ".gpkg")
+_SUFFIXES = (".tif", ".gpkg", ".json")
 
 
 def upload(layout: Layout, keys: Secrets) -> int:
