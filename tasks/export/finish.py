@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.errors import RunError
 from tasks.export.cut import PartResult, label_sets, read_result
-from tasks.export.inputs import KIND
+from tasks.export.inputs import KIND, ExportItem
 from tasks.export.plan import ExportPlan
 from tasks.store import (
     FileRecord,
@@ -97,10 +97,11 @@ class _Totals:
 
     def __init__(self, plan: ExportPlan, side: str) -> None:
         self.items = [item for item in plan.items if item.side == side]
-        self.counts = format_of(plan.parameters.metadata_format).counts
+        chosen = format_of(plan.parameters.metadata_format)
+        self.counts = chosen.counts
         self.bands = BandStatistics.empty(len(self.items[0].bands.indices))
         self.bands2 = BandStatistics.empty(len(self.items[0].bands2.indices))
-        self.contents = ClassStatistics(plan.schema_of_classes.values)
+        self.contents = ClassStatistics(chosen.all_classes(_context(plan, self.items[0])).values)
         self.chips = 0
 
     def add(self, chip: ChipRecord) -> None:
@@ -115,18 +116,18 @@ class _Totals:
             self.contents.add_features(chip.areas)
 
 
+def _context(plan: ExportPlan, item: ExportItem) -> Context:
+    return Context(
+        plan.parameters.chip_format, item.target().crs_wkt, plan.schema_of_classes, plan.schema_of_instances
+    )
+
+
 def _side_files(
     store: ObjectStore, plan: ExportPlan, side: str, total: _Totals, parts: list[PartRecord], scratch: Path
 ) -> dict[str, bytes | Path]:
     """The side files of one side by their path in it; ``parts`` gets the part records on the way."""
     chosen = format_of(plan.parameters.metadata_format)
-    context = Context(
-        plan.parameters.chip_format,
-        total.items[0].target().crs_wkt,
-        plan.schema_of_classes,
-        plan.schema_of_instances,
-    )
-    own = chosen.side_writer(context, scratch)
+    own = chosen.side_writer(_context(plan, total.items[0]), scratch)
     lines = scratch / layout.MAP
     # ArcGIS writes this file on Windows: lines end with CRLF.
     with lines.open("w", encoding="utf-8", newline="\r\n") as out:

@@ -24,6 +24,8 @@ from tasks.export.parameters import ExportParameters
 from tasks.export.sources import ItemSources
 from tasks.labels import ClassSchema
 from tasks.store import ObjectStore, join
+from tasks.training_data.formats import format_of
+from tasks.training_data.sample import Context
 
 PLAN = "plan.json"
 
@@ -111,8 +113,17 @@ def make_plan(store: ObjectStore, parameters: ExportParameters, inputs: Inputs) 
 
     Raises:
         LabelError: the labels cannot be used, or touch none of the imagery.
+        BadInputError: the metadata format cannot hold their classes.
     """
     sets = LabelSets.prepare(store, parameters, inputs)
+    format_of(parameters.metadata_format).check(
+        Context(
+            parameters.chip_format,
+            None,
+            ClassSchema.from_records(sets.classes),
+            ClassSchema.from_records(sets.instance_classes) if sets.instance_classes else None,
+        )
+    )
     parts: list[ExportPart] = []
     numbers = dict.fromkeys((item.side for item in inputs.items), parameters.start_index)
     for index, item in enumerate(inputs.items):

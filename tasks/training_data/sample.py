@@ -232,6 +232,7 @@ class Format:
         Raises:
             BadInputError: with the remedy.
         """
+        self.all_classes(context)
 
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
         """All files of a chip, and its record. ``bands`` and ``corners`` of the record are the caller's."""
