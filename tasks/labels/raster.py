@@ -15,7 +15,7 @@ from tasks.imagery.grid import Grid
 from tasks.imagery.identity import identity_of_files
 from tasks.imagery.prefetch import prefetch
 from tasks.imagery.raster import RasterInfo, inspect_raster, open_raster, raster_environment
-from tasks.imagery.reader import GridReader
+from tasks.imagery.reader import GridReader, Pixels
 from tasks.imagery.windows import Window
 from tasks.labels.attribute_table import (
     ClassNaming,
@@ -49,7 +49,6 @@ _PIXEL_SPACE = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
 # A raster with more distinct values than this holds measurements, not classes.
 _MOST_CLASSES = 65_535
 _PIECE_PX = 4_000_000
-_LARGEST_TABLE = 1 << 16
 _NAMED_IN_MESSAGES = 10
 
 
@@ -75,7 +74,7 @@ class RasterLabels:
         self.identity = identity
         self.uris = tuple(info.uri for info in reader.infos)
         self.dtype: np.dtype[np.unsignedinteger] = np.dtype(np.min_scalar_type(max(schema.values, default=1)))
-        self._table = _ClassTable(classes)
+        self._table = _ClassTable(classes, self.dtype)
 
     def read(self, window: Window) -> npt.NDArray[np.unsignedinteger]:
         """Class values of a window of the grid, which may reach outside; 0 = no label.
@@ -91,11 +90,7 @@ class RasterLabels:
         """
         pixels = self._reader.read(window)
         where = ", ".join(info.uri for info in self._reader.touching(window)) or self.uris[0]
-        known = self._table.apply(_whole_numbers(pixels.values[0], where), where, pixels.valid)
-        out = known.astype(self.dtype, copy=False)
-        # A pixel value 0 may be a class of the attribute table, but no data never is.
-        out[~pixels.valid] = 0
-        return out
+        return self._table.apply(pixels, where)
 
     def footprints(self) -> list[Window]:
         """Per raster the window of the grid that it may touch, clipped to the grid."""
@@ -212,37 +207,49 @@ def _classes(
 
 
 class _ClassTable:
-    """Class value by pixel value, applied to arrays."""
+    """Class value by pixel value, applied to arrays; ``dtype`` is that of the class values."""
 
-    def __init__(self, classes: Mapping[int, int]) -> None:
-        known = {0: 0, **classes}
-        self._pixels = np.array(sorted(known), dtype=np.int64)
-        targets = np.array([known[value] for value in sorted(known)], dtype=np.int64)
-        kind = np.promote_types(np.min_scalar_type(int(targets.max())), np.int8)
-        self._targets = targets.astype(kind)
-        self._direct: npt.NDArray[np.signedinteger] | None = None
-        if self._pixels[0] >= 0 and self._pixels[-1] < _LARGEST_TABLE:
-            # One more place, for all that is unknown.
-            self._direct = np.full(int(self._pixels[-1]) + 2, -1, dtype=kind)
-            self._direct[self._pixels] = self._targets
+    def __init__(self, classes: Mapping[int, int], dtype: np.dtype[np.unsignedinteger]) -> None:
+        self._known = {0: 0, **classes}
+        self.dtype = dtype
+        # Stands for "unknown" in the tables: a number that is no class.
+        unknown = int(np.iinfo(dtype).max)
+        taken = unknown in self._known.values()
+        kind = np.dtype(np.min_scalar_type(unknown + 1)) if taken else dtype
+        self._unknown = np.iinfo(kind).max
+        self._pixels = np.array(sorted(self._known), dtype=np.int64)
+        self._targets = np.array([self._known[pixel] for pixel in sorted(self._known)]).astype(kind)
+        self._tables: dict[np.dtype[np.integer], npt.NDArray[np.unsignedinteger]] = {
+            np.dtype(name): self._table(np.dtype(name)) for name in ("uint8", "int8", "uint16", "int16")
+        }
 
-    def apply(
-        self, values: npt.NDArray[np.integer], where: str, valid: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.signedinteger]:
-        if self._direct is not None:
-            last = len(self._direct) - 1
-            within = np.minimum(values, last) if values.dtype.itemsize > 1 or last < 255 else values
-            if values.dtype.kind == "i":
-                within = np.where(values < 0, last, within)
-            out: npt.NDArray[np.signedinteger] = self._direct[within]
+    def _table(self, dtype: np.dtype[np.integer]) -> npt.NDArray[np.unsignedinteger]:
+        """The class value of every pixel value there is, at its place as an unsigned number."""
+        limits = np.iinfo(dtype)
+        table = np.full(1 << limits.bits, self._unknown, dtype=self._targets.dtype)
+        within = (self._pixels >= limits.min) & (self._pixels <= limits.max)
+        table[self._pixels[within] & (len(table) - 1)] = self._targets[within]
+        return table
+
+    def apply(self, pixels: Pixels, where: str) -> npt.NDArray[np.unsignedinteger]:
+        """Class values of pixels (1, rows, cols)."""
+        values = _whole_numbers(pixels.values[0], where)
+        if values.dtype.itemsize > 2 and values.size and values.min() >= 0 and values.max() < 1 << 16:
+            values = values.astype(np.uint16)
+        if values.dtype in self._tables:
+            out = np.take(self._tables[values.dtype], values.view(f"u{values.dtype.itemsize}"))
         else:
             at = np.minimum(np.searchsorted(self._pixels, values), len(self._pixels) - 1)
-            out = np.where(self._pixels[at] == values, self._targets[at], self._targets.dtype.type(-1))
-        if out.size and out.min() < 0:
-            wrong = values[(out < 0) & valid]
-            if len(wrong):
-                raise _unknown(np.unique(wrong), where)
-        return out
+            out = np.where(
+                self._pixels[at] == values, self._targets[at], self._targets.dtype.type(self._unknown)
+            )
+        strange = out == self._unknown
+        if strange.any():
+            raise _unknown(np.unique(values[strange]), where)
+        if self._known[0]:
+            # Pixels without data are 0, too.
+            out[~pixels.valid] = 0
+        return out.astype(self.dtype, copy=False)
 
 
 def _unknown(values: npt.NDArray[np.integer], where: str) -> LabelError:

@@ -209,6 +209,28 @@ def test_a_field_of_the_table_reclassifies_the_pixels(write: Writer) -> None:
     assert not found[:, 20:].any()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+def test_a_table_may_give_negative_pixels_a_class(write: Writer, dtype: str) -> None:
+    uri = write(np.array([[-1, 2], [-128, 0]], dtype=dtype))
+    table(uri, Value=[-1, 2, -128], Kind=[3, 4, 5])
+    with open_raster_labels([uri], grid(2, 2), classvalue_field="kind") as labels:
+        assert labels.read(Window(0, 0, 2, 2)).tolist() == [[3, 4], [5, 0]]
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("uint16", 65_535), ("uint32", 2**32 - 1)])
+def test_the_largest_value_of_a_type_is_a_class_like_any_other(write: Writer, dtype: str, most: int) -> None:
+    uri = write(np.array([[most, 1], [0, 2]], dtype=dtype))
+    for schema in (None, ClassSchema.from_values({1: "a", 2: "b", most: "c"})):
+        with open_raster_labels([uri], grid(2, 2), schema=schema) as labels:
+            assert labels.read(Window(0, 0, 2, 2)).tolist() == [[most, 1], [0, 2]]
+            assert labels.dtype == dtype
+    with (
+        open_raster_labels([uri], grid(2, 2), schema=ClassSchema.from_values({1: "a", most: "c"})) as labels,
+        pytest.raises(LabelError, match="pixel values 2, which"),
+    ):
+        labels.read(Window(0, 0, 2, 2))
+
+
 def test_a_given_schema_decides_what_is_a_class(write: Writer) -> None:
     values = some((20, 20), classes=4)
     uri = write(values)
