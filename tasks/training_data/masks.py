@@ -17,6 +17,8 @@ from tasks.training_data.sample import ChipFile, Context, Transform
 
 Box = tuple[int, float, float, float, float]
 
+_COUNTED = 1 << 16
+
 
 def encode_label(
     mask: npt.NDArray[np.unsignedinteger],  # (rows, cols)
@@ -97,25 +99,30 @@ def within(mask: npt.NDArray[Any], valid: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def count_values(mask: npt.NDArray[Any]) -> dict[int, int]:
-    """Pixels by value, 0 left out."""
-    if mask.dtype.kind == "u" and mask.dtype.itemsize <= 2:  # counting beats sorting by far
-        counts = np.bincount(mask.ravel())
-        values = np.flatnonzero(counts)
-        counts = counts[values]
-    else:
-        values, counts = np.unique(mask, return_counts=True)
+    """Pixels by value, 0 left out; no value is negative."""
+    values, counts = _counted(mask)
     return {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
 
 
 def numbered(mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Object numbers without gaps, from 1, in their old order; the same type."""
-    present = np.unique(mask)
+    present = _counted(mask)[0]
     present = present[present != 0]
     if not len(present) or present[-1] == len(present):
         return mask
     dense = np.searchsorted(present, mask).astype(mask.dtype) + mask.dtype.type(1)
     result: npt.NDArray[Any] = np.where(mask != 0, dense, mask.dtype.type(0))
     return result
+
+
+def _counted(mask: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The values that occur, ascending, and how often."""
+    if int(mask.max(initial=0)) < _COUNTED:  # counting beats sorting by far
+        counts = np.bincount(mask.ravel())
+        values = np.flatnonzero(counts)
+        return values, counts[values]
+    values, counts = np.unique(mask, return_counts=True)
+    return values, counts
 
 
 def boxes_of_instances(instances: Mapping[int, npt.NDArray[Any]]) -> list[Box]:

@@ -13,7 +13,7 @@ from tasks.training_data.layout import folder_classes, folder_name
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.text(max_size=20))
 def test_any_name_becomes_a_folder_name_on_every_system(name: str) -> None:
     made = folder_name(name)

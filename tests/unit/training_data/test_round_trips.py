@@ -79,7 +79,7 @@ def seen_mask(item: Sample) -> np.ndarray[Any, Any]:
     return np.where(item.valid, item.mask, 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     chip_format=st.sampled_from(sorted(CHIP_FORMATS)),
@@ -116,7 +116,7 @@ def test_classified_tiles_give_back_masks_pictures_and_counts(
     assert counted == [sum(int((mask == value).sum()) for mask in expected) for value in CLASSES.values]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.tuples(st.integers(2, 40), st.integers(2, 40)))
 def test_rcnn_masks_give_back_objects_their_boxes_and_classes(seed: int, size: tuple[int, int]) -> None:
     random = np.random.default_rng(seed)
@@ -149,7 +149,7 @@ def test_rcnn_masks_give_back_objects_their_boxes_and_classes(seed: int, size: t
     assert stats["OutputFeatures"] is True
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.tuples(st.integers(2, 30), st.integers(2, 30)))
 def test_panoptic_folders_hold_objects_in_both_maps(seed: int, size: tuple[int, int]) -> None:
     random = np.random.default_rng(seed)
