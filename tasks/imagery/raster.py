@@ -30,6 +30,8 @@ _READ_OPTIONS: dict[str, str | bool | int] = {
     "GDAL_CACHEMAX": 256 * 2**20,
     # A cut-off JPEG is half grey otherwise, with no more than a warning.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
+    # GDAL's fast way with whole PNG files gives what memory held before where a file was cut off.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
     # GDAL's cache of remote files ends with the handle: an object may have been replaced since, and its
     # identity is asked for anew, too.
     "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
