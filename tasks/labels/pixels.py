@@ -266,15 +266,14 @@ class PixelLabels:
             array  # (place.rows, place.cols), uint8, uint16 or uint32, by the number of objects
         """
         mine = found.indices[found.values == value]
-        order = np.searchsorted(mine, self.numbers)
-        order[order == len(mine)] = 0
-        chosen = mine[order] == self.numbers if len(mine) else np.zeros(len(self), dtype=bool)
-        burnt = self._burn_place(place, chosen, order + 1, np.dtype(np.uint32))
-        present, dense = np.unique(burnt, return_inverse=True)
-        if present[0] != 0:
-            dense = dense + 1
-        dtype = np.min_scalar_type(int(dense.max()))
-        numbered: npt.NDArray[np.unsignedinteger] = dense.reshape(burnt.shape).astype(dtype)
+        label = np.searchsorted(self.numbers, mine)
+        order = np.zeros(len(self), dtype=np.int64)
+        order[label] = np.arange(1, len(mine) + 1)
+        burnt = self._burn_place(place, order > 0, order, np.dtype(np.uint32))
+        seen = np.bincount(burnt.ravel(), minlength=len(mine) + 1) > 0
+        seen[0] = False
+        numbers = np.where(seen, np.cumsum(seen), 0)
+        numbered: npt.NDArray[np.unsignedinteger] = numbers.astype(np.min_scalar_type(seen.sum()))[burnt]
         return numbered
 
     def _burn_place(
