@@ -12,10 +12,12 @@ import pandas
 import pyogrio
 import pytest
 import rasterio
+import rasterio.shutil
 
 from tasks.errors import LabelError
-from tasks.labels.raster import raster_classes
+from tasks.labels.raster import is_raster_labels, raster_classes
 from tasks.labels.schema import palette_color
+from tasks.settings import settings
 
 Writer = Callable[..., str]
 Table = Sequence[tuple[str, int, int, Sequence[Any]]]  # name, GDAL type, GDAL usage, cells
@@ -138,6 +140,20 @@ def test_colours_as_fractions_are_understood(write: Writer, source: str) -> None
     else:
         write_dbase_table(raster + ".vat.dbf", Value=[1, 2], **shares)
     assert [color for *_, color in classes(raster)] == [(255, 128, 0), (0, 0, 51)]
+
+
+def test_a_table_inside_the_raster_is_read(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    raster = write()
+    write_gdal_table(raster, [("Value", INTEGER, VALUE, [0, 1, 2]), ("What", TEXT, NAME, ["none", "A", "B"])])
+    inside = raster.replace(".tif", ".img")
+    with rasterio.open(raster) as dataset:
+        rasterio.shutil.copy(dataset, inside, driver="HFA")
+    Path(inside + ".aux.xml").unlink(missing_ok=True)
+    assert not is_raster_labels(inside)
+    monkeypatch.setenv("CHIPLINE_GDAL_DRIVERS", '["GTiff", "HFA"]')
+    settings.cache_clear()
+    assert is_raster_labels(inside)
+    assert [(value, name) for value, name, _ in classes(inside)] == [(1, "A"), (2, "B")]
 
 
 def test_a_histogram_of_bins_is_a_table_too(write: Writer) -> None:
