@@ -154,32 +154,59 @@ def export_grid(
     else:
         cell_x, cell_y = _finest_cell_size(infos, target_wkt)
     anchor = (infos[0].bounds[0], infos[0].bounds[3])
-    bounds = union_of_bounds([bounds_in(info, target_wkt) for info in infos])
+    bounds = union_of_bounds([bounds_in(info, target_wkt, within=extent) for info in infos])
     return _snapped(target_wkt, anchor, (cell_x, cell_y), bounds, extent)
 
 
-def bounds_in(info: RasterInfo, crs_wkt: str | None) -> Bounds:
+def bounds_in(info: RasterInfo, crs_wkt: str | None, *, within: Bounds | None = None) -> Bounds:
     """(xmin, ymin, xmax, ymax) of the raster's footprint in another CRS.
+
+    Args:
+        info: the raster.
+        crs_wkt: the other CRS.
+        within: an area there; with it, only the part of the footprint that may lie in the area counts, so
+            that a raster of the whole world has a footprint wherever the other CRS is valid.
 
     Raises:
         BadInputError: the footprint cannot be expressed there.
     """
     if same_crs(info.crs_wkt, crs_wkt):
         return info.bounds
+    own = _clipped_where(info, crs_wkt, within) if within is not None else info.bounds
+    bounds = _warped_bounds(info.crs_wkt, crs_wkt, own)
+    if bounds is None:
+        raise _not_expressible(info)
+    return bounds
+
+
+def _warped_bounds(from_wkt: str | None, to_wkt: str | None, bounds: Bounds) -> Bounds | None:
     import rasterio.errors
     from rasterio.crs import CRS
     from rasterio.warp import transform_bounds
 
     try:
-        bounds = transform_bounds(
-            CRS.from_wkt(info.crs_wkt), CRS.from_wkt(crs_wkt), *info.bounds, densify_pts=21
-        )
-    except rasterio.errors.RasterioError as error:
-        raise _not_expressible(info) from error
-    if not all(math.isfinite(value) for value in bounds):
-        raise _not_expressible(info)
-    xmin, ymin, xmax, ymax = bounds
-    return (xmin, ymin, xmax, ymax)
+        found = transform_bounds(CRS.from_wkt(from_wkt), CRS.from_wkt(to_wkt), *bounds, densify_pts=21)
+    except rasterio.errors.RasterioError:
+        return None
+    xmin, ymin, xmax, ymax = found
+    return (xmin, ymin, xmax, ymax) if all(math.isfinite(value) for value in found) else None
+
+
+def _clipped_where(info: RasterInfo, crs_wkt: str | None, within: Bounds) -> Bounds:
+    """The raster's bounds, in its own CRS, without what cannot lie in an area of another CRS."""
+    there = _warped_bounds(crs_wkt, info.crs_wkt, within)
+    if there is None or there[0] >= there[2] or there[1] >= there[3]:
+        return info.bounds
+    # Edges are curved, and only points on them were looked at.
+    margin_x, margin_y = 0.01 * (there[2] - there[0]), 0.01 * (there[3] - there[1])
+    xmin, ymin, xmax, ymax = info.bounds
+    own = (
+        max(xmin, there[0] - margin_x),
+        max(ymin, there[1] - margin_y),
+        min(xmax, there[2] + margin_x),
+        min(ymax, there[3] + margin_y),
+    )
+    return own if own[0] < own[2] and own[1] < own[3] else info.bounds
 
 
 def same_crs(first_wkt: str | None, second_wkt: str | None) -> bool:

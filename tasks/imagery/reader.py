@@ -433,6 +433,6 @@ def _placements(infos: tuple[RasterInfo, ...], grid: Grid) -> list[_Placement]:
             )
         else:
             # One cell more on each side: the footprint's edge is curved in another reference system.
-            window = grid.window_of_bounds(bounds_in(info, grid.crs_wkt)).expand(1)
+            window = grid.window_of_bounds(bounds_in(info, grid.crs_wkt, within=grid.bounds)).expand(1)
         placements.append(_Placement(window.intersection(grid.window), aligned=offset is not None))
     return placements

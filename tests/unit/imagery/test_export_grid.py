@@ -117,6 +117,27 @@ def test_a_rotated_raster_keeps_its_cell_size(write: Writer) -> None:
     assert valid.sum() == pytest.approx(PIXELS.size, rel=0.02)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:25832", "EPSG:2056", "EPSG:3035"])
+def test_a_raster_of_the_whole_world_lies_under_every_extent(write: Writer, crs: str) -> None:
+    half = 20_037_508.342789244
+    cell = half / 512
+    values = np.repeat(np.arange(1024)[:, None] // 4 + 1, 1024, 1)[None].astype(np.uint16)
+    world = info(write, "w.tif", values, crs="EPSG:3857", transform=Affine(cell, 0, -half, 0, -cell, half))
+    left, bottom, right, top = rasterio.warp.transform_bounds("EPSG:4326", crs, 1.0, 43.0, 17.0, 57.0)
+    first = info(write, "1.tif", PIXELS * 0, crs=crs, corner=(right, top), cell=5000.0, nodata=0)
+    grid = export_grid([first, world], extent=(left, bottom, right + 1e5, top))
+    assert grid.bounds[0] == pytest.approx(left, abs=5000)
+    assert grid.bounds[1] == pytest.approx(bottom, abs=5000)
+    with GridReader([first, world], grid) as reader:
+        pixels = reader.read(grid.window)
+    assert pixels.valid.all()
+    # Against points of the grid, one by one.
+    for row, col in ((0, 0), (grid.rows // 2, grid.cols // 3), (grid.rows - 1, grid.cols - 1)):
+        x, y = grid.to_map(col + 0.5, row + 0.5)
+        _, (y_world,) = rasterio.warp.transform(crs, "EPSG:3857", [x], [y])
+        assert pixels.values[0, row, col] == pytest.approx((half - y_world) / cell // 4 + 1, abs=1)
+
+
 def test_extent_and_cell_size(write: Writer) -> None:
     one = info(write, "1.tif", cell=0.5)  # 30 x 20 m from (500000, 5000000)
     grid = export_grid([one], extent=(500_001.2, 4_999_900.0, 500_003.4, 4_999_998.9))
