@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,35 @@ import numpy.typing as npt
 import pytest
 import rasterio
 import shapely
+import shapely.affinity
 from affine import Affine
-from rasterio.features import rasterize
 
 from tasks.export import cut, finish, inputs, plan
 from tasks.export.parameters import ExportParameters
 from tasks.settings import settings
 from tasks.store import Manifest, ObjectStore
 from tasks.training_data import TrainingData, open_training_data
+from tests.unit.export.oracle import Truth
 
+CRS = "EPSG:32612"
+NAMES = {1: "Tree", 2: "Bush", 3: "Rock"}
 TRANSFORM = Affine(0.5, 0, 500_000.0, 0, -0.5, 5_000_000.0)
 ROWS, COLS = 150, 210
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster on disk and its labels, with the whole raster's pixels and masks as the oracle."""
+    """A raster on disk and its labels, with the whole raster's pixels and masks as the oracle.
+
+    Label coordinates are multiples of 1/1024 pixel, so that the export's own rounding moves none of them.
+    """
 
     raster: str
     labels: str
     pixels: npt.NDArray[Any]  # (bands, rows, cols)
     mask: npt.NDArray[np.uint8]  # (rows, cols)
     frame: geopandas.GeoDataFrame
+    truth: Truth
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,63 @@ def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     settings.cache_clear()
 
 
+def write_raster(path: Path, pixels: npt.NDArray[Any], transform: Affine, **profile: Any) -> str:
+    """A tiled GeoTIFF; ``profile`` goes to rasterio."""
+    count, rows, cols = pixels.shape
+    options = {"tiled": True, "blockxsize": 32, "blockysize": 48, "crs": CRS, "transform": transform}
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=count,
+        height=rows,
+        width=cols,
+        dtype=pixels.dtype,
+        **options | profile,
+    ) as dataset:
+        dataset.write(pixels)
+    return str(path)
+
+
+def random_polygons(
+    random: np.random.Generator, count: int, shape: tuple[int, int]
+) -> list[shapely.Geometry]:
+    """Stars over the raster's edges and over each other; some with a hole, some in two pieces."""
+    found: list[shapely.Geometry] = []
+    while len(found) < count:
+        centre = random.uniform((0, 0), shape[::-1])
+        angles = np.sort(random.uniform(0, 2 * np.pi, 8))
+        radii = random.uniform(3, 16, 8)
+        ring = centre + np.column_stack([radii * np.cos(angles), radii * np.sin(angles)])
+        star = shapely.make_valid(shapely.Polygon(ring)).buffer(0)
+        if len(found) % 5 == 1:
+            star = star.difference(shapely.Point(centre).buffer(2.5))
+        if len(found) % 5 == 2:
+            star = star.union(shapely.affinity.translate(star, 30, 5))
+        star = shapely.set_precision(star, 1 / 1024)
+        if star.area > 0:
+            found.append(star)
+    return found
+
+
+def frame_of(truth: Truth) -> geopandas.GeoDataFrame:
+    """The labels on the map, with class values and names."""
+    a, b, c, d, e, f = tuple(truth.transform)[:6]
+
+    def move(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        x, y = points.T
+        return np.column_stack([a * x + b * y + c, d * x + e * y + f])
+
+    frame = geopandas.GeoDataFrame(
+        {"classvalue": truth.values}, geometry=list(shapely.transform(truth.polygons, move)), crs=CRS
+    )
+    frame["classname"] = frame["classvalue"].map(lambda value: NAMES.get(value, f"Class {value}"))
+    return frame
+
+
 @pytest.fixture
 def make_scene(tmp_path: Path) -> MakeScene:
-    """Writes a scene; ``profile`` goes to rasterio."""
+    """Writes a scene; ``polygons`` in pixels take the place of random ones, ``profile`` goes to rasterio."""
 
     def _make(
         seed: int = 1,
@@ -83,55 +144,25 @@ def make_scene(tmp_path: Path) -> MakeScene:
         rows: int = ROWS,
         cols: int = COLS,
         count: int = 25,
-        labels_crs: str | None = "EPSG:32612",
+        labels_crs: str | None = None,
         name: str = "scene",
         transform: Affine = TRANSFORM,
         pixels: npt.NDArray[Any] | None = None,
+        polygons: Sequence[shapely.Geometry] | None = None,
+        values: Sequence[int] | None = None,
         **profile: Any,
     ) -> Scene:
         random = np.random.default_rng(seed)
         if pixels is None:
             pixels = random.uniform(1, 255, (bands, rows, cols)).astype(dtype)
-        raster = tmp_path / f"{name}.tif"
-        options = {"tiled": True, "blockxsize": 32, "blockysize": 48, "crs": "EPSG:32612", **profile}
-        with rasterio.open(
-            raster,
-            "w",
-            driver="GTiff",
-            count=pixels.shape[0],
-            height=rows,
-            width=cols,
-            dtype=pixels.dtype,
-            transform=transform,
-            **options,
-        ) as dataset:
-            dataset.write(pixels)
-        blobs = []
-        for _ in range(count):
-            centre = random.uniform((0, 0), (cols, rows))
-            angles = np.sort(random.uniform(0, 2 * np.pi, 8))
-            radii = random.uniform(3, 16, 8)
-            ring = centre + np.column_stack([radii * np.cos(angles), radii * np.sin(angles)])
-            blob = shapely.make_valid(shapely.Polygon(ring)).buffer(0)
-            blobs.append(
-                shapely.transform(
-                    blob, lambda xy: xy * (transform.a, transform.e) + (transform.c, transform.f)
-                )
-            )
-        frame = geopandas.GeoDataFrame(
-            {"classvalue": random.integers(1, 4, count)}, geometry=blobs, crs="EPSG:32612"
-        )
-        frame["classname"] = frame["classvalue"].map({1: "Tree", 2: "Bush", 3: "Rock"})
-        mask = rasterize(
-            zip(frame.geometry, frame["classvalue"], strict=True),
-            out_shape=(rows, cols),
-            transform=transform,
-            dtype="uint8",
-        )
+        raster = write_raster(tmp_path / f"{name}.tif", pixels, transform, **profile)
+        shapes = random_polygons(random, count, (rows, cols)) if polygons is None else list(polygons)
+        drawn = np.array(random.integers(1, 4, len(shapes)) if values is None else values, dtype=np.int64)
+        truth = Truth(np.array(shapes, dtype=object), drawn, (rows, cols), transform)
+        frame = frame_of(truth)
         labels = tmp_path / f"{name}.gpkg"
-        written = frame if labels_crs is None else frame.to_crs(labels_crs)
-        written.to_file(labels, engine="pyogrio")
-        return Scene(str(raster), str(labels), pixels, mask, frame)
+        (frame if labels_crs is None else frame.to_crs(labels_crs)).to_file(labels, engine="pyogrio")
+        return Scene(raster, str(labels), pixels, truth.mask().astype(np.uint8), frame, truth)
 
     return _make
 
