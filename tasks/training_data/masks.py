@@ -100,8 +100,9 @@ def within(mask: npt.NDArray[Any], valid: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def count_values(mask: npt.NDArray[Any]) -> dict[int, int]:
     """Pixels by value, 0 left out; no value is negative."""
-    values, counts = _counted(mask)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
+    # Most pixels of most masks are 0, and finding them costs a fraction of counting them.
+    values, counts = _counted(mask[mask != 0])
+    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def numbered(mask: npt.NDArray[Any]) -> npt.NDArray[Any]:

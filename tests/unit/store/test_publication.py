@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.errors import BadInputError, NotFoundError, StoreError
 from tasks.store import (
+    FileRecord,
     Manifest,
     ObjectStore,
     PartRecord,
@@ -19,6 +20,7 @@ from tasks.store import (
     read_manifest,
     run_key,
 )
+from tasks.store.publication import _line
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -136,3 +138,11 @@ def test_an_output_may_be_an_allowed_address() -> None:
     assert output_folder("packages", "s3://mine/x/", "k") == "s3://mine/x/k"
     with pytest.raises(BadInputError, match="outside the allowed folders"):
         output_folder("packages", "/etc/x", "k")
+
+
+@given(path=st.text(min_size=1, max_size=20), size=st.integers(0, 2**40))
+def test_a_line_of_a_part_is_the_model_as_json(path: str, size: int) -> None:
+    record = FileRecord(path=path, size=size, sha256="0" * 64)
+    line = _line(record)
+    assert FileRecord.model_validate_json(line) == record
+    assert line == record.model_dump_json() + "\n"
