@@ -46,7 +46,8 @@ def _in_frame(labels: PixelLabels, place: Place) -> npt.NDArray[np.object_]:
     inverse = ~place.to_grid
 
     def move(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.array([inverse @ (x, y) for x, y in points.tolist()]).reshape(-1, 2)
+        x, y = inverse @ (points[:, 0], points[:, 1])
+        return np.column_stack([x, y])
 
     return np.asarray(shapely.transform(labels.geometries, move), dtype=object)
 
@@ -59,14 +60,18 @@ def _rasterized(shapes: Any, values: Any, rows: int, cols: int) -> npt.NDArray[A
     return burnt
 
 
-places = st.builds(
-    Place,
-    row=st.integers(-40, SIDE),
-    col=st.integers(-40, SIDE),
-    rows=st.integers(1, 70),
-    cols=st.integers(1, 70),
-    angle=st.sampled_from([0.0, 90.0, 180.0, 270.0, 30.0, 45.0, 123.4, 359.5]),
-)
+def _places(*angles: float) -> st.SearchStrategy[Place]:
+    return st.builds(
+        Place,
+        row=st.integers(-30, SIDE - 10),
+        col=st.integers(-30, SIDE - 10),
+        rows=st.integers(1, 70),
+        cols=st.integers(1, 70),
+        angle=st.sampled_from(angles),
+    )
+
+
+places = _places(0.0, 90.0, 180.0, 270.0) | _places(30.0, 123.4, 359.5)
 
 
 @settings(max_examples=60, deadline=None)
