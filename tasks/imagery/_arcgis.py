@@ -7,6 +7,7 @@ Read through ``exportImage`` as TIFF, so that pixels keep their type and their b
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -82,7 +83,10 @@ def _reference(given: dict[str, Any]) -> tuple[str, str]:
     """How requests name the reference system, and how GDAL does."""
     code = given.get("latestWkid") or given.get("wkid")
     if code is None:
-        return quote(json.dumps({"wkt": given["wkt"]}), safe=""), str(given["wkt"])
+        wkt = str(given["wkt"])
+        if not re.match(r"[A-Z]{3,20}\[", wkt):
+            raise ValueError("no WKT")
+        return quote(json.dumps({"wkt": wkt}), safe=""), wkt
     # Esri's own codes lie above EPSG's.
     return str(code), f"{'ESRI' if int(code) > 32767 else 'EPSG'}:{code}"
 

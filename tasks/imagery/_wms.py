@@ -6,6 +6,7 @@ Source: OGC 01-068r3 (WMS 1.1.1) and OGC 06-042 (WMS 1.3.0).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -72,6 +73,7 @@ def describe(address: Address) -> tuple[str, str]:
         )
     layer = _found(known, layers.split(",")[0], address) if root is not None else _Layer("")
     crs = crs or _first_crs(layer)
+    _check_crs(crs)
     flipped = version.startswith("1.3") and _is_flipped(crs)
     bounds = _bounds(box, crs, flipped=flipped) if box else _layer_bounds(layer, crs, flipped=flipped)
     cols, rows, transform = _grid(address, bounds)
@@ -194,6 +196,15 @@ def _first_crs(layer: _Layer) -> str:
     return named[0]
 
 
+def _check_crs(crs: str) -> None:
+    # GDAL would take other texts for files or addresses that hold a definition.
+    if not re.fullmatch(r"[A-Za-z]{2,10}:[A-Za-z0-9:._-]{1,40}", crs):
+        raise BadInputError(
+            f"The WMS's reference system {crs!r} is not known.", "Add crs=EPSG:… to the address."
+        )
+    _parsed(crs)
+
+
 def _parsed(crs: str) -> CRS:
     try:
         return CRS.from_user_input("EPSG:4326" if crs == "CRS:84" else crs)
@@ -207,7 +218,6 @@ def _is_flipped(crs: str) -> bool:
     """Whether the authority puts north before east, as WMS 1.3.0 then does."""
     import pyproj
 
-    _parsed(crs)
     if crs.upper().startswith("CRS:"):
         return False
     return str(pyproj.CRS.from_user_input(crs).axis_info[0].direction).lower() in ("north", "south")

@@ -60,6 +60,7 @@ class ImageServer:
     zoom: int = 0
     requests: list[str] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)  # statuses that the next requests get
+    garbage: bytes = b""  # what every request gets instead of an answer
 
     @property
     def address(self) -> str:
@@ -178,6 +179,8 @@ def serving() -> Iterator[ImageServer]:
             self.wfile.write(data)
 
         def _answer(self) -> tuple[int, str, bytes]:
+            if what.garbage:
+                return 200, "image/png", what.garbage
             parts = urlsplit(self.path)
             query = {name.lower(): values[0] for name, values in parse_qs(parts.query).items()}
             if parts.path == "/wms":
