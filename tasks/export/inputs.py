@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from rasterio.crs import CRS
+from rasterio.warp import transform_bounds
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.export.parameters import ExportParameters
-from tasks.imagery import Bounds, Grid, RasterInfo, expand_rasters, inspect_raster
-from tasks.imagery.collection import export_grid
+from tasks.imagery import Bounds, Grid, GridReader, RasterInfo, expand_rasters, inspect_raster
+from tasks.imagery.collection import export_grid, same_crs
 from tasks.imagery.identity import identity_of_files
 from tasks.imagery.image_space import image_transform, in_pixel_space
 from tasks.labels.attribute_table import side_table_uri
@@ -229,21 +231,54 @@ def _items(
     groups = [[info] for info in infos] if separately else [infos]
     if parameters.reference_system != "MAP_SPACE":
         return [_raw_item((group, first[1]), second, parameters, side) for group in groups]
-    extent: Bounds | None = None
-    if parameters.extent is not None:
-        xmin, ymin, xmax, ymax = parameters.extent
-        extent = (xmin, ymin, xmax, ymax)
-    return [
-        ExportItem(
-            side=side,
-            rasters=[info.to_dict() for info in group],
-            bands=first[1],
-            rasters2=[info.to_dict() for info in second[0]],
-            bands2=second[1],
-            grid=export_grid(group, cell_size=parameters.cell_size, extent=extent).to_dict(),
+    items = []
+    for group in groups:
+        extent = _extent_for(group[0], infos[0], parameters)
+        if extent is not None and separately and not _meet(group[0].bounds, extent):
+            continue  # the area leaves some items of a collection out
+        grid = export_grid(group, cell_size=parameters.cell_size, extent=extent)
+        items.append(
+            ExportItem(
+                side=side,
+                rasters=[info.to_dict() for info in group],
+                bands=first[1],
+                rasters2=[info.to_dict() for info in _within(grid, second[0])],
+                bands2=second[1],
+                grid=grid.to_dict(),
+            )
         )
-        for group in groups
-    ]
+    if not items:
+        raise BadInputError(
+            f"The extent {parameters.extent} touches none of the {len(infos)} rasters.",
+            "Give the extent as xmin, ymin, xmax, ymax in the first raster's coordinate system.",
+        )
+    return items
+
+
+def _extent_for(info: RasterInfo, first: RasterInfo, parameters: ExportParameters) -> Bounds | None:
+    """The extent, which is given in the first raster's CRS, in the CRS of ``info``."""
+    if parameters.extent is None:
+        return None
+    xmin, ymin, xmax, ymax = parameters.extent
+    if info.crs_wkt is None or first.crs_wkt is None or same_crs(info.crs_wkt, first.crs_wkt):
+        return (xmin, ymin, xmax, ymax)
+    left, bottom, right, top = transform_bounds(
+        CRS.from_wkt(first.crs_wkt), CRS.from_wkt(info.crs_wkt), xmin, ymin, xmax, ymax, densify_pts=21
+    )
+    return (left, bottom, right, top)
+
+
+def _meet(a: Bounds, b: Bounds) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _within(grid: Grid, infos: list[RasterInfo]) -> list[RasterInfo]:
+    """The rasters that touch the grid; at least one, so that a second picture there always is."""
+    if len(infos) < 2:
+        return infos
+    with GridReader(infos, grid, (0,)) as reader:
+        found = [info for info, window in zip(infos, reader.footprints(), strict=True) if not window.is_empty]
+    return found or infos[:1]
 
 
 def _raw_item(first: Collection, second: Collection, parameters: ExportParameters, side: str) -> ExportItem:

@@ -184,3 +184,15 @@ def test_a_plan_survives_the_store(make_scene: MakeScene) -> None:
     made = _plan(make_scene(), chips_per_part=2)
     store = ObjectStore()
     assert plan.load_plan(store, plan.save_plan(store, made)) == made
+
+
+def test_the_extent_leaves_items_out(make_scene: MakeScene) -> None:
+    first, far = (
+        make_scene(name="first"),
+        make_scene(name="far", transform=rasterio.transform.from_origin(600_000, 5_100_000, 0.5, 0.5)),
+    )
+    both = {"input_raster": [first.raster, far.raster], "processing_mode": "PROCESS_ITEMS_SEPARATELY"}
+    made = _plan(first, **both, extent=[500_010, 4_999_950, 500_070, 4_999_990])
+    assert [item.rasters[0]["uri"] for item in made.items] == [first.raster]
+    with pytest.raises(BadInputError, match="touches none of the 2 rasters"):
+        _plan(first, **both, extent=[0, 0, 1, 1])
