@@ -102,6 +102,7 @@ class Candidates:
                 inside = shapely.intersection(geometry, whole)
                 if shapely.area(inside) == 0:
                     continue
+                bounds = shapely.bounds(inside)
             if not _begins_in(inside, cell, self.grid):
                 continue
             window = self._window(bounds, int(index))
