@@ -15,6 +15,7 @@ from rasterio.crs import CRS
 
 from tasks.errors import BadInputError, ChiplineError, NotFoundError, RasterError
 from tasks.imagery import GridReader, Pixels, RasterInfo, Window, export_grid, inspect_raster
+from tasks.imagery.overview import picture_grid, read_overview
 from tasks.imagery.services import service_at
 from tasks.settings import settings
 from tests.integration.imagery.image_server import HALF_WORLD, TOKEN, Image, ImageServer, serving
@@ -395,6 +396,17 @@ def test_a_service_fills_what_a_file_leaves_open(server: ImageServer, tmp_path: 
         for name in (str(tmp_path / "a.tif"), f"{server.address}/rest/services/a/ImageServer")
     ]
     np.testing.assert_array_equal(read_all(infos).values, values)
+
+
+def test_a_picture_of_a_service_asks_for_little(server: ImageServer) -> None:
+    values = np.repeat(np.repeat(random(1, 20, 30, "uint8"), 100, 1), 100, 2)
+    server.services["a"] = (Image(values, CORNER, 0.5, UTM), {})
+    info = inspect_raster(f"{server.address}/rest/services/a/ImageServer")
+    server.requests.clear()
+    grid = picture_grid([info], None, max_px=30)
+    picture = read_overview([info], grid, (0,), resampling="nearest")
+    np.testing.assert_array_equal(picture.values, values[:, 50::100, 50::100])
+    assert len(server.requests) <= 2
 
 
 @pytest.mark.parametrize("garbage", [b"", b"this is no image, whatever it says of itself"])
