@@ -86,8 +86,9 @@ def test_what_is_near_is_what_touches_the_window(
 
 
 def test_records_keep_their_numbers_and_the_later_lies_on_top(
-    write_labels: LabelWriter, tmp_path: Path
+    write_labels: LabelWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tasks.labels.sources._BATCH", 32)
     # Far apart and then all in one place, so that the spatial index has an order of its own.
     squares = [_square(1000 * (index % 7), 500 * (index % 5)) for index in range(200)]
     squares += [_square(50, 50) for _ in range(50)]
@@ -142,6 +143,7 @@ def test_facts_are_json_and_count_what_happened(write_labels: LabelWriter, tmp_p
     assert near.numbers.tolist() == [0, 4, 5, 6]
     assert shapely.area(near.geometries) == pytest.approx([100, 100, 200, 100], rel=1e-3)
     assert not shapely.has_z(near.geometries).any()
+    assert not shapely.has_z(read_vector_labels(uri).geometries).any()
 
 
 def test_holes_and_several_parts_survive(write_labels: LabelWriter, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 import zipfile
 from collections.abc import Callable
@@ -192,6 +193,35 @@ def test_batches_hold_all_records_in_order_whatever_their_size(
     labels = read_vector_labels(uri)
     assert labels.values.tolist() == list(range(1, 51))
     assert labels.schema.values == tuple(range(1, 51))
+
+
+def test_of_a_field_with_a_coded_domain_the_codes_count(
+    trees: geopandas.GeoDataFrame, tmp_path: Path
+) -> None:
+    path = tmp_path / "coded.gpkg"
+    trees[["classvalue", "geometry"]].to_file(path)
+    with sqlite3.connect(path) as table:
+        table.executescript(
+            """
+            CREATE TABLE IF NOT EXISTS gpkg_extensions (table_name TEXT, column_name TEXT,
+                extension_name TEXT NOT NULL, definition TEXT NOT NULL, scope TEXT NOT NULL);
+            CREATE TABLE gpkg_data_columns (table_name TEXT NOT NULL, column_name TEXT NOT NULL, name TEXT,
+                title TEXT, description TEXT, mime_type TEXT, constraint_name TEXT);
+            CREATE TABLE gpkg_data_column_constraints (constraint_name TEXT NOT NULL,
+                constraint_type TEXT NOT NULL, value TEXT, min NUMERIC, min_is_inclusive BOOLEAN,
+                max NUMERIC, max_is_inclusive BOOLEAN, description TEXT);
+            INSERT INTO gpkg_extensions VALUES
+                ('gpkg_data_columns', NULL, 'gpkg_schema', 'http://www.geopackage.org', 'read-write'),
+                ('gpkg_data_column_constraints', NULL, 'gpkg_schema', 'http://www.geopackage.org',
+                 'read-write');
+            INSERT INTO gpkg_data_columns VALUES
+                ('coded', 'classvalue', 'classvalue', NULL, NULL, NULL, 'classes');
+            INSERT INTO gpkg_data_column_constraints VALUES
+                ('classes', 'enum', '2', NULL, NULL, NULL, NULL, 'Palm'),
+                ('classes', 'enum', '3', NULL, NULL, NULL, NULL, 'Oak');
+            """
+        )
+    assert read_vector_labels(str(path)).values.tolist() == [2, 3]
 
 
 @pytest.mark.filterwarnings("ignore:Registering non-standard")
