@@ -14,6 +14,7 @@ from tasks.labels.schema import ClassSchema
 from tasks.training_data import layout
 from tasks.training_data.images import encode_image
 from tasks.training_data.sample import ChipFile, Context, Transform
+from tasks.training_data.statistics import everywhere
 
 Box = tuple[int, float, float, float, float]
 
@@ -95,7 +96,7 @@ def decode_labels(path: Path) -> npt.NDArray[np.integer[Any]]:
 
 def within(mask: npt.NDArray[Any], valid: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The mask with 0 where there is no picture: there is nothing to learn from a label there."""
-    return mask if valid.all() else np.where(valid, mask, mask.dtype.type(0))
+    return mask if everywhere(valid) else np.where(valid, mask, mask.dtype.type(0))
 
 
 def count_values(mask: npt.NDArray[Any]) -> dict[int, int]:

@@ -45,7 +45,7 @@ class BandStatistics:
             valid: # (rows, cols); None takes all pixels.
         """
         flat = values.reshape(values.shape[0], -1)
-        if valid is not None and not valid.all():
+        if valid is not None and not everywhere(valid):
             flat = flat[:, valid.ravel()]
         rows = []
         for band in flat:
@@ -92,6 +92,11 @@ class BandStatistics:
     def std(self) -> Floats:
         """The standard deviation of the population, sqrt(m2 / count)."""
         return np.sqrt(np.divide(self.m2, self.count, out=np.zeros(len(self.m2)), where=self.count > 0))
+
+
+def everywhere(valid: npt.NDArray[np.bool_]) -> bool:
+    """Whether all are true; at once where they are one value without memory of its own."""
+    return bool(valid.all() if any(valid.strides) else valid.flat[:1].all())
 
 
 # Squares of 16-bit integers of so many pixels still add up exactly in a double: 2^32 * 2^20 < 2^53.

@@ -67,6 +67,16 @@ def test_a_chip_without_valid_pixels_changes_nothing() -> None:
     assert some.merge(none).to_rows() == some.to_rows() == none.merge(some).to_rows()
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_validity_may_be_one_value_for_all(value: bool) -> None:
+    values = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
+    broadcast = np.broadcast_to(np.bool_(value), (3, 4))
+    assert (
+        BandStatistics.of(values, broadcast).to_rows()
+        == BandStatistics.of(values, broadcast.copy()).to_rows()
+    )
+
+
 def test_values_that_are_not_finite_do_not_count() -> None:
     values = np.array([[[1.0, np.nan, 3.0, np.inf]]])
     assert BandStatistics.of(values).to_rows() == [[2, 2.0, 2.0, 1.0, 3.0]]
