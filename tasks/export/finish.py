@@ -15,7 +15,9 @@ from typing import Any
 from tasks.errors import RunError
 from tasks.export.cut import PartResult, label_sets, read_result
 from tasks.export.inputs import KIND, ExportItem
+from tasks.export.parameters import ExportParameters
 from tasks.export.plan import ExportPlan
+from tasks.imagery.identity import unsigned
 from tasks.store import (
     FileRecord,
     Manifest,
@@ -79,7 +81,7 @@ def finish(store: ObjectStore, plan: ExportPlan, provenance: dict[str, Any]) -> 
             kind=KIND,
             name=plan.name,
             run_key=plan.run_key,
-            parameters=plan.parameters.model_dump(mode="json"),
+            parameters=_public(plan.parameters),
             inputs=_inputs(plan),
             versions={"chipline": version("chipline"), "rasterio": version("rasterio")},
             parts=parts,
@@ -195,9 +197,18 @@ def _summary(plan: ExportPlan, total: _Totals) -> side_files.ExportSummary:
     )
 
 
+def _public(parameters: ExportParameters) -> dict[str, Any]:
+    """The parameters without what gives access to imagery behind HTTP."""
+    values = parameters.model_dump(mode="json")
+    for name in ("input_raster", "additional_input_raster"):
+        if values[name]:
+            values[name] = [unsigned(uri) for uri in values[name]]
+    return values
+
+
 def _inputs(plan: ExportPlan) -> list[dict[str, Any]]:
     rasters = [
-        {"role": role, "uri": raster["uri"], "identity": raster["identity"]}
+        {"role": role, "uri": unsigned(raster["uri"]), "identity": raster["identity"]}
         for item in plan.items
         for role, group in (("raster", item.rasters), ("second raster", item.rasters2))
         for raster in group

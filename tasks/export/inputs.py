@@ -297,7 +297,7 @@ def _raw_item(first: Collection, second: Collection, parameters: ExportParameter
     for other in infos2:
         if (other.height, other.width) != (info.height, info.width):
             raise BadInputError(
-                f"In {parameters.reference_system} {other.uri} must have the size of {info.uri}.",
+                f"In {parameters.reference_system} {other.address} must have the size of {info.address}.",
                 "Export in MAP_SPACE, or give images of one size.",
             )
     return ExportItem(
@@ -321,17 +321,19 @@ def _bands(infos: list[RasterInfo]) -> Bands:
         other = _picture_bands(info)
         if other != indices:
             raise BadInputError(
-                f"{first.uri} has {len(indices)} bands, but {info.uri} has {len(other)}.",
+                f"{first.address} has {len(indices)} bands, but {info.address} has {len(other)}.",
                 "Export rasters with different bands in runs of their own.",
             )
     if not indices:
-        raise BadInputError(f"{first.uri} has no band but alpha.", "Name a raster with picture bands.")
+        raise BadInputError(f"{first.address} has no band but alpha.", "Name a raster with picture bands.")
     names = default_band_names(
         len(indices), [_given_band_name(first.band_names[band], band) for band in indices]
     )
     dtype = np.result_type(*(np.dtype(info.dtype) for info in infos))
     if dtype.kind not in "uif":
-        raise TrainingDataError(f"{first.uri} has pixels of type {dtype}.", "Give integers or real numbers.")
+        raise TrainingDataError(
+            f"{first.address} has pixels of type {dtype}.", "Give integers or real numbers."
+        )
     return Bands(indices=indices, names=names, dtype=dtype.name)
 
 
@@ -347,7 +349,7 @@ def _given_band_name(name: str, band: int) -> str:
 def _notes(infos: list[RasterInfo], infos2: list[RasterInfo]) -> list[str]:
     notes = []
     alpha = [
-        f"band {band} of {info.uri}"
+        f"band {band} of {info.address}"
         for info in (*infos, *infos2)
         for band, kind in enumerate(info.colorinterp, start=1)
         if kind == "alpha"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from tasks.errors import LabelError, NotFoundError
+from tasks.errors import BadInputError, LabelError, NotFoundError
 from tasks.export.candidates import Candidates
 from tasks.export.inputs import ExportItem, Inputs, label_identities
 from tasks.export.label_sets import LabelSet, LabelSets
@@ -28,6 +28,8 @@ from tasks.training_data.formats import format_of
 from tasks.training_data.sample import Context
 
 PLAN = "plan.json"
+# More is a mistake, such as an image service of the whole world without an extent.
+_MOST_POSITIONS = 100_000_000
 
 
 class ExportPart(BaseModel):
@@ -209,6 +211,12 @@ def _parts(
 ) -> Iterator[ExportPart]:
     """The parts of an item, which all tracts begin and end at the same lanes."""
     candidates = Candidates(parameters, item, sources.labels, sources.bytes_per_pixel)
+    positions = candidates.grid.positions * len(candidates.angles)
+    if positions > _MOST_POSITIONS:
+        raise BadInputError(
+            f"{item.infos()[0].address} has {positions:,} chip positions, more than {_MOST_POSITIONS:,}.",
+            "Bound the area by extent, or choose a larger stride_size.",
+        )
     first_lane = 0
     strips = [_Strip([], []) for _ in range(candidates.tracts)]
     for lane in range(candidates.lanes):

@@ -15,6 +15,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+from tasks.imagery.identity import unsigned
 from tasks.infer.items import (
     ITEM,
     MOST_PREVIEWS,
@@ -30,7 +31,7 @@ from tasks.infer.outputs_features import write_features
 from tasks.infer.outputs_raster import RasterFormat, write_raster
 from tasks.infer.part import reports
 from tasks.infer.picture import Outlines, picture
-from tasks.infer.plan import Plan, PlannedClass, output_name, public_uri
+from tasks.infer.plan import Plan, PlannedClass, output_name
 from tasks.infer.reconcile import reconciled
 from tasks.infer.shards import SEMANTICS_VERSION, Shard, ShardStore
 from tasks.infer.stac import COG_TYPE, GEOPACKAGE_TYPE, GEOPARQUET_TYPE
@@ -258,7 +259,7 @@ def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
-    rasters = [{"uri": public_uri(info.uri), "identity": info.identity} for info in plan.rasters]
+    rasters = [{"uri": unsigned(info.uri), "identity": info.identity} for info in plan.rasters]
     package = {"uri": plan.package.uri, "identity": plan.package.digest}
     return [*({"role": "imagery", **raster} for raster in rasters), {"role": "package", **package}]
 

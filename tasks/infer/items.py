@@ -10,8 +10,9 @@ from typing import Any
 
 import pyproj
 
+from tasks.imagery.identity import unsigned
 from tasks.infer.outputs_raster import RasterFormat
-from tasks.infer.plan import Plan, PlannedClass, PlannedGrid, output_name, public_uri
+from tasks.infer.plan import Plan, PlannedClass, PlannedGrid, output_name
 from tasks.infer.stac import (
     COG_TYPE,
     GEOPACKAGE_TYPE,
@@ -91,7 +92,7 @@ def _item(
         created=datetime.now(UTC),
         assets=assets,
         lineage=Lineage(
-            inputs=[public_uri(plan.rasters[index].uri) for index in indices],
+            inputs=[unsigned(plan.rasters[index].uri) for index in indices],
             package_uri=plan.package.uri,
             package_digest=plan.package.digest,
             software={"chipline": version("chipline")},

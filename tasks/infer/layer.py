@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tasks.errors import BadInputError
 from tasks.imagery.collection import same_crs
+from tasks.imagery.identity import unsigned
 from tasks.infer.objects import Objects
 from tasks.infer.outputs_features import Features, FieldType
-from tasks.infer.plan import Plan, PlannedGrid, public_uri
+from tasks.infer.plan import Plan, PlannedGrid
 from tasks.infer.suppression import suppress
 
 MIXED_CRS = "EPSG:4326"
@@ -116,7 +117,7 @@ def _sources(plan: Plan, planned: PlannedGrid, objects: Objects) -> list[str | N
     points, rasters = tree.query(shapely.centroid(objects.geometry), predicate="intersects")
     first = np.full(len(objects), len(planned.rasters))
     np.minimum.at(first, points, rasters)
-    uris = [*(public_uri(plan.rasters[index].uri) for index in planned.rasters), None]
+    uris = [*(unsigned(plan.rasters[index].uri) for index in planned.rasters), None]
     return [uris[index] for index in first]
 
 

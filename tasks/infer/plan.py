@@ -19,6 +19,7 @@ from tasks.errors import BadInputError, DeviceError, PackageError
 from tasks.host.devices import visible_gpus
 from tasks.imagery import Grid, RasterInfo, Window, expand_rasters, grid_of_collection, inspect_raster
 from tasks.imagery.collection import bounds_in
+from tasks.imagery.identity import unsigned
 from tasks.infer.describe import FunctionDescription, function_arguments
 from tasks.infer.operators import PixelFormat, pixel_format
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters, ProcessorType
@@ -299,7 +300,7 @@ def make_plan(
             "shards": [shard.key for shard in shards],
             "finishing": finishing,
             "items": [grid.name for grid in grids],
-            "sources": [public_uri(info.uri) for info in rasters],
+            "sources": [unsigned(info.uri) for info in rasters],
         }
     )
     return Plan(
@@ -309,7 +310,7 @@ def make_plan(
         run_key=key,
         # A signed address is a credential; what goes on record is the address alone.
         parameters=parameters.model_dump(mode="json")
-        | {"input_raster": [public_uri(uri) for uri in parameters.input_raster]},
+        | {"input_raster": [unsigned(uri) for uri in parameters.input_raster]},
         finishing=finishing,
         rasters=list(rasters),
         package=PlannedPackage(
@@ -347,11 +348,6 @@ def output_of(parameters: ClassifyPixelsParameters | DetectObjectsParameters) ->
 def output_name(output: str) -> str:
     """A short name for files and titles: the output's name, or the last segment of its URI."""
     return PurePosixPath(urlsplit(output).path if "://" in output else output).name
-
-
-def public_uri(uri: str) -> str:
-    """The URI without a signed query string, which is a credential and changes from day to day."""
-    return urlsplit(uri)._replace(query="", fragment="").geturl() if "://" in uri else uri
 
 
 def _finishing(parameters: ClassifyPixelsParameters | DetectObjectsParameters, tool: Tool) -> dict[str, Any]:
@@ -494,7 +490,7 @@ def _agreed_bands(
     by_raster: list[list[int]] = []
     for info in rasters:
         contract = check_contract(definition, info, cell_size=cell_size)
-        contract.raise_refusals(public_uri(info.uri))
+        contract.raise_refusals(unsigned(info.uri))
         by_raster.append(contract.bands)
         for finding in contract.findings:
             remarks[f"{finding.text}. {finding.remedy}".strip()] = None
@@ -504,8 +500,8 @@ def _agreed_bands(
     for info, bands in zip(rasters, by_raster, strict=True):
         if bands != by_raster[0]:
             raise BadInputError(
-                f"The bands of {public_uri(info.uri)} are in another order than those of "
-                f"{public_uri(rasters[0].uri)}.",
+                f"The bands of {unsigned(info.uri)} are in another order than those of "
+                f"{unsigned(rasters[0].uri)}.",
                 "Process them in separate runs, or bring their bands into one order.",
             )
     return by_raster[0], list(remarks)
