@@ -70,11 +70,9 @@ def test_a_chip_without_valid_pixels_changes_nothing() -> None:
 @pytest.mark.parametrize("value", [True, False])
 def test_validity_may_be_one_value_for_all(value: bool) -> None:
     values = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
-    broadcast = np.broadcast_to(np.bool_(value), (3, 4))
-    assert (
-        BandStatistics.of(values, broadcast).to_rows()
-        == BandStatistics.of(values, broadcast.copy()).to_rows()
-    )
+    validity = np.broadcast_to(np.bool_(value), (3, 4))
+    written_out = BandStatistics.of(values, validity.copy())
+    assert BandStatistics.of(values, validity).to_rows() == written_out.to_rows()
 
 
 def test_values_that_are_not_finite_do_not_count() -> None:
