@@ -13,7 +13,8 @@ FOLDER = Path(__file__).resolve().parent
 # Name, script, arguments. Long ones last.
 RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("host", "host_boundary.py", ()),
-    ("export", "export_chips.py", ("--size", "3072")),
+    ("export", "export_chips.py", ("--large", "32768")),
+    ("upload", "upload_chips.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
     ("engine", "infer_overhead.py", ("--size", "10000")),
     ("train-objects", "train_accuracy.py", ("--model", "FCOS", "--minutes", "5", "--area", "south")),
