@@ -40,7 +40,10 @@ _FOLDER = ".gdb"
 _INSIDE_ZIP = (".gpkg", ".shp", ".fgb", ".geojson", ".json", ".kml", ".gml", ".tab", ".mif", ".csv")
 # Drivers that follow what a file says to other files, servers or databases.
 _REFUSED_DRIVERS = {"OGR_VRT", "GDALG", "GMLAS", "WFS", "OAPIF", "OGCAPI", "EEDA", "CSW", "HTTP", "ADBC"}
+# How many records are taken at a time, and about how many bytes of the file: a record may be a polygon with
+# a hundred thousand corners.
 _BATCH = 4096
+_BATCH_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class VectorSource:
     _path: str = field(repr=False)
     _layer: str | None = field(default=None, repr=False)
     _options: dict[str, str] = field(default_factory=dict, repr=False)
+    _batch: int = field(default=1, repr=False)
 
     def batches(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
         """All records in the order of the file, with some of the fields.
@@ -231,7 +235,17 @@ def _open_gdal(uri: str, path: Path, layer: str | None) -> VectorSource:
         raise LabelError(
             f"{uri} only refers to data elsewhere ({info['driver']}).", "Name the file with the data itself."
         )
-    return VectorSource(uri, tuple(str(name) for name in info["fields"]), crs, source, chosen, options)
+    fields = tuple(str(name) for name in info["fields"])
+    return VectorSource(uri, fields, crs, source, chosen, options, _batch_size(path, int(info["features"])))
+
+
+def _batch_size(path: Path, records: int) -> int:
+    """How many records to take at a time; ``records`` is negative where their number is not known."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if records <= 0:
+        return min(_BATCH, 256)
+    return max(1, min(_BATCH, _BATCH_BYTES * records // max(1, size)))
 
 
 def _gdal_name(uri: str, path: Path) -> str:
@@ -271,7 +285,7 @@ def _gdal_batches(source: VectorSource, columns: list[str]) -> Iterator[Batch]:
             source._path,
             layer=source._layer,
             columns=columns,
-            batch_size=_BATCH,
+            batch_size=source._batch,
             use_pyarrow=True,
             **source._options,
         ) as (meta, reader):
@@ -297,7 +311,7 @@ def _open_parquet(uri: str, path: Path) -> VectorSource:
     from pyproj.exceptions import CRSError
 
     try:
-        schema = pa.parquet.read_schema(path)
+        schema, rows = pa.parquet.read_schema(path), pa.parquet.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(uri, error) from error
     if b"geo" not in (schema.metadata or {}):
@@ -312,7 +326,7 @@ def _open_parquet(uri: str, path: Path) -> VectorSource:
         raise _unreadable(uri, error) from error
     geometry_columns = set(geo["columns"])
     fields = tuple(name for name in schema.names if name not in geometry_columns)
-    return VectorSource(uri, fields, crs, str(path))
+    return VectorSource(uri, fields, crs, str(path), _batch=_batch_size(path, rows))
 
 
 def _parquet_batches(source: VectorSource, columns: list[str]) -> Iterator[Batch]:
@@ -325,7 +339,7 @@ def _parquet_batches(source: VectorSource, columns: list[str]) -> Iterator[Batch
             geo = json.loads(metadata[b"geo"])
             name = geo["primary_column"]
             plain = geo["columns"][name].get("encoding", "WKB").upper() == "WKB"
-            for batch in file.iter_batches(batch_size=_BATCH, columns=[*columns, name]):
+            for batch in file.iter_batches(batch_size=source._batch, columns=[*columns, name]):
                 found = {column: _values(batch.column(column)) for column in columns}
                 if plain:
                     shapes = _geometries(batch.column(name).to_numpy(zero_copy_only=False))

@@ -195,6 +195,21 @@ def test_batches_hold_all_records_in_order_whatever_their_size(
     assert labels.schema.values == tuple(range(1, 51))
 
 
+@pytest.mark.parametrize("name", ["a.gpkg", "a.parquet", "a.geojson"])
+def test_heavy_records_come_in_small_batches(
+    write_labels: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    circles = [shapely.buffer(shapely.Point(i / 100, 0), 0.001, quad_segs=200) for i in range(300)]
+    uri = write_labels(circles, name, "EPSG:4326", value=[1] * 300)
+    monkeypatch.setattr("tasks.labels.sources._BATCH_BYTES", 200_000)
+    with open_source(uri) as source:
+        sizes = [len(batch) for batch in source.batches()]
+    assert sum(sizes) == 300
+    # A record takes about 13,000 bytes; of a GeoJSON file GDAL does not tell how many it holds.
+    assert max(sizes) <= 40 or name == "a.geojson"
+    assert max(sizes) <= 256
+
+
 def test_of_a_field_with_a_coded_domain_the_codes_count(
     trees: geopandas.GeoDataFrame, tmp_path: Path
 ) -> None:
