@@ -230,7 +230,7 @@ def _items(
     separately = parameters.processing_mode == "PROCESS_ITEMS_SEPARATELY"
     groups = [[info] for info in infos] if separately else [infos]
     if parameters.reference_system != "MAP_SPACE":
-        return [_raw_item((group, first[1]), second, parameters, side) for group in groups]
+        return _raw_items(groups, first[1], second, parameters, side)
     items = []
     for group in groups:
         extent = _extent_for(group[0], infos[0], parameters)
@@ -279,6 +279,27 @@ def _within(grid: Grid, infos: list[RasterInfo]) -> list[RasterInfo]:
     with GridReader(infos, grid, (0,)) as reader:
         found = [info for info, window in zip(infos, reader.footprints(), strict=True) if not window.is_empty]
     return found or infos[:1]
+
+
+def _raw_items(
+    groups: list[list[RasterInfo]],
+    bands: Bands,
+    second: Collection,
+    parameters: ExportParameters,
+    side: str,
+) -> list[ExportItem]:
+    """Raw images, each with its own second one: they are paired by order, not by place."""
+    infos2, bands2 = second
+    if infos2 and len(infos2) != len(groups):
+        raise BadInputError(
+            f"In {parameters.reference_system} additional_input_raster must name as many images as "
+            f"input_raster, in the same order; there are {len(groups)} and {len(infos2)}.",
+            "Name them in pairs, or export in MAP_SPACE.",
+        )
+    return [
+        _raw_item((group, bands), (infos2[index : index + 1], bands2), parameters, side)
+        for index, group in enumerate(groups)
+    ]
 
 
 def _raw_item(first: Collection, second: Collection, parameters: ExportParameters, side: str) -> ExportItem:
