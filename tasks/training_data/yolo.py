@@ -158,7 +158,8 @@ class _Names(SideWriter):
         names = [_FIRST, *(own.get(i, _UNUSED.format(i)) for i in range(1, max(own, default=0) + 1))]
         # JSON texts are YAML texts too.
         lines = [f"  {i}: {json.dumps(name, ensure_ascii=False)}\n" for i, name in enumerate(names)]
-        text = f"path: .\ntrain: {layout.IMAGES}\nval: {layout.IMAGES}\nnames:\n" + "".join(lines)
+        # No "path": without it folders are looked for beside this file.
+        text = f"train: {layout.IMAGES}\nval: {layout.IMAGES}\nnames:\n" + "".join(lines)
         data, listed = self.scratch / DATA, self.scratch / NAMES
         data.write_bytes(text.encode())
         listed.write_bytes("".join(f"{' '.join(name.split())}\n" for name in names).encode())
