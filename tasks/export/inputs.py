@@ -242,7 +242,7 @@ def _items(
                 side=side,
                 rasters=[info.to_dict() for info in group],
                 bands=first[1],
-                rasters2=[info.to_dict() for info in _within(grid, second[0])],
+                rasters2=[info.to_dict() for info in _within(grid, second[0]) or second[0][:1]],
                 bands2=second[1],
                 grid=grid.to_dict(),
             )
@@ -251,6 +251,11 @@ def _items(
         raise BadInputError(
             f"The extent {parameters.extent} touches none of the {len(infos)} rasters.",
             "Give the extent as xmin, ymin, xmax, ymax in the first raster's coordinate system.",
+        )
+    if second[0] and not any(_within(item.target(), second[0]) for item in items):
+        raise BadInputError(
+            f"{second[0][0].address} does not touch the imagery {infos[0].address}.",
+            "Check that additional_input_raster shows the same place, and its coordinate reference system.",
         )
     return items
 
@@ -273,12 +278,11 @@ def _meet(a: Bounds, b: Bounds) -> bool:
 
 
 def _within(grid: Grid, infos: list[RasterInfo]) -> list[RasterInfo]:
-    """The rasters that touch the grid; at least one, so that a second picture there always is."""
-    if len(infos) < 2:
-        return infos
+    """The rasters that touch the grid."""
+    if not infos:
+        return []
     with GridReader(infos, grid, (0,)) as reader:
-        found = [info for info, window in zip(infos, reader.footprints(), strict=True) if not window.is_empty]
-    return found or infos[:1]
+        return [info for info, window in zip(infos, reader.footprints(), strict=True) if not window.is_empty]
 
 
 def _raw_items(

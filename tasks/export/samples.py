@@ -101,6 +101,8 @@ class SampleMaker:
     ) -> dict[str, Any]:
         values: dict[str, Any] = {}
         mask = view.mask(index, burnt) if self.needs_mask else None
+        if self.by_label:
+            values["value"] = self._value(item, view, mask)
         if mask is not None:
             # Where there is no picture there is nothing to learn from a label.
             mask = np.where(valid, mask, mask.dtype.type(0))
@@ -110,10 +112,8 @@ class SampleMaker:
             values["objects"] = only(objects, item.feature) if item.feature >= 0 else objects
         if "instances" in self.needs:
             values["instances"] = _only_valid(view.instances(index, mask), valid)
-        if self.by_label:
-            values["value"] = self._value(item, view, mask)
-            if self.parameters.blacken_around_feature:
-                values["alone"] = _alone(index, item, view, mask)
+        if self.by_label and self.parameters.blacken_around_feature:
+            values["alone"] = _alone(index, item, view, mask)
         return values
 
     @staticmethod

@@ -25,6 +25,7 @@ from tasks.labels.mask_polygons import MaskRegion
 from tasks.labels.pixels import LabelsInWindow
 from tasks.labels.prepared import PreparedLabels
 from tasks.labels.raster import RasterLabels, objects_of_mask
+from tasks.training_data.formats import format_of
 
 Array = npt.NDArray[Any]
 _BYTES_PER_PIXEL_MORE = 2  # validity and class value
@@ -164,6 +165,11 @@ def _given(mask: Array | None) -> Array:
     return mask
 
 
+def _edges(windows: Sequence[Window]) -> npt.NDArray[np.int64]:
+    edges = [(w.row, w.row_stop, w.col, w.col_stop) for w in windows]
+    return np.array(edges, dtype=np.int64).reshape(-1, 4)
+
+
 LabelSource = VectorSource | RasterSource
 LabelView = VectorView | RasterView
 
@@ -200,9 +206,9 @@ class ItemSources:
         self.reader2 = (
             self._stack.enter_context(GridReader(infos2, self.grid, item.bands2.indices)) if infos2 else None
         )
-        self._footprints = np.array(
-            [(w.row, w.row_stop, w.col, w.col_stop) for w in self.reader.footprints()], dtype=np.int64
-        ).reshape(-1, 4)
+        self._footprints = [
+            _edges(reader.footprints()) for reader in (self.reader, self.reader2) if reader is not None
+        ]
 
     def __enter__(self) -> ItemSources:
         return self
@@ -232,18 +238,22 @@ class ItemSources:
         return piece_origin(self._infos, self.grid)
 
     def choose(self, places: Sequence[Place], features: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which places become chips: those that touch a raster, lie inside the mask polygons and, unless all
-        are wanted, hold a label  # (n,).
+        """Which places become chips  # (n,).
+
+        They touch a raster (and one of the second collection, where there is one), lie inside the mask
+        polygons and, unless all are wanted, hold a label.
 
         Args:
             places: candidates.
             features: for each the record that it is cut around, which must count in it; -1 for none.
         """
-        chosen = np.array([self._touches_a_raster(place.window) for place in places], dtype=bool)
+        chosen = np.array([self._touches_rasters(place.window) for place in places], dtype=bool)
         if self.region is not None and chosen.any():
             at = np.flatnonzero(chosen).tolist()
             chosen[at] = self.region.covers(self.grid.transform, [places[index] for index in at])
-        wants_labels = self.parameters.output_nofeature_tiles == "ONLY_TILES_WITH_FEATURES"
+        # A chip whose class is that of its label cannot do without one.
+        by_label = "value" in format_of(self.parameters.metadata_format).needs
+        wants_labels = by_label or self.parameters.output_nofeature_tiles == "ONLY_TILES_WITH_FEATURES"
         if self.labels is not None and (wants_labels or max(features) >= 0) and chosen.any():
             at = np.flatnonzero(chosen).tolist()
             chosen[at] = self.labels.counts_in(
@@ -251,15 +261,17 @@ class ItemSources:
             )
         return chosen
 
-    def _touches_a_raster(self, window: Window) -> bool:
-        edges = self._footprints
-        return bool(
-            (
-                (edges[:, 0] < window.row_stop)
-                & (edges[:, 1] > window.row)
-                & (edges[:, 2] < window.col_stop)
-                & (edges[:, 3] > window.col)
-            ).any()
+    def _touches_rasters(self, window: Window) -> bool:
+        return all(
+            bool(
+                (
+                    (edges[:, 0] < window.row_stop)
+                    & (edges[:, 1] > window.row)
+                    & (edges[:, 2] < window.col_stop)
+                    & (edges[:, 3] > window.col)
+                ).any()
+            )
+            for edges in self._footprints
         )
 
     def read(self, window: Window, *, mask: bool, instances: bool) -> tuple[Array, ...]:
