@@ -7,6 +7,7 @@ with ``AddMessage``; nothing else is offered (docs/formats/python-raster-functio
 from __future__ import annotations
 
 import sys
+import tempfile
 import types
 from typing import Any
 
@@ -22,6 +23,11 @@ class _Environment:
         self.autoCancelling = False
         self.parallelProcessingFactor: Any = None
         self.overwriteOutput = True
+        self.addOutputsToMap = False
+        # Written and asked by functions made from templates; the engine decides all of these itself.
+        self.workspace = self.scratchWorkspace = self.scratchFolder = tempfile.gettempdir()
+        for name in ("cellSize", "extent", "mask", "snapRaster", "outputCoordinateSystem", "nodata"):
+            setattr(self, name, None)
 
 
 def make_arcpy(processor_type: str, gpu_id: int) -> types.ModuleType:
@@ -38,11 +44,14 @@ def make_arcpy(processor_type: str, gpu_id: int) -> types.ModuleType:
         AddWarning=lambda message: _say("WARNING: ", message),
         AddError=lambda message: _say("ERROR: ", message),
         AddIDMessage=lambda kind, number, *rest: _say(f"{kind} {number}: ", " ".join(map(str, rest))),
+        AddReturnMessage=_nothing,
+        GetMessages=_no_text,
         SetProgressor=_nothing,
         SetProgressorLabel=_nothing,
         SetProgressorPosition=_nothing,
         ResetProgressor=_nothing,
         ExecuteError=type("ExecuteError", (Exception,), {}),
+        ExecuteWarning=type("ExecuteWarning", (Exception,), {}),
         __getattr__=_missing,
     )
     return module
@@ -56,8 +65,12 @@ def _nothing(*_arguments: object, **_named: object) -> None:
     """Progress is the engine's business."""
 
 
+def _no_text(*_arguments: object) -> str:
+    return ""
+
+
 def _missing(name: str) -> Any:
     raise AttributeError(
         f"arcpy.{name} is not there: this function runs outside ArcGIS, where arcpy offers "
-        "env.processorType, env.gpuId, AddMessage, AddWarning and AddError only"
+        "env.processorType, env.gpuId, AddMessage, AddWarning, AddError and SetProgressor only"
     )

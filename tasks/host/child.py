@@ -9,16 +9,26 @@ those of docs/formats/python-raster-function.md. What the function prints goes t
 from __future__ import annotations
 
 import builtins
+import faulthandler
 import importlib.util
 import inspect
 import json
 import mmap
 import os
+import signal
 import socket
 import sys
 import traceback
 import types
 from typing import Any
+
+_OPERATIONS = ("updatePixels", "vectorize", "predict_scores")
+_OTHER_METHODS = ("selectRasters", "updateKeyMetadata")
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+# The interface that is kept is that of this ArcGIS; functions compare the numbers (isLicensed).
+_PRODUCT = {"productName": "Chipline", "version": "11.5", "path": "", "major": 11, "minor": 5.0,
+    "build": 57000, "spNumber": 0, "spBuild": 0}  # fmt: skip
+_PINNED_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib costs 10 ms of start
 
@@ -57,20 +67,45 @@ def load_class(path: str, arcpy: types.ModuleType) -> type:
     sys.modules[stem] = module
     module.__dict__["arcpy"] = arcpy
     spec.loader.exec_module(module)
+    return choose_class(module, stem)
+
+
+def choose_class(module: types.ModuleType, stem: str) -> type:
+    """The class to make: named as the file, else the one that is a whole function.
+
+    A file may also hold helpers that publish arguments for it (``ChildImageClassifier``, whose
+    ``getParameterInfo`` takes the list to extend), base classes, or import the class from a sibling.
+    """
     named = getattr(module, stem, None)
     if inspect.isclass(named):
         return named
-    candidates = [
-        value
+    publishing = {
+        id(value): value
         for value in vars(module).values()
-        if inspect.isclass(value) and value.__module__ == stem and "getParameterInfo" in vars(value)
-    ]
-    if len(candidates) == 1:
-        return candidates[0]
-    found = ", ".join(candidate.__name__ for candidate in candidates) or "none"
+        if inspect.isclass(value) and callable(getattr(value, "getParameterInfo", None))
+    }.values()
+    own = [kind for kind in publishing if kind.__module__ == stem]
+    for group in ([kind for kind in own if _is_whole(kind)], own, list(filter(_is_whole, publishing))):
+        leaves = [kind for kind in group if not any(kind in other.__mro__[1:] for other in group)]
+        if len(leaves) == 1:
+            return leaves[0]
+        if leaves:
+            break
+    found = ", ".join(kind.__name__ for kind in publishing) or "none"
     raise ContractError(
         f"{stem}.py defines no class {stem}, and not exactly one class with getParameterInfo (found: {found})"
     )
+
+
+def _is_whole(kind: Any) -> bool:
+    if not any(callable(getattr(kind, name, None)) for name in _OPERATIONS):
+        return False
+    try:
+        parameters = list(inspect.signature(kind.getParameterInfo).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    needed = [item for item in parameters if item.default is item.empty and item.kind in _POSITIONAL]
+    return len(needed) <= 1
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -138,6 +173,8 @@ class Runner:
         self._function: Any = None
         self._scalars: dict[str, Any] = {}
         self._raster = "raster"
+        self._several = False
+        self._output_bands = 1
         self._configuration: dict[str, Any] = {}
 
     def load(self, _frame: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +182,9 @@ class Runner:
         kind = load_class(self._start["function"], self._arcpy)
         self._function = kind()
         licensed = getattr(self._function, "isLicensed", None)
-        if licensed is not None and not _permitted(licensed):
-            raise ContractError("isLicensed() says that the function may not run")
+        refusal = _refusal(licensed) if licensed is not None else None
+        if refusal is not None:
+            raise ContractError(f"isLicensed() says that the function may not run{refusal}")
         self._function.initialize(model=self._start["model"], device=self._start["device"])
         parameters = self._function.getParameterInfo()
         if not isinstance(parameters, (list, tuple)):
@@ -154,11 +192,13 @@ class Runner:
         # A template carries a bare string in its list: skipped, as ArcGIS does.
         described = [plain(entry) for entry in parameters if isinstance(entry, dict) and "name" in entry]
         for entry in described:
-            if str(entry.get("dataType", "")).lower() in ("raster", "rasters"):
-                self._raster = str(entry["name"])
+            kind_of_data = str(entry.get("dataType", "")).lower()
+            if kind_of_data in ("raster", "rasters"):
+                self._raster, self._several = str(entry["name"]), kind_of_data == "rasters"
                 break
         return {
             "event": "loaded",
+            "several_rasters": self._several,
             "parameters": described,
             "name": str(getattr(self._function, "name", kind.__name__)),
             "class": kind.__name__,
@@ -179,16 +219,18 @@ class Runner:
         self._configuration = given
         fields = getattr(self._function, "getFields", None)
         geometry = getattr(self._function, "getGeometryType", None)
-        operations = ("updatePixels", "vectorize", "predict_scores", "selectRasters", "updateKeyMetadata")
         answer = {
             "event": "ready",
             "configuration": plain(given),
             "fields": plain(fields()) if fields is not None else None,
             "geometry_type": plain(geometry()) if geometry is not None else None,
-            "operations": [name for name in operations if callable(getattr(self._function, name, None))],
+            "operations": [
+                name for name in _OPERATIONS + _OTHER_METHODS if callable(getattr(self._function, name, None))
+            ],
             "device": self.device(insisted=self._start["processor_type"] == "GPU"),
         }
         answer["output_info"] = self._output_info(frame["raster_info"])
+        answer["key_metadata"] = self._key_metadata()
         return answer
 
     def _output_info(self, raster_info: dict[str, Any]) -> Any:
@@ -196,11 +238,33 @@ class Runner:
         if update is None:
             return None
         info = tuples(raster_info)
-        named = {f"{self._raster}_info": info, "output_info": dict(info)}
+        named: dict[str, Any] = {"output_info": dict(info)}
+        for name in dict.fromkeys((self._raster, self._delivered_name())):
+            named[f"{name}_info"] = (info,) if self._several and name == self._raster else info
         answer = update(**self._scalars, **named)
         if not isinstance(answer, dict) or not isinstance(answer.get("output_info"), dict):
             raise ContractError("updateRasterInfo() gave no dict with output_info")
-        return plain(answer["output_info"])
+        given = plain(answer["output_info"])
+        bands = given.get("bandCount")
+        self._output_bands = bands if isinstance(bands, int) else 1
+        return given
+
+    def _delivered_name(self) -> str:
+        """The name of the arrays: that of the raster argument, or the one all rasters share when composed."""
+        return "compositeraster" if self._configuration.get("compositeRasters") else self._raster
+
+    def _key_metadata(self) -> list[list[Any]]:
+        """``updateKeyMetadata`` for the dataset (-1) and each output band; templates give None: no change."""
+        update = getattr(self._function, "updateKeyMetadata", None)
+        if update is None:
+            return []
+        result = []
+        for band in range(-1, min(self._output_bands, 64)):
+            answer = update((), band)
+            if answer is not None and not isinstance(answer, dict):
+                raise ContractError(f"updateKeyMetadata() gave {type(answer).__name__}, not a dict")
+            result.append([band, plain(answer or {})])
+        return result
 
     def call(self, frame: dict[str, Any]) -> dict[str, Any]:
         """One block through ``updatePixels``, ``vectorize`` or ``predict_scores``."""
@@ -213,9 +277,13 @@ class Runner:
             return self._array(slot, numpy.asarray(self._function.predict_scores(pixels)))
         mask = slot.array(frame["mask"])
         if mask.shape != pixels.shape:
+            # One plane for all bands; a batch of features has one plane each.
+            mask = mask[:, None] if mask.ndim == 3 and pixels.ndim == 4 else mask
             mask = numpy.broadcast_to(mask, pixels.shape).copy()
-        blocks = {f"{self._raster}_pixels": pixels, f"{self._raster}_mask": mask}
-        tlc, shape, props = tuple(frame["tlc"]), tuple(frame["shape"]), tuples(frame["props"])
+        tlc, props = tuple(frame["tlc"]), tuples(frame["props"])
+        # Several output bands make the shape three-dimensional, as ArcGIS does.
+        shape = ((self._output_bands,) if self._output_bands > 1 else ()) + tuple(frame["shape"])
+        blocks = self._blocks(pixels, mask, tlc, shape, props)
         if operation == "vectorize":
             # vectorize(**pixelBlocks) gets the pixels only, unless it names the block's place too.
             place = {"tlc": tlc, "shape": shape, "props": props}
@@ -229,8 +297,24 @@ class Runner:
         output_mask = answer.get("output_mask")
         if output_mask is not None:
             # 0 is NoData in every class raster (docs/formats/python-raster-function.md).
-            output = numpy.where(numpy.asarray(output_mask) != 0, output, numpy.zeros((), output.dtype))
+            valid = numpy.asarray(output_mask) != 0
+            if valid.shape[-2:] != output.shape[-2:]:
+                raise ContractError(f"output_mask has the shape {valid.shape}, output_pixels {output.shape}")
+            output = numpy.where(valid, output, numpy.zeros((), output.dtype))
         return self._array(slot, output)
+
+    def _blocks(self, pixels: Any, mask: Any, tlc: Any, shape: Any, props: Any) -> dict[str, Any]:
+        """The arrays by name; a tuple of them for ``rasters``; none where ``selectRasters`` wants none."""
+        select = getattr(self._function, "selectRasters", None)
+        selected = select(tlc, shape, props) if callable(select) else None
+        if isinstance(selected, str):
+            selected = (selected,)
+        name = self._delivered_name()
+        if selected is not None and not {name, self._raster} & set(selected):
+            return {}
+        if self._several:
+            return {f"{name}_pixels": tuple(pixels), f"{name}_mask": tuple(mask)}
+        return {f"{name}_pixels": pixels, f"{name}_mask": mask}
 
     def _array(self, slot: Slot, array: Any) -> dict[str, Any]:
         import numpy
@@ -270,31 +354,81 @@ class Runner:
         return {"asked": asked, "gpus": 0, "name": "", "framework": torch is not None}
 
 
-def _permitted(is_licensed: Any) -> bool:
+def _refusal(is_licensed: Any) -> str | None:
+    """None where the function may run, else its own words for why not."""
     try:
-        answer = is_licensed(productInfo="Chipline")
-    except TypeError:
+        inspect.signature(is_licensed).bind(**_PRODUCT)
+    except (TypeError, ValueError):
         answer = is_licensed()
+    else:
+        answer = is_licensed(**_PRODUCT)
     if isinstance(answer, dict):
-        return bool(answer.get("okToRun", True))
-    return bool(answer)
+        message = str(answer.get("message") or "")
+        permitted = answer.get("okToRun", True)
+    else:
+        # A function that says nothing does not say no.
+        message, permitted = "", answer is None or answer
+    return None if permitted else (f": {message[:500]}" if message else "")
+
+
+class _PinnedEnvironment(type(os.environ)):  # type: ignore[misc]
+    """``os.environ`` in which the device stays the one that was chosen.
+
+    Templates set CUDA_VISIBLE_DEVICES to the number they were given. The child is shown one GPU by its UUID,
+    and number 0 of it is another GPU on a machine that has several.
+    """
+
+    def __setitem__(self, key: str, value: str) -> None:
+        if key != _PINNED_VARIABLE:
+            super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if key != _PINNED_VARIABLE:
+            super().__delitem__(key)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
 def _failure(error: BaseException, frame: dict[str, Any]) -> dict[str, Any]:
-    steps = traceback.extract_tb(error.__traceback__)
-    own = [step for step in steps if step.filename != __file__]
-    text = "".join(traceback.format_list(own or list(steps)))
     return {
         "event": "failed",
         "ticket": frame.get("ticket"),
         "stage": frame.get("op"),
         "type": type(error).__name__,
-        "message": str(error)[:4000],
-        "traceback": text[-16000:],
+        "message": _text_of(error)[:4000],
+        "traceback": _own_traceback(error)[-16000:],
+        "missing_module": str(error.name or "") if isinstance(error, ImportError) else "",
     }
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:  # noqa: BLE001 - the text is foreign code, too
+        return f"(its text cannot be had: {type(second).__name__})"
+
+
+def _own_traceback(error: BaseException) -> str:
+    """Where the function was, without our own frames; the cause of the failure comes first, as in Python."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen and len(parts) < 6:
+        seen.add(id(current))
+        steps = traceback.extract_tb(current.__traceback__)
+        own = [step for step in steps if step.filename != __file__ and "<frozen" not in step.filename]
+        text = "".join(traceback.format_list(own))
+        if isinstance(current, SyntaxError):
+            # The place is not among the frames: the file was never run.
+            text += (
+                f'  File "{current.filename}", line {current.lineno}\n    {(current.text or "").strip()}\n'
+            )
+        if parts:
+            text += f"{type(current).__name__}: {_text_of(current)[:1000]}\nwhich led to:\n"
+        parts.insert(0, text)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "".join(parts)
 
 
 def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> None:
@@ -315,11 +449,16 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
         except BaseException as error:  # noqa: BLE001
             # Any failure of foreign code, SystemExit too, goes to the host with its own traceback.
             answer = _failure(error, frame)
-        wire.send_frame(connection, answer)
+        try:
+            wire.send_frame(connection, answer)
+        except (wire.WireError, TypeError, ValueError) as error:
+            wire.send_frame(connection, _failure(ContractError(f"the answer cannot travel: {error}"), frame))
 
 
-def main(connection_fd: int) -> None:
+def main(connection_fd: int, trace_fd: int) -> None:
     """Contain, then serve."""
+    # The guardians that confine() leaves behind must survive the question where the function is.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     wire = _sibling("wire")
     containment, arcpy_standin = _sibling("containment"), _sibling("arcpy_standin")
     kernel = [_sibling(name) for name in ("landlock", "seccomp", "namespaces")]
@@ -331,12 +470,16 @@ def main(connection_fd: int) -> None:
         raise SystemExit(f"protocol {start['version']} was asked, this is {wire.PROTOCOL_VERSION}")
     report = containment.confine(start["containment"], connection_fd, *kernel)
     wire.send_frame(connection, {"event": "contained", "version": wire.PROTOCOL_VERSION, "report": report})
+    # Where the function was: on a crash, and when the host asks because it takes too long or too much.
+    faulthandler.enable(file=trace_fd)
+    faulthandler.register(signal.SIGUSR2, file=trace_fd, all_threads=False)
+    os.environ.__class__ = _PinnedEnvironment
     arcpy = arcpy_standin.make_arcpy(start["processor_type"], start["device"])
     serve(connection, wire, Runner(start, arcpy))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
     # Frameworks leave threads behind that would hold the process at exit; everything is answered by now.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -30,8 +30,10 @@ class Detection:
     """One feature of a block.
 
     Attributes:
-        class_name: name of the class; by the class value where the function gave a value only.
-        confidence_raw: as the function gave it (0-100 or 0-1, docs/formats/python-raster-function.md).
+        class_name: name of the class; by the class value where the function gave a value only. A feature of
+            several labels has them all, separated by ``;``.
+        confidence_raw: as the function gave it (0-100 or 0-1, docs/formats/python-raster-function.md); of
+            several labels the highest, 0 for a feature without a label.
         rings: rings of (x, y) in pixels of the inner block, not closed: the first is not repeated at the end.
         attributes: everything the function wrote, with its own names.
     """
@@ -152,7 +154,9 @@ def _confidence(attributes: Mapping[str, Attribute], number: int, without_confid
     for key, value in attributes.items():
         if key.lower() != "confidence":
             continue
-        parsed = None if isinstance(value, bool) else _number(value)
+        if value == "" and _is_unlabelled(attributes):
+            return 0.0
+        parsed = None if isinstance(value, bool) else _highest(value)
         if parsed is None:
             raise DetectionsError(
                 f"feature {number} has a Confidence that is no finite number: {value!r:.40}"
@@ -161,6 +165,19 @@ def _confidence(attributes: Mapping[str, Attribute], number: int, without_confid
     if without_confidence:
         return 1.0
     raise DetectionsError(f"feature {number} has no Confidence, though the function announces one")
+
+
+def _is_unlabelled(attributes: Mapping[str, Attribute]) -> bool:
+    return any(key.lower() == "label" and value == "" for key, value in attributes.items())
+
+
+def _highest(value: Attribute) -> float | None:
+    """The number; of several labels' (``0.9;0.4``) the highest, None when one of them is none."""
+    if not isinstance(value, str) or ";" not in value:
+        return _number(value)
+    numbers = [_number(part) for part in value.split(";") if part.strip()]
+    known = [number for number in numbers if number is not None]
+    return max(known) if known and len(known) == len(numbers) else None
 
 
 def _number(value: Attribute) -> float | None:

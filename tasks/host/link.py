@@ -29,6 +29,7 @@ _TICK_S = 0.1
 _MEMORY_EVERY_S = 0.25
 _CLOSE_WAIT_S = 1.0
 _END_WAIT_S = 5.0
+_TRACE_WAIT_S = 0.5
 
 Frame = dict[str, Any]
 
@@ -67,6 +68,8 @@ class ChildLink:
         self._memory_mb = memory_mb
         self._on_frame = on_frame
         self._on_failure = on_failure
+        # Where the child says where it is; not the log, which a function may flood.
+        self._trace_fd = os.memfd_create("chipline-trace", 0)
         self._socket, self._child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._send_lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -109,6 +112,9 @@ class ChildLink:
         self.send({"op": "close"})
         self._thread.join()
         self._socket.close()
+        if self._trace_fd >= 0:
+            os.close(self._trace_fd)
+            self._trace_fd = -1
 
     # -- the link's own thread ------------------------------------------------------------------------
 
@@ -117,13 +123,20 @@ class ChildLink:
         try:
             # -I: no PYTHON* variables, no user site, and neither our folder nor the current one on the path.
             self._process = subprocess.Popen(
-                [str(self._interpreter), "-I", "-u", str(_CHILD), str(self._child_socket.fileno())],
+                [
+                    str(self._interpreter),
+                    "-I",
+                    "-u",
+                    str(_CHILD),
+                    str(self._child_socket.fileno()),
+                    str(self._trace_fd),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log_write,
                 stderr=log_write,
                 env=self._environment,
                 cwd=self._folder,
-                pass_fds=(*self._inherit, self._child_socket.fileno()),
+                pass_fds=(*self._inherit, self._child_socket.fileno(), self._trace_fd),
                 start_new_session=True,
             )
         except OSError as error:
@@ -176,11 +189,13 @@ class ChildLink:
                     continue
                 deadline = self._deadline
                 if deadline is not None and now > deadline[0]:
+                    self._ask_where(process, log)
                     return self._fail("hang", f"took too long {deadline[1]}")
                 if now > next_memory:
                     next_memory = now + _MEMORY_EVERY_S
                     resident = resident_mb(process.pid)
                     if resident > self._memory_mb:
+                        self._ask_where(process, log)
                         return self._fail(
                             "memory", f"holds {resident} MiB, over its limit of {self._memory_mb} MiB"
                         )
@@ -199,6 +214,25 @@ class ChildLink:
         self._tail += data
         del self._tail[:-_TAIL_BYTES]
         return bool(data)
+
+    def _ask_where(self, process: subprocess.Popen[bytes], log: int) -> None:
+        """Makes the child write where it is; it cannot refuse, unless it is stuck in the kernel."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGUSR2)
+        give_up = time.monotonic() + _TRACE_WAIT_S
+        size = -1
+        while time.monotonic() < give_up:
+            time.sleep(0.02)
+            self._drain(log)
+            grown = os.fstat(self._trace_fd).st_size
+            if grown and grown == size:
+                return
+            size = grown
+
+    def _where(self) -> str:
+        data = os.pread(self._trace_fd, _TAIL_BYTES, 0).decode(errors="replace")
+        ours = (f'"{_CHILD}"', "<frozen")
+        return "\n".join(line for line in data.splitlines() if not any(part in line for part in ours)).strip()
 
     def _ended(self, process: subprocess.Popen[bytes], log: int) -> None:
         if self._closing:
@@ -219,10 +253,15 @@ class ChildLink:
             "crash": "Run the package on another device, or correct it; its output above says where it was.",
             "protocol": "The function must not touch the host's file descriptors; correct the package.",
         }
-        tail = self.tail()
-        said = f"\nIts last output:\n{tail}\n" if tail else ". It printed nothing."
+        tail, where = self.tail(), self._where()
+        at = f"\nWhere it was:\n{where}" if where else ""
+        said = f"\nIts last output:\n{tail}\n" if tail else ("\n" if where else "") + "It printed nothing."
+        separator = "" if where or tail else ". "
         self._failure = FunctionFailure(
-            f"The inference function {self._name} {what}{said}", remedies[cause], cause=cause
+            f"The inference function {self._name} {what}{at}{separator}{said}",
+            remedies[cause],
+            cause=cause,
+            function_traceback=where,
         )
         self._on_failure(self._failure)
 

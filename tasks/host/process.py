@@ -102,6 +102,9 @@ class HostProcess:
         operations: methods that the function offers.
         offers_scores: whether ``predict_scores`` is offered.
         number_of_scores: scores per pixel that it gives; 0 without.
+        takes_batches: whether the raster argument is ``rasters``: ``vectorize`` takes a batch of arrays,
+            one per feature, and answers with one detection each, in their order (object classification).
+        key_metadata: what ``updateKeyMetadata`` gave, by output band; -1 is the dataset.
         containment: what is in force, see ``tasks.host.containment.containment_report``.
     """
 
@@ -149,6 +152,8 @@ class HostProcess:
         self.operations: tuple[str, ...] = ()
         self.offers_scores = False
         self.number_of_scores = 0
+        self.takes_batches = False
+        self.key_metadata: dict[int, dict[str, Any]] = {}
         self.containment: dict[str, Any] = {}
 
     # -- life ---------------------------------------------------------------------------------------------
@@ -259,7 +264,9 @@ class HostProcess:
         self.containment = _mapping(self._answer("contained").get("report"))
         self._permit()
         link.send({"op": "load"})
-        self.parameters = read_parameters(_dicts(self._answer("loaded").get("parameters")))
+        loaded = self._answer("loaded")
+        self.takes_batches = loaded.get("several_rasters") is True
+        self.parameters = read_parameters(_dicts(loaded.get("parameters")))
         self.scalars = scalars_for(self.parameters, self._arguments)
         link.send({"op": "configure", "scalars": self.scalars, "raster_info": self._raster_info})
         self._take_configuration(self._answer("ready"))
@@ -288,6 +295,7 @@ class HostProcess:
         operations = ready.get("operations")
         self.operations = tuple(map(str, operations)) if isinstance(operations, list) else ()
         self.fields = _fields(ready.get("fields"))
+        self.key_metadata = _by_band(ready.get("key_metadata"))
         geometry = ready.get("geometry_type")
         self.geometry_type = geometry if isinstance(geometry, int) else None
         self.device = self._device_words(_mapping(ready.get("device")))
@@ -339,10 +347,10 @@ class HostProcess:
 
         Args:
             operation: the method to call.
-            pixels: (bands, rows, cols) with the padding, source dtype; for ``predict_scores`` a batch
-                (n, bands, rows, cols).
-            mask: uint8, 1 valid and 0 invalid, (bands, rows, cols) or (rows, cols) for all bands alike;
-                everything is valid without it.
+            pixels: (bands, rows, cols) with the padding, source dtype; for ``predict_scores``, and for
+                functions that take batches, (n, bands, rows, cols).
+            mask: uint8, 1 valid and 0 invalid, of the pixels' shape, or (rows, cols) for all bands alike, or
+                (n, rows, cols) for a batch; everything is valid without it.
             tlc: (x, y) of the block's top-left, for the function and for messages.
             shape: (rows, cols) of the inner block, without padding; that of the pixels by default.
             props: ``extent``, ``pixelType``, ``spatialReference``, ``cellSize``, ``width``, ``height``,
@@ -358,7 +366,7 @@ class HostProcess:
                 f"It offers {', '.join(self.operations) or 'nothing'}.",
             )
         arrays = [pixels] if operation == "predict_scores" else [pixels, mask_for(pixels, mask)]
-        check_dimensions(operation, pixels)
+        check_dimensions(operation, pixels, batches=self.takes_batches)
         inner = shape if shape is not None else (pixels.shape[-2], pixels.shape[-1])
         block = f"tlc {tuple(tlc)}, shape {tuple(inner)}, pixels {pixels.shape} {pixels.dtype}"
         link, ring, slot = self._take_slot()
@@ -422,7 +430,11 @@ class HostProcess:
         if call.error is not None:
             raise call.error
         if isinstance(call.value, bytes):
-            return self._detections(call.value, call.block)
+            found = self._detections(call.value, call.block)
+            shape_in = call.expected.pixels_shape
+            if self.takes_batches and len(found) != shape_in[0]:
+                raise self._contract(f"{len(found)} answers for {shape_in[0]} features", call.block)
+            return found
         return call.value
 
     def run(
@@ -492,6 +504,7 @@ class HostProcess:
                     failure.remedy,
                     cause=failure.cause,
                     block=working.block,
+                    function_traceback=failure.function_traceback,
                 )
             self._failure = failure
         self._answers.put(failure)
@@ -558,6 +571,11 @@ def _fields(given: Any) -> list[dict[str, Any]]:
             return []
     listed = given.get("fields") if isinstance(given, dict) else given
     return _dicts(listed)
+
+
+def _by_band(given: Any) -> dict[int, dict[str, Any]]:
+    pairs = given if isinstance(given, list) else []
+    return {band: _mapping(values) for band, values in pairs if isinstance(band, int)}
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

@@ -294,7 +294,7 @@ def test_call_order_and_lazy_loading(make_package: MakePackage, limits: HostLimi
     def updateRasterInfo(self, **kwargs):
         self.calls.append("updateRasterInfo")
         assert kwargs["model"] and kwargs["device"] == -1
-        kwargs["output_info"]["calls"] = tuple(self.calls)
+        kwargs["output_info"].update(calls=tuple(self.calls), bandCount=1)
         return kwargs
 
     def updatePixels(self, tlc, shape, props, **pixelBlocks):

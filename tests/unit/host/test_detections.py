@@ -134,3 +134,23 @@ def test_any_bytes_are_read_or_refused_but_never_break(text: bytes) -> None:
         return
     for detection in found:
         assert all(abs(x) < 1e9 and abs(y) < 1e9 for ring in detection.rings for x, y in ring)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name", "confidence"),
+    [
+        ({"Label": "palm", "Confidence": "0.9"}, "palm", 0.9),
+        ({"Label": "palm;oak", "Confidence": "0.4;0.9"}, "palm;oak", 0.9),
+        ({"Label": "", "Confidence": ""}, "", 0.0),
+    ],
+)
+def test_labels_of_object_classifiers(attributes: dict[str, Any], name: str, confidence: float) -> None:
+    (found,) = read_detections(_text(attributes), class_names=NAMES)
+    assert (found.class_name, found.confidence_raw) == (name, confidence)
+    assert found.attributes == attributes
+
+
+@pytest.mark.parametrize("given_as", ["0.4;high", ";", ""])
+def test_confidences_that_are_no_numbers_are_refused(given_as: str) -> None:
+    with pytest.raises(DetectionsError, match="Confidence"):
+        read_detections(_text({"Label": "palm;oak", "Confidence": given_as}), class_names=NAMES)
