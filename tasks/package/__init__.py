@@ -1,12 +1,11 @@
 """Deep learning packages: the ``.emd`` and the ``.dlpk``, read, checked, written and trusted."""
 
+from tasks.package.checks import Problem, UnpackLimits, package_problems
 from tasks.package.definition import ModelDefinition, parse_definition, read_definition
 from tasks.package.dlpk import (
     Package,
-    UnpackLimits,
     file_digest,
     open_package,
-    package_problems,
     unpacked_package,
     write_dlpk,
 )
@@ -14,6 +13,7 @@ from tasks.package.dlpk import (
 __all__ = [
     "ModelDefinition",
     "Package",
+    "Problem",
     "UnpackLimits",
     "file_digest",
     "open_package",

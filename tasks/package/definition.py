@@ -57,6 +57,10 @@ _BUILTIN_BY_TYPE = {
     "ImageClassification": "ImageClassifier.py",
     "ObjectClassification": "ObjectClassifier.py",
 }
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_WKID_DIGITS = 9
+# Real definitions nest six levels; readers and writers of JSON give up at some hundreds.
+_MAX_DEPTH = 64
 _FUNCTIONS_PREFIX = re.compile(r"^\[functions\][/\\]*", re.IGNORECASE)
 
 
@@ -116,7 +120,9 @@ class CellSize(_Tolerant):
         """The spatial reference's well-known id (the latest one where both are given)."""
         reference = self.spatial_reference or {}
         value = reference.get("latestWkid", reference.get("wkid"))
-        return int(value) if value is not None else None
+        if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _WKID_DIGITS:
+            return int(value)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class NormalizationStats(_Tolerant):
@@ -272,11 +278,31 @@ def parse_definition(text: str) -> tuple[ModelDefinition | None, list[str]]:
     """
     try:
         loaded = json.loads(_without_trailing_commas(text.lstrip("\ufeff")))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         return None, [f"the .emd is not JSON ({error})"]
     if not isinstance(loaded, dict):
         return None, [f"the .emd holds a JSON {type(loaded).__name__}, not an object"]
+    unusable = _unusable(loaded)
+    if unusable:
+        return None, [unusable]
     return _validated(loaded)
+
+
+def _unusable(loaded: dict[str, Any]) -> str | None:
+    """What JSON can say and no program can handle: endless nesting, and text that no file can hold."""
+    level: list[Any] = [loaded]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            return f"the .emd nests more than {_MAX_DEPTH} levels"
+        below: list[Any] = []
+        for item in level:
+            below += [*item.keys(), *item.values()] if isinstance(item, dict) else item
+        if any(isinstance(item, str) and _HALF_PAIR.search(item) for item in below):
+            return "the .emd holds text with half a surrogate pair, which is no character"
+        level = [item for item in below if isinstance(item, dict | list)]
+    return None
 
 
 def _validated(loaded: Mapping[str, Any]) -> tuple[ModelDefinition, list[str]]:

@@ -7,33 +7,57 @@ is imported, loaded or executed here.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tempfile
-import unicodedata
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from tasks.errors import NotFoundError, PackageError
-from tasks.package.definition import MODEL_TYPES, ModelDefinition, parse_definition
-from tasks.package.weights_check import weights_problems
+from tasks.package.checks import (
+    Problem,
+    UnpackLimits,
+    clean_member,
+    in_order,
+    inside,
+    is_root_definition,
+    member_problems,
+    package_problems,
+    path_problem,
+    problem,
+    read_root_definition,
+    root_problems,
+)
+from tasks.package.definition import ModelDefinition
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can say
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class UnpackLimits:
-    """What a package may grow to when it is unpacked."""
-
-    members: int = 20_000
-    bytes: int = 16 * 2**30
-    ratio: int = 200  # unpacked over packed, for members beyond ratio_from bytes
-    ratio_from: int = 16 * 2**20
+# What zipfile and its decoders raise over bytes that are no zip, or no longer one.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+_SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,7 @@ class Package:
         named = self.definition.inference_function
         if named is None or self.definition.builtin_function is not None:
             return None
-        return _inside(self.folder, named)
+        return inside(self.folder, named)
 
     @property
     def weights_path(self) -> Path | None:
@@ -67,7 +91,7 @@ class Package:
         named = self.definition.model_file
         if named in (None, "", "."):
             return None
-        path = _inside(self.folder, str(named))
+        path = inside(self.folder, str(named))
         return path if path is not None and path.is_file() else None
 
 
@@ -84,10 +108,10 @@ def write_dlpk(path: Path, definition: ModelDefinition, files: Mapping[str, byte
     emd_name = f"{path.stem}.emd"
     members: dict[str, bytes | Path] = {emd_name: definition.to_json().encode()}
     for name, content in files.items():
-        problem = _path_problem(name)
-        if problem or name.endswith("/"):
+        fault = path_problem(name)
+        if fault or name.endswith("/"):
             raise PackageError(
-                f"The member {name!r} cannot go into a package: {problem or 'it names a folder'}.",
+                f"The member {name!r} cannot go into a package: {fault or 'it names a folder'}.",
                 "Give a plain relative path with forward slashes.",
             )
         if name in members or ("/" not in name and name.lower().endswith(".emd")):
@@ -145,17 +169,14 @@ def open_package(dlpk: Path, into: Path, limits: UnpackLimits | None = None) -> 
         PackageError: every problem that was found, in one message, in the order of the checks: zip,
             member paths, one root ``.emd``, model type, function, weights, classes, numbers.
     """
-    if not dlpk.is_file():
-        raise NotFoundError(f"There is no package {dlpk}.", "Give the path of an existing .dlpk file.")
-    digest = file_digest(dlpk)
+    digest = existing_digest(dlpk)
     home = into / digest
     if not home.is_dir():
         into.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=into, prefix=".unpacking-"))
         try:
-            name = _unpack(dlpk, temporary, limits or UnpackLimits())
-            folder = temporary / name
-            _raise_problems(dlpk, package_problems(folder))
+            _, problems = unpack_and_check(dlpk, temporary, limits)
+            raise_problems(dlpk.name, problems)
             _move_whole(temporary, home)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -165,13 +186,24 @@ def open_package(dlpk: Path, into: Path, limits: UnpackLimits | None = None) -> 
     return package
 
 
+def existing_digest(dlpk: Path) -> str:
+    """SHA-256 of a package's file.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    if not dlpk.is_file():
+        raise NotFoundError(f"There is no package {dlpk}.", "Give the path of an existing .dlpk file.")
+    return file_digest(dlpk)
+
+
 def unpacked_package(digest: str, into: Path) -> Package | None:
     """The package of this digest if it was unpacked into ``into`` before, without its ``.dlpk``."""
     home = into / digest
     if not home.is_dir():
         return None
     folder = next(entry for entry in sorted(home.iterdir()) if entry.is_dir())
-    definition, problems = _read_root_definition(folder)
+    definition, problems = read_root_definition(folder)
     if definition is None or problems:
         raise PackageError(
             f"The unpacked package in {folder} was changed: {'; '.join(problems)}.",
@@ -188,117 +220,60 @@ def _move_whole(temporary: Path, home: Path) -> None:
             raise
 
 
-def _raise_problems(dlpk: Path, problems: list[str]) -> None:
+def raise_problems(name: str, problems: list[Problem]) -> None:
+    """Refuse a package with problems: all of them in one message, with their remedies.
+
+    Raises:
+        PackageError: there are problems.
+    """
     if problems:
-        listed = "; ".join(problems)
-        raise PackageError(
-            f"The package {dlpk.name} cannot be used: {listed}.",
-            "Correct the package and pack it again, all files at the root of the zip; "
-            "docs/formats/emd-dlpk.md says what it must hold.",
-        )
+        listed = "; ".join(item.text for item in problems)
+        remedies = " ".join(dict.fromkeys(item.remedy for item in problems))
+        raise PackageError(f"The package {name} cannot be used: {listed}.", remedies)
 
 
-def _unpack(dlpk: Path, target: Path, limits: UnpackLimits) -> str:
-    """Unpack into ``target/<emd stem>``; returns that name. Every member is judged before any is written."""
+def unpack_and_check(
+    dlpk: Path, target: Path, limits: UnpackLimits | None = None
+) -> tuple[Path | None, list[Problem]]:
+    """Unpack what may be unpacked into ``target/<emd stem>`` and say all that is wrong.
+
+    Every member is judged before any is written; those with a problem are left out, so that the checks
+    after it can still be made. A package may be used only where there is no problem at all.
+
+    Returns:
+        The folder, None where there is no definition to find, and the problems in the order of the checks.
+    """
+    limits = limits or UnpackLimits()
+    folder: Path | None = None
+    problems: list[Problem] = []
     try:
         with zipfile.ZipFile(dlpk) as archive:
             infos = archive.infolist()
-            problems = _member_problems(infos, limits)
-            roots = [info.filename for info in infos if _is_root_emd(_clean(info.filename))]
-            if not problems:
-                problems = _root_problems([_clean(name) for name in roots], infos)
-            _raise_problems(dlpk, problems)
-            name = PurePosixPath(_clean(roots[0])).stem
-            folder = target / name
-            folder.mkdir()
-            _extract(archive, infos, folder, limits)
-            return name
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise PackageError(
-            f"The package {dlpk.name} cannot be unpacked: {error}.",
-            "A .dlpk is a plain zip file (pack a 7z archive again as zip); download or pack it again.",
-        ) from error
+            problems, sound = member_problems(infos, limits)
+            names = [info.filename for info in (sound if problems else infos)]
+            problems += root_problems(names if sound or not infos else [info.filename for info in infos])
+            if not any(item.check == "definition" for item in problems) and sound:
+                root = next(name for name in map(clean_member, names) if is_root_definition(name))
+                folder = target / PurePosixPath(root).stem
+                folder.mkdir()
+                _extract(archive, sound, folder, limits)
+    except _BROKEN as error:
+        return None, in_order([_broken(dlpk, error), *problems])
+    if folder is not None:
+        problems += package_problems(folder)
+    return folder, in_order(problems)
 
 
-def _clean(name: str) -> str:
-    # Windows tools have written backslashes into zips; they mean folders, for attackers too.
-    return name.replace("\\", "/")
-
-
-def _is_root_emd(name: str) -> bool:
-    return "/" not in name and name.lower().endswith(".emd") and len(name) > len(".emd")
-
-
-def _path_problem(name: str) -> str | None:
-    cleaned = _clean(name)
-    parts = cleaned.rstrip("/").split("/")
-    if cleaned.startswith("/") or (len(cleaned) > 1 and cleaned[1] == ":"):
-        return "its path is absolute"
-    if ".." in parts:
-        return "its path leaves the package ('..')"
-    if not cleaned.strip("/") or "" in parts or "." in parts:
-        return "its path has an empty part"
-    if any(unicodedata.category(character) == "Cc" for character in cleaned):
-        return "its path has control characters"
-    if any(len(part.encode(errors="surrogatepass")) > 200 for part in parts) or len(cleaned) > 1000:
-        return "its path is too long"
-    return None
-
-
-def _member_problems(infos: list[zipfile.ZipInfo], limits: UnpackLimits) -> list[str]:
-    if len(infos) > limits.members:
-        return [f"it has {len(infos)} members, more than {limits.members}"]
-    problems = []
-    seen: dict[str, str] = {}
-    for info in infos:
-        problem = _path_problem(info.filename) or _kind_problem(info) or _size_problem(info, limits)
-        if problem:
-            problems.append(f"member {info.filename!r}: {problem}")
-        folded = unicodedata.normalize("NFC", _clean(info.filename)).rstrip("/").casefold()
-        if folded in seen and not (info.is_dir() and seen[folded] == info.filename):
-            problems.append(f"member {info.filename!r} occurs twice (also as {seen[folded]!r})")
-        seen[folded] = info.filename
-    files = {key for key, name in seen.items() if not _clean(name).endswith("/")}
-    for key in seen:
-        parents = {str(parent) for parent in PurePosixPath(key).parents}
-        for parent in sorted(parents & files):
-            problems.append(f"member {seen[parent]!r} is a file and a folder")
-    total = sum(info.file_size for info in infos)
-    if total > limits.bytes:
-        problems.append(f"it would unpack to {total} bytes, more than {limits.bytes}")
-    return problems
-
-
-def _kind_problem(info: zipfile.ZipInfo) -> str | None:
-    mode = info.external_attr >> 16
-    kind = stat.S_IFMT(mode)
-    if kind == stat.S_IFLNK:
-        return "it is a link"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "it is neither a file nor a folder"
-    if info.flag_bits & 0x1:
-        return "it is encrypted"
-    return None
-
-
-def _size_problem(info: zipfile.ZipInfo, limits: UnpackLimits) -> str | None:
-    if info.file_size > limits.ratio_from and info.file_size > limits.ratio * max(info.compress_size, 1):
-        return f"it unpacks to more than {limits.ratio} times its packed size"
-    return None
-
-
-def _root_problems(roots: list[str], infos: list[zipfile.ZipInfo]) -> list[str]:
-    if len(roots) == 1:
-        return []
-    if roots:
-        return [f"it has {len(roots)} model definitions at its root ({', '.join(sorted(roots))}), not one"]
-    nested = sorted(_clean(info.filename) for info in infos if _clean(info.filename).lower().endswith(".emd"))
-    if nested:
-        return [
-            f"its model definition lies in a folder ({nested[0]}), not at the root: "
-            "zip the files themselves, not their folder"
-        ]
-    return ["it has no model definition (.emd) at its root"]
+def _broken(dlpk: Path, error: Exception) -> Problem:
+    with dlpk.open("rb") as stream:
+        if stream.read(len(_SEVEN_ZIP)) == _SEVEN_ZIP:
+            return problem(
+                "zip",
+                "it is a 7z archive, which is not read here",
+                f"Unpack it and zip its files: 7z x {dlpk.name} -ounpacked && cd unpacked && "
+                f"zip -r ../{dlpk.stem}-zip.dlpk . ; a .dlpk is a plain zip file.",
+            )
+    return problem("zip", f"it cannot be unpacked: {error or type(error).__name__}")
 
 
 def _extract(
@@ -307,7 +282,7 @@ def _extract(
     # Headers lie: the bytes are counted while they come out, per member and in total.
     written = 0
     for info in infos:
-        name = _clean(info.filename)
+        name = clean_member(info.filename)
         target = folder / name
         if name.endswith("/"):
             target.mkdir(parents=True, exist_ok=True)
@@ -322,134 +297,3 @@ def _extract(
                 if size > info.file_size or written > limits.bytes:
                     raise zipfile.BadZipFile(f"member {name!r} is larger than its header says")
                 sink.write(chunk)
-
-
-def _read_root_definition(folder: Path) -> tuple[ModelDefinition | None, list[str]]:
-    emd = next(path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".emd")
-    try:
-        text = emd.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        return None, [f"the .emd is not UTF-8 text ({error})"]
-    return parse_definition(text)
-
-
-_CATEGORIES = {
-    "ModelType": 0,
-    "InferenceFunction": 1,
-    "Framework": 1,
-    "ModelConfiguration": 1,
-    "ModelFile": 2,
-    "ModelFiles": 2,
-    "Classes": 3,
-}
-_NUMBERS = 4
-
-
-def package_problems(folder: Path) -> list[str]:
-    """Everything that is wrong with an unpacked package, in the order of the checks."""
-    definition, field_problems = _read_root_definition(folder)
-    if definition is None:
-        return field_problems
-    found: list[tuple[int, str]] = []
-    for problem in field_problems:
-        key = problem.split(":")[0].split(".")[0]
-        found.append((_CATEGORIES.get(key, _NUMBERS), problem))
-    wrong = {problem.split(":")[0].split(".")[0] for problem in field_problems}
-    if "ModelType" not in wrong:
-        found += [(0, problem) for problem in _type_problems(definition)]
-    if "InferenceFunction" not in wrong:
-        found += [(1, problem) for problem in _function_problems(definition, folder)]
-    if "ModelFile" not in wrong:
-        found += [(2, problem) for problem in _weights_problems(definition, folder)]
-    if "Classes" not in wrong:
-        found += [(3, problem) for problem in _class_problems(definition)]
-    found += [(4, problem) for problem in _number_problems(definition)]
-    return [problem for _, problem in sorted(found, key=lambda item: item[0])]
-
-
-def _type_problems(definition: ModelDefinition) -> list[str]:
-    if definition.model_type is None:
-        return ["ModelType is missing"]
-    if definition.model_type not in MODEL_TYPES:
-        return [f"ModelType {definition.model_type!r} is unknown (known: {', '.join(MODEL_TYPES)})"]
-    return []
-
-
-def _function_problems(definition: ModelDefinition, folder: Path) -> list[str]:
-    if definition.builtin_function is not None:
-        return []
-    named = definition.inference_function
-    if not named:
-        return [
-            "InferenceFunction is missing, and Framework and ModelConfiguration "
-            f"({definition.framework!r}, {definition.configuration_name!r}) name no predefined one"
-        ]
-    path = _inside(folder, named)
-    if path is None:
-        return [f"InferenceFunction {named!r} lies outside the package"]
-    if path.suffix.lower() != ".py":
-        return [f"InferenceFunction {named!r} is not a Python file"]
-    if not path.is_file():
-        return [f"InferenceFunction {named!r} is not in the package"]
-    return []
-
-
-def _weights_problems(definition: ModelDefinition, folder: Path) -> list[str]:
-    names = [name for name in [definition.model_file, *(definition.model_files or [])] if name]
-    problems = []
-    for name in names:
-        if name == ".":
-            continue
-        path = _inside(folder, name.replace("\\", "/"))
-        if path is None:
-            problems.append(f"ModelFile {name!r} lies outside the package")
-        elif not path.exists():
-            problems.append(f"ModelFile {name!r} is not in the package")
-        elif path.is_file():
-            problems += weights_problems(path)
-    # Prompted detectors bring no weights; whoever names a predefined framework must have some.
-    if not names and definition.framework and definition.builtin_function is not None:
-        problems.append("ModelFile is missing")
-    return problems
-
-
-def _class_problems(definition: ModelDefinition) -> list[str]:
-    needed = definition.model_type in ("ObjectDetection", "ImageClassification", "InstanceDetection")
-    if not definition.classes:
-        return ["Classes is missing or empty"] if needed else []
-    problems = []
-    values = [item.value for item in definition.classes]
-    for value in sorted({value for value in values if values.count(value) > 1}):
-        problems.append(f"Classes has the value {value} more than once")
-    for index, item in enumerate(definition.classes):
-        if not item.name.strip():
-            problems.append(f"Classes.{index}.Name is empty")
-    return problems
-
-
-def _number_problems(definition: ModelDefinition) -> list[str]:
-    problems = []
-    for key, number, least in (
-        ("ImageHeight", definition.image_height, 1),
-        ("ImageWidth", definition.image_width, 1),
-        ("BatchSize", definition.batch_size, 1),
-        ("ModelPadding", definition.model_padding, 0),
-        ("Padding", definition.padding, 0),
-    ):
-        if number is not None and number < least:
-            problems.append(f"{key} is {number}, must be at least {least}")
-    for key, size in (("MinCellSize", definition.min_cell_size), ("MaxCellSize", definition.max_cell_size)):
-        if size is not None and not (size.x > 0 and size.y > 0):
-            problems.append(f"{key} is {size.x} x {size.y}, must be positive")
-    bands = definition.extract_bands or []
-    if any(isinstance(band, int) and band < 0 for band in bands):
-        problems.append(f"ExtractBands {bands} has a negative band")
-    if definition.data_range is not None and not definition.data_range[0] < definition.data_range[1]:
-        problems.append(f"DataRange {list(definition.data_range)} is empty")
-    return problems
-
-
-def _inside(folder: Path, name: str) -> Path | None:
-    """``folder/name`` if it stays inside ``folder``, links followed."""
-    candidate = (folder / name).resolve()
-    return candidate if candidate.is_relative_to(folder.resolve()) else None

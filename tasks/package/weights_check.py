@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -37,6 +39,23 @@ _SAFE_NAMES = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "scalar"),
 }
+# What the readers raise over bytes that are no pickle or no zip.
+_BROKEN = (
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,  # a pickle may state any length
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+)
+# The largest networks have some ten thousand tensors with a dozen opcodes each.
+_MAX_OPCODES = 5_000_000
 _MAX_PICKLE_BYTES = 256 * 2**20
 # Legacy torch files hold a chain of pickles (magic, version, system info, object, storage keys), then raw
 # numbers.
@@ -53,7 +72,7 @@ def weights_problems(path: Path) -> list[str]:
         return []
     try:
         found = {name for stream in _pickles(path) for name in _globals(stream)}
-    except (ValueError, zipfile.BadZipFile, OSError, EOFError, IndexError) as error:
+    except _BROKEN as error:
         return [f"the weights {path.name} are neither a PyTorch file nor a readable pickle ({error})"]
     unsafe = sorted(f"{module}.{name}" for module, name in found if not _is_safe(module, name))
     if not unsafe:
@@ -111,7 +130,9 @@ def _globals_of_one(stream: IO[bytes]) -> Iterator[tuple[str, str]]:
     # pickletools itself does not simulate the stack's values.
     strings: list[object] = []
     memo: dict[int, object] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count >= _MAX_OPCODES:
+            raise ValueError(f"a pickle of more than {_MAX_OPCODES} steps")
         name = opcode.name
         if name in ("GLOBAL", "INST"):
             module, _, attribute = str(argument).partition(" ")
