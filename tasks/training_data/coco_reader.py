@@ -276,8 +276,8 @@ class _Scanner:
                 if self.ended:
                     raise
             else:
-                # A number at the end of the buffer may go on in what is not read yet.
-                if end < len(self.buffer) or self.ended:
+                # What follows may still belong to a number: "7", "7." and "7e+" all read as 7.
+                if len(self.buffer) - end >= len("e+0") or self.ended:
                     self.at = end
                     return value
             self._fill()

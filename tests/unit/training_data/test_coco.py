@@ -42,6 +42,8 @@ DOCUMENT: dict[str, Any] = {
         {"id": 12, "file_name": "not_here.jpg"},
     ],
     "licenses": None,
+    "version": 12345,
+    "numbers": [678, 90.5, 1e-30, "text"],
     "categories": [
         {"id": 18, "name": "Tree", "supercategory": "plant", "keypoints": ["root"]},
         {"id": 3, "name": "Building"},

@@ -19,7 +19,7 @@ from tasks.training_data.rectangles import classes_of, sample_boxes
 from tests.unit.training_data.samples import context, read, sample, write
 
 FORMATS = ["PASCAL_VOC_rectangles", "KITTI_rectangles", "YOLO_rectangles", "COCO_rectangles"]
-TOLERANCE_PX = 0.01
+TOLERANCE_PX = 0.00501  # half of the last of two decimals
 
 Boxes = list[tuple[int, float, float, float, float]]
 
