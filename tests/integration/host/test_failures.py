@@ -32,10 +32,12 @@ def _update(*lines: str) -> str:
 
 
 def _failure(package: Package, limits: HostLimits, operation: str = "updatePixels") -> FunctionFailure:
+    before = _children()
     with HostProcess(package, limits=limits) as host:
-        pid = _children()
+        pid = [process for process in _children() if process not in before]
         with pytest.raises(FunctionFailure) as caught:
             host.run(operation, BLOCK, tlc=(512, 1024))  # type: ignore[arg-type]
+    assert pid
     assert not [process for process in pid if _lives(process)], "the child is left behind"
     return caught.value
 
@@ -366,3 +368,143 @@ def test_pixels_of_the_wrong_shape_are_the_callers_error(
             host.submit("updatePixels", BLOCK, np.ones((4, 4), np.uint8))
         with pytest.raises(BadInputError, match="does not offer vectorize"):
             host.submit("vectorize", BLOCK)
+
+
+# -- where it was ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("import ctypes; ctypes.string_at(0)", "crash"),
+        ("os.abort()", "crash"),
+        ("while True: pass", "hang"),
+        ("import time; time.sleep(60)", "hang"),
+        ("hoard = np.ones(60_000_000); import time; time.sleep(60)", "memory"),
+    ],
+)
+def test_stopped_function_is_told_where_it_was(make_package: MakePackage, line: str, cause: str) -> None:
+    limits = HostLimits(start_timeout_s=20, block_timeout_s=1.5 if cause == "hang" else 20, memory_mb=300)
+    body = _update("self.deep_inside()") + f"\n\ndef deep_inside(self):\n    {line}\n"
+    failure = _failure(make_package(body), limits)
+    assert failure.cause == cause
+    assert "in deep_inside" in failure.function_traceback
+    assert "in updatePixels" in failure.function_traceback
+    assert "child.py" not in str(failure)
+    for part in (failure.function_traceback, "(512, 1024)"):
+        assert part in str(failure)
+
+
+def test_hang_while_starting_is_told_where_it_was(make_package: MakePackage) -> None:
+    limits = HostLimits(start_timeout_s=1.5, block_timeout_s=20, memory_mb=2000)
+    package = make_package("def getConfiguration(self, **scalars):\n    while True: pass")
+    with pytest.raises(FunctionFailure, match="in getConfiguration") as caught:
+        HostProcess(package, limits=limits).__enter__()
+    assert caught.value.cause == "hang"
+    assert not _children()
+
+
+def test_function_that_floods_the_log_is_stopped_and_its_last_words_kept(make_package: MakePackage) -> None:
+    limits = HostLimits(start_timeout_s=20, block_timeout_s=1.5, memory_mb=2000)
+    before = psutil.Process().memory_info().rss
+    failure = _failure(make_package(_update("while True: print('flood ' * 1000)")), limits)
+    assert failure.cause == "hang"
+    assert "in updatePixels" in failure.function_traceback
+    assert "flood flood" in str(failure)
+    assert len(str(failure)) < 40_000
+    assert psutil.Process().memory_info().rss - before < 200 * 1024 * 1024
+
+
+def test_memory_in_files_that_nobody_maps_is_counted(make_package: MakePackage) -> None:
+    limits = HostLimits(start_timeout_s=20, block_timeout_s=20, memory_mb=300)
+    body = _update(
+        "hidden = os.memfd_create('x')",
+        "for _ in range(500): os.write(hidden, bytes(1_000_000))",
+        "import time; time.sleep(30)",
+    )
+    assert _failure(make_package(body), limits).cause == "memory"
+
+
+# -- ways to end -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "cause", "words"),
+    [
+        ("import os\nos._exit(7)\n", "crash", "exit code 7"),
+        ("import sys\nsys.exit('not today')\n", "exception", "SystemExit: not today"),
+        ("class Probe:\n    def broken(:\n", "exception", 'Probe.py", line 2'),
+        ("raise KeyboardInterrupt\n", "exception", "KeyboardInterrupt"),
+        ("import ctypes\nctypes.string_at(0)\n", "crash", "SIGSEGV"),
+        ("import os\nos.closerange(3, 256)\n", "crash", ""),
+        ("", "contract", "defines no class Probe"),
+    ],
+)
+def test_function_that_fails_while_it_is_read(
+    make_package: MakePackage, limits: HostLimits, source: str, cause: str, words: str
+) -> None:
+    with pytest.raises(FunctionFailure) as caught:
+        HostProcess(make_package(source=source, name="Probe"), limits=limits).__enter__()
+    assert caught.value.cause == cause
+    assert words in str(caught.value)
+    assert not _children()
+
+
+def test_cause_of_an_exception_is_shown_with_it(make_package: MakePackage, limits: HostLimits) -> None:
+    body = _update(
+        "try:",
+        "    self.read_weights()",
+        "except OSError as error:",
+        "    raise RuntimeError('could not start') from error",
+    )
+    body += "\n\ndef read_weights(self):\n    open('weights.pth')\n"
+    failure = _failure(make_package(body), limits)
+    for part in ("in read_weights", "FileNotFoundError", "which led to", "RuntimeError: could not start"):
+        assert part in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["class Odd(Exception):", "    def __str__(self): raise ValueError", "raise Odd()"], "Odd"),
+        (["def again(): again()", "again()"], "RecursionError"),
+        (["raise BaseException('x' * 100_000)"], "BaseException: xxx"),
+        (["return {'output_pixels': np.zeros((1, 8, 8)), 'output_mask': np.ones((3, 3))}"], "output_mask"),
+    ],
+)
+def test_odd_exceptions_are_told_and_the_next_block_is_served(
+    make_package: MakePackage, limits: HostLimits, lines: list[str], words: str
+) -> None:
+    body = _update(
+        "if tlc[0]:", *(f"    {line}" for line in lines), "return {'output_pixels': np.ones((1,) + shape)}"
+    )
+    with HostProcess(make_package(body), limits=limits) as host:
+        with pytest.raises(FunctionFailure) as caught:
+            host.run("updatePixels", BLOCK, tlc=(512, 1024))
+        assert words in str(caught.value)
+        assert len(str(caught.value)) < 40_000
+        assert host.run("updatePixels", BLOCK, tlc=(0, 0)).all()
+
+
+def test_configuration_that_is_too_large_to_travel(make_package: MakePackage, limits: HostLimits) -> None:
+    body = "def getConfiguration(self, **scalars):\n    return {'all': 'x' * 40_000_000}"
+    with pytest.raises(FunctionFailure, match="cannot travel") as caught:
+        HostProcess(make_package(body), limits=limits).__enter__()
+    assert caught.value.cause == "contract"
+
+
+@pytest.mark.parametrize(
+    "line", ["os._exit(3)", "os.kill(0, 9)", "os.closerange(0, 256)", "os.kill(os.getppid(), 9)"]
+)
+def test_one_child_ends_and_the_other_works_on(
+    make_package: MakePackage, limits: HostLimits, line: str
+) -> None:
+    good = make_package(_update("return {'output_pixels': np.ones((1,) + shape)}"))
+    with HostProcess(good, limits=limits) as other:
+        assert _failure(make_package(_update(line, "raise ValueError('still here')")), limits).cause in (
+            "crash",
+            "exception",
+        )
+        assert other.run("updatePixels", BLOCK).all()
+    with HostProcess(good, limits=limits) as fresh:
+        assert fresh.run("updatePixels", BLOCK).all()
