@@ -50,19 +50,21 @@ class Coco(Format):
     has_map = False
 
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
-        """``images/``; the labels travel in the record, as two lines of JSON."""
+        """``images/``; the objects travel in the record, as JSON that lacks only their numbers."""
         stem = layout.chip_stem(sample.number)
         files, picture = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
         rows, cols = sample.image.shape[-2:]
         found = objects_of(sample)
         objects = [
-            {
-                "category_id": value,
-                "bbox": _xywh(xmin, ymin, xmax, ymax),
-                "area": round(area, _DECIMALS),
-                "iscrowd": 0,
-                "segmentation": outlines(polygon),
-            }
+            _json(
+                {
+                    "category_id": value,
+                    "bbox": _xywh(xmin, ymin, xmax, ymax),
+                    "area": round(area, _DECIMALS),
+                    "iscrowd": 0,
+                    "segmentation": outlines(polygon),
+                }
+            )
             for (value, xmin, ymin, xmax, ymax), area, polygon in zip(
                 sample_boxes(sample), found.areas.tolist(), found.polygons, strict=True
             )
@@ -145,8 +147,8 @@ class _Labels(SideWriter):
         for item in extra["objects"]:
             separator = "," if self.object_count else ""
             self.object_count += 1
-            entry = {"id": self.object_count, "image_id": record.number, **item}
-            self.objects.write(f"{separator}\n{_json(entry)}")
+            numbers = f'"id": {self.object_count}, "image_id": {record.number}'
+            self.objects.write(f"{separator}\n{{{numbers}, {item[1:]}")
 
     def close(self) -> dict[str, Path]:
         self.objects.close()

@@ -48,7 +48,7 @@ def chips(draw: st.DrawFn) -> tuple[tuple[int, int], list[Boxes], ClassSchema]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(drawn=chips())
 def test_boxes_come_back(name: str, drawn: tuple[tuple[int, int], list[Boxes], ClassSchema]) -> None:
     size, contents, classes = drawn
