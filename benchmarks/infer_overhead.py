@@ -78,7 +78,7 @@ def _run(folder: Path, size: int, padding: int, threads: int) -> None:
     torch.set_num_threads(threads)
     store = ObjectStore()
     mosaic = _mosaic(folder / "mosaic.vrt", size)
-    uri = publish_package(store, _package(folder))
+    uri = publish_package(store, _package(folder), made_by="benchmark")
     parameters = ClassifyPixelsParameters(
         input_raster=[str(mosaic)],
         model=uri,

@@ -26,7 +26,8 @@ S3_ACTIONS: dict[Role, list[str]] = {
         *(f"Write:{BUCKET}/{kind}/*" for kind in ("training-data", "packages", "outputs", "shards")),
     ],
     "cpu": [*_READ, *(f"Write:{BUCKET}/{kind}/*" for kind in ("training-data", "outputs", "shards"))],
-    "gpu": [*_READ, *(f"Write:{BUCKET}/{kind}/*" for kind in ("packages", "outputs", "shards"))],
+    # ``made/`` says that a training made a package here; who publishes what others bring may not say that.
+    "gpu": [*_READ, *(f"Write:{BUCKET}/{kind}/*" for kind in ("packages", "made", "outputs", "shards"))],
     "viewer": _READ,
     "mlflow": [f"{action}:{MLFLOW_BUCKET}" for action in ("Read", "Write", "List", "Tagging")],
 }

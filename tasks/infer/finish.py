@@ -260,7 +260,7 @@ def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
     rasters = [{"uri": unsigned(info.uri), "identity": info.identity} for info in plan.rasters]
-    package = {"uri": plan.package.uri, "identity": plan.package.digest}
+    package = {"uri": plan.package.uri, "identity": plan.package.digest, "trust": plan.package.trust}
     return [*({"role": "imagery", **raster} for raster in rasters), {"role": "package", **package}]
 
 

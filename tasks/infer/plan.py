@@ -34,7 +34,6 @@ from tasks.infer.shards import (
 )
 from tasks.package import Package
 from tasks.package.contract import check_contract
-from tasks.package.fetch import published_digest
 from tasks.parameters import arguments_as_dict
 from tasks.store import check_allowed, output_folder, run_key
 
@@ -62,7 +61,10 @@ class PlannedClass(BaseModel):
 
 
 class PlannedPackage(BaseModel):
-    """The package that is applied; ``foreign``: approved, but not made here, so the host contains it."""
+    """The package that is applied.
+
+    ``foreign``: approved, but not made here, so the host contains it; ``trust``: by what it is trusted.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,6 +72,7 @@ class PlannedPackage(BaseModel):
     name: str
     digest: str
     foreign: bool
+    trust: str = ""
     classes: list[PlannedClass]
 
 
@@ -317,7 +320,8 @@ def make_plan(
             uri=package_uri,
             name=package.name,
             digest=package.digest,
-            foreign=published_digest(package_uri) != package.digest,
+            foreign=not package.made_here,
+            trust=package.trust.text if package.trust is not None else "",
             classes=classes,
         ),
         arguments=arguments,

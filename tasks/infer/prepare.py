@@ -13,7 +13,7 @@ from tasks.infer.plan import (
     make_plan,
     tool_of,
 )
-from tasks.package.fetch import fetch_package, published_digest
+from tasks.package.fetch import fetch_package
 from tasks.parameters import arguments_as_dict
 from tasks.settings import settings
 from tasks.store import ObjectStore
@@ -32,13 +32,12 @@ def prepare(parameters: ClassifyPixelsParameters | DetectObjectsParameters, stor
     check_package(package, tool_of(parameters))
     processor = choose_processor(parameters.processor_type, settings().worker_processor)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
-    foreign = published_digest(uri) != package.digest
     return make_plan(
         parameters,
         rasters=rasters,
         package=package,
         package_uri=uri,
-        description=describe(package, arguments, store, foreign=foreign),
+        description=describe(package, arguments, store, foreign=not package.made_here),
         processor=processor,
     )
 

@@ -41,6 +41,7 @@ def plan_inference(parameters: ClassifyPixelsParameters | DetectObjectsParameter
     log = get_run_logger()
     store = ObjectStore()
     plan = prepare(parameters, store)
+    log.info("Package %s, SHA-256 %s: %s", plan.package.name, plan.package.digest, plan.package.trust)
     for remark in plan.remarks:
         log.warning(remark)
     planned = PlannedInference(

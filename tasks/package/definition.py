@@ -198,7 +198,9 @@ class ModelDefinition(_Tolerant):
     def _configuration_paths(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         if isinstance(value, dict):
             return {
-                key: normalised_path(item) if key in ("Architecture", "Config") else item
+                key: normalised_path(item)
+                if key in ("Architecture", "Config") and isinstance(item, str)
+                else item
                 for key, item in value.items()
             }
         return value

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from tasks.errors import NotFoundError, PackageError
 from tasks.package.checks import (
@@ -36,6 +36,9 @@ from tasks.package.checks import (
     root_problems,
 )
 from tasks.package.definition import ModelDefinition
+
+if TYPE_CHECKING:
+    from tasks.package.trust import Trust
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can say
 _CHUNK = 1 << 20
@@ -71,6 +74,13 @@ class Package:
     """SHA-256 of the ``.dlpk`` file, hexadecimal."""
     name: str
     """Stem of the ``.emd``."""
+    trust: Trust | None = None
+    """By what it is trusted; None where nobody has asked."""
+
+    @property
+    def made_here(self) -> bool:
+        """Whether a training of this installation made it; any other package runs contained only."""
+        return self.trust is not None and self.trust.kind == "made here"
 
     @property
     def emd_path(self) -> Path:

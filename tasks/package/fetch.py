@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.errors import BadInputError, NotFoundError, PackageError
 from tasks.package.dlpk import Package, open_package, unpacked_package
 from tasks.package.publish import PACKAGES
+from tasks.package.trust import Trust, find_trust
 from tasks.settings import settings
 from tasks.store import ObjectStore, is_local, join
 from tasks.store.uris import local_path
@@ -40,10 +42,9 @@ def fetch_package(model: str, store: ObjectStore) -> Package:
     if published is not None:
         package = unpacked_package(published, cache)
         if package is not None and store.exists(model):
-            return package
+            return replace(package, trust=check_trust(package, model, store))
     package = _opened(model, store, cache)
-    check_trust(package, model)
-    return package
+    return replace(package, trust=check_trust(package, model, store))
 
 
 def _opened(model: str, store: ObjectStore, cache: Path) -> Package:
@@ -70,28 +71,24 @@ def published_digest(uri: str) -> str | None:
     return None
 
 
-def check_trust(package: Package, uri: str) -> None:
-    """Refuse a package that was neither made nor approved here.
-
-    Made here means: published under the installation's own root, where only its roles may write, and still
-    the bytes that its address names.
+def check_trust(package: Package, uri: str, store: ObjectStore) -> Trust:
+    """By what a package is trusted here.
 
     Raises:
-        PackageError: it is not trusted; the remedy names its digest.
+        PackageError: nothing vouches for it; the remedy names its digest.
     """
-    approved = {digest.strip().lower().removeprefix("sha256:") for digest in settings().approved_packages}
-    if package.digest in approved:
-        return
     published = published_digest(uri)
-    if published == package.digest:
-        return
-    if published is not None:
+    if published not in (None, package.digest):
         raise PackageError(
             f"The package {uri} is not the one that was published there: its SHA-256 is {package.digest}.",
             "Publish the package again; someone has overwritten it.",
         )
-    raise PackageError(
-        f"The package {package.name} was neither made nor approved here, and a package is code.",
-        "If you trust where it comes from, have the operator add its SHA-256 to CHIPLINE_APPROVED_PACKAGES: "
-        f"{package.digest}.",
-    )
+    trust = find_trust(store, package.digest, package.name)
+    if trust is None:
+        raise PackageError(
+            f"The package {package.name} was neither made nor approved here, and a package is code.",
+            "If you trust where it comes from, have the operator approve it: "
+            f"python -m tasks.package approve {uri} --by NAME --reason TEXT, "
+            f"or add its SHA-256 to CHIPLINE_APPROVED_PACKAGES: {package.digest}.",
+        )
+    return trust

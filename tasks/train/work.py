@@ -172,7 +172,7 @@ def _train(
         ),
     ]
     return TrainRecord(
-        package=publish_package(store, result.package),
+        package=publish_package(store, result.package, made_by=plan.folder_uri),
         digest=file_digest(result.package),
         metrics=result.metrics,
         effort=result.effort,

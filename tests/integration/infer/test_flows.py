@@ -25,7 +25,10 @@ def published(as_role: Any, tmp_path: Path, classifier: Any, detector: Any) -> d
     store = ObjectStore()
     assert classifier.name == "bright"
     assert detector.name == "blobs"
-    return {name: publish_package(store, tmp_path / f"{name}.dlpk") for name in ("bright", "blobs")}
+    return {
+        name: publish_package(store, tmp_path / f"{name}.dlpk", made_by="test")
+        for name in ("bright", "blobs")
+    }
 
 
 def completed(runs: Runs, name: str, parameters: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ def given(store: Any, classifier: Any, write_scene: Any, texture: Any, tmp_path:
     assert classifier.name == "bright"
     return {
         "input_raster": [write_scene("scene", texture)],
-        "model": publish_package(store, tmp_path / "bright.dlpk"),
+        "model": publish_package(store, tmp_path / "bright.dlpk", made_by="test"),
         "output_classified_raster": "classes",
     }
 
@@ -39,7 +41,7 @@ def test_good_parameters_give_a_plan(store: Any, given: dict[str, Any]) -> None:
         ({"input_raster": ["/etc/passwd"]}, "CHIPLINE_ALLOWED_ROOTS"),
         ({"model": "{tmp}/imagery/scene.tif"}, r"not a deep learning package.*\.dlpk"),
         ({"model": "{tmp}/missing.dlpk"}, "no package.*Check the path"),
-        ({"model": "{tmp}/bright.dlpk"}, "CHIPLINE_APPROVED_PACKAGES"),  # not published here: not trusted
+        ({"model": "{tmp}/foreign.dlpk"}, "CHIPLINE_APPROVED_PACKAGES"),
         ({"model": "{tmp}/broken.dlpk"}, "pack it again"),
         ({"model_arguments": [{"name": "paddings", "value": "5"}]}, "padding, tile, level"),
         ({"model_arguments": [{"name": "padding", "value": "much"}]}, "padding.*number"),
@@ -58,6 +60,9 @@ def test_bad_input_is_one_message_with_its_remedy(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "broken.dlpk").write_text("no zip")
+    # The same content in another zip: a package that nobody has vouched for.
+    with zipfile.ZipFile(shutil.copy(tmp_path / "bright.dlpk", tmp_path / "foreign.dlpk"), "a") as archive:
+        archive.comment = b"from elsewhere"
     wrong: dict[str, Any] = {
         name: value.replace("{tmp}", str(tmp_path)) if isinstance(value, str) else value
         for name, value in change.items()

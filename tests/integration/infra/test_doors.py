@@ -84,6 +84,8 @@ def test_s3_refuses_a_wrong_key(stack: LocalStack) -> None:
         ("gpu", "training-data/x"),
         ("gpu", "approvals/x"),
         ("control", "approvals/x"),
+        ("control", "made/x"),
+        ("cpu", "made/x"),
         ("mlflow", "outputs/x"),
     ],
 )
@@ -101,6 +103,7 @@ def test_a_role_writes_only_where_it_must(stack: LocalStack, role: Role, key: st
         ("gpu", "shards/x"),
         ("gpu", "packages/n/d/x"),
         ("gpu", "outputs/x"),
+        ("gpu", "made/x"),
         ("control", "outputs/x"),
         ("control", "training-data/x"),
         ("control", "packages/x"),

@@ -47,8 +47,11 @@ def approve(monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
 
 def test_a_published_package_lies_under_its_digest_and_is_trusted(dlpk: Path, root: Path) -> None:
     store = ObjectStore()
-    uri = publish_package(store, dlpk)
+    uri = publish_package(store, dlpk, made_by="s3://chipline/outputs/x")
     package = fetch_package(uri, store)
+    assert package.made_here
+    assert package.trust is not None
+    assert "made here by s3://chipline/outputs/x" in package.trust.text
     assert uri == f"{root}/packages/trees/{package.digest}/trees.dlpk"
     assert publish_package(store, dlpk) == uri
     assert current(store, "packages", "trees") == uri.rpartition("/")[0]
@@ -58,7 +61,7 @@ def test_a_published_package_lies_under_its_digest_and_is_trusted(dlpk: Path, ro
 
 def test_a_cached_package_is_not_read_again_but_must_still_be_there(dlpk: Path) -> None:
     store = ObjectStore()
-    uri = publish_package(store, dlpk)
+    uri = publish_package(store, dlpk, made_by="test")
     first = fetch_package(uri, store)
     Path(uri).chmod(0o644)
     Path(uri).write_bytes(b"not read")
@@ -77,12 +80,16 @@ def test_a_package_from_elsewhere_is_refused_with_its_digest(
     digest = str(caught.value).rstrip(".").rpartition(" ")[2]
     assert len(digest) == 64
     approve(monkeypatch, "sha256:" + digest.upper())
-    assert fetch_package(str(dlpk), store).digest == digest
+    package = fetch_package(str(dlpk), store)
+    assert package.digest == digest
+    assert package.trust is not None
+    assert package.trust.kind == "setting"
+    assert not package.made_here
 
 
 def test_other_bytes_at_a_published_address_are_refused(dlpk: Path, tmp_path: Path) -> None:
     store = ObjectStore()
-    uri = publish_package(store, dlpk)
+    uri = publish_package(store, dlpk, made_by="test")
     text = TEXT.replace("Tree", "Thief")
     write_dlpk(tmp_path / "other" / "trees.dlpk", read_definition(text), {"F.py": b"evil = 1\n"})
     Path(uri).chmod(0o644)
@@ -91,10 +98,17 @@ def test_other_bytes_at_a_published_address_are_refused(dlpk: Path, tmp_path: Pa
         fetch_package(uri, store)
 
 
+def test_a_published_package_is_not_trusted_because_it_was_published(dlpk: Path) -> None:
+    store = ObjectStore()
+    uri = publish_package(store, dlpk)
+    with pytest.raises(PackageError, match=r"neither made nor approved.*tasks\.package approve"):
+        fetch_package(uri, store)
+
+
 @pytest.mark.parametrize(
     "place", ["packages/trees.dlpk", "outputs/x/trees.dlpk", "packages/trees/1234/trees.dlpk"]
 )
-def test_only_the_full_address_under_packages_is_trusted(dlpk: Path, root: Path, place: str) -> None:
+def test_no_address_is_trusted_for_itself(dlpk: Path, root: Path, place: str) -> None:
     (root / place).parent.mkdir(parents=True)
     (root / place).write_bytes(dlpk.read_bytes())
     with pytest.raises(PackageError, match="neither made nor approved"):

@@ -220,6 +220,11 @@ def test_json_that_no_program_can_handle_is_said(text: str, said: str) -> None:
     assert said in problems[0]
 
 
+def test_a_configuration_without_a_path_is_kept() -> None:
+    text = json.dumps({**BASE, "ModelConfiguration": {"Name": "MaskRCNN", "Config": None}})
+    assert read_definition(text).to_dict()["ModelConfiguration"]["Config"] is None
+
+
 def test_a_coordinate_system_without_a_number_has_no_number() -> None:
     size = {"x": 1, "y": 1, "spatialReference": {"wkid": "local"}}
     definition = read_definition(json.dumps({**BASE, "MinCellSize": size}))

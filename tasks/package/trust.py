@@ -1,0 +1,192 @@
+"""Who vouches for a package. A package is code, so somebody must.
+
+Three things may vouch, all by the SHA-256 of the ``.dlpk``, so that a copy is as good as the original:
+
+- a training of this installation, which leaves ``made/<sha256>.json`` when it publishes its package. Only the
+  role that trains may write there; a package is not taken for made here because it lies in ``packages/``.
+- an approval, ``approvals/<sha256>.json``: who, when and why. Only the admin may write there, and
+  nothing that was written is ever replaced.
+- the setting ``CHIPLINE_APPROVED_PACKAGES`` of the operator.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tasks.errors import BadInputError, NotFoundError, PackageError, PreconditionFailedError, StoreError
+from tasks.settings import settings
+from tasks.store import ObjectStore, join, read_manifest
+
+APPROVALS = "approvals"
+MADE = "made"
+_TRAININGS = "outputs/train_deep_learning_model"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class Approval(BaseModel):
+    """Somebody's word for a package, as it is stored."""
+
+    sha256: str
+    name: str = Field(description="the package's name, for people")
+    approved_by: str
+    approved_at: str = Field(description="ISO 8601, UTC")
+    reason: str
+
+
+class MadeHere(BaseModel):
+    """A training's word for the package that it made, as it is stored."""
+
+    sha256: str
+    name: str
+    made_by: str = Field(description="URI of the training's outputs")
+    made_at: str = Field(description="ISO 8601, UTC")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """By what a package is trusted.
+
+    Attributes:
+        kind: made here, approval or setting.
+        text: the same for people, with names and times.
+    """
+
+    kind: Literal["made here", "approval", "setting"]
+    text: str
+
+
+def find_trust(store: ObjectStore, digest: str, name: str) -> Trust | None:
+    """What vouches for a package; None if nothing does.
+
+    Raises:
+        StoreError: the store cannot be asked, and the setting does not vouch either.
+        PackageError: a record in the store is not what it should be.
+    """
+    approved = {item.strip().lower().removeprefix("sha256:") for item in settings().approved_packages}
+    by_setting = Trust("setting", "the setting CHIPLINE_APPROVED_PACKAGES") if digest in approved else None
+    try:
+        return _by_record(store, digest, name) or by_setting
+    except StoreError:
+        if by_setting is None:
+            raise
+        return by_setting
+
+
+def _by_record(store: ObjectStore, digest: str, name: str) -> Trust | None:
+    made = _read(store, _uri(MADE, digest), MadeHere, digest)
+    if made is not None:
+        return Trust("made here", f"made here by {made.made_by} at {made.made_at}")
+    approval = find_approval(store, digest)
+    if approval is not None:
+        return Trust(
+            "approval",
+            f"approved by {approval.approved_by} at {approval.approved_at}: {approval.reason}",
+        )
+    training = _published_training(store, digest, name)
+    return Trust("made here", f"made here by {training}") if training is not None else None
+
+
+def _published_training(store: ObjectStore, digest: str, name: str) -> str | None:
+    """The published training that made the package, for trainings of early versions left no record."""
+    prefix = join(settings().root, _TRAININGS, name) + "/"
+    for item in store.list(prefix):
+        folder, _, file = item.uri.rpartition("/")
+        if file == "manifest.json":
+            manifest = read_manifest(store, folder)
+            if manifest is not None and manifest.details.get("digest") == digest:
+                return folder
+    return None
+
+
+def find_approval(store: ObjectStore, digest: str) -> Approval | None:
+    """The recorded approval of a package; None if there is none."""
+    return _read(store, _uri(APPROVALS, digest), Approval, digest)
+
+
+def record_made(store: ObjectStore, digest: str, name: str, made_by: str) -> None:
+    """A training vouches for what it made; a second time is no error."""
+    record = MadeHere(sha256=digest, name=name, made_by=made_by, made_at=_now())
+    _write_once(store, _uri(MADE, digest), record)
+
+
+def approve_package(
+    store: ObjectStore, digest: str, *, name: str, uri: str, approved_by: str, reason: str
+) -> Approval:
+    """Record an approval; one that exists stays as it is and is returned.
+
+    Args:
+        store: where it is recorded.
+        digest: SHA-256 of the package; who calls has computed it from the file and checked the package.
+        name: the package's name.
+        uri: where the package lies, for messages.
+        approved_by: who vouches.
+        reason: why.
+
+    Raises:
+        BadInputError: nobody is named, or no reason.
+        PackageError: this role may not write approvals; the remedy says who may.
+    """
+    for what, text in (("who approves it", approved_by), ("why it is approved", reason)):
+        if not text.strip():
+            raise BadInputError(
+                f"The package {name} is not approved: nobody said {what}.", "Give approved_by and reason."
+            )
+    approval = Approval(
+        sha256=digest,
+        name=name,
+        approved_by=approved_by.strip(),
+        approved_at=_now(),
+        reason=reason.strip(),
+    )
+    try:
+        written = _write_once(store, _uri(APPROVALS, digest), approval)
+    except StoreError as error:
+        raise PackageError(
+            f"The approval of {name} was not recorded: {error.problem}",
+            "Approvals are for the operator: set the admin's keys with "
+            'eval "$(python -m infra.local env admin)" and run '
+            f"python -m tasks.package approve {uri} --by NAME --reason TEXT.",
+        ) from error
+    return approval if written else find_approval(store, digest) or approval
+
+
+def _uri(kind: str, digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise BadInputError(f"{digest!r} is no SHA-256.", "Give 64 hexadecimal digits.")
+    return join(settings().root, kind, f"{digest}.json")
+
+
+def _write_once(store: ObjectStore, uri: str, record: BaseModel) -> bool:
+    content = record.model_dump_json(indent=2).encode() + b"\n"
+    try:
+        store.put(uri, content, if_none_match=True, content_type="application/json")
+    except PreconditionFailedError:
+        return False
+    return True
+
+
+def _read(store: ObjectStore, uri: str, model: type[Record], digest: str) -> Record | None:
+    try:
+        content = store.get(uri)
+    except NotFoundError:
+        return None
+    try:
+        record = model.model_validate_json(content)
+    except ValidationError as error:
+        raise PackageError(f"{uri} is not readable: {error}", "Have the operator look at it.") from error
+    if getattr(record, "sha256", None) != digest:
+        raise PackageError(
+            f"{uri} speaks of another package than its name says.", "Have the operator look at it."
+        )
+    return record
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
