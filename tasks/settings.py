@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     host_block_timeout_s: float = Field(default=300.0, description="longest time for one block")
     host_start_timeout_s: float = Field(default=180.0, description="longest time to load a function")
     host_memory_mb: int = Field(default=12_000, description="resident size that stops a host's child")
+    host_interpreters: dict[str, Path] = Field(
+        default={},
+        description="Python by framework (or by a package's digest) where it is not this one: "
+        '{"TensorFlow": "/opt/tensorflow/bin/python"}',
+    )
     allow_uncontained: bool = Field(
         default=False, description="the operator's word that foreign packages may run without containment"
     )

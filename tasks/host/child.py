@@ -167,6 +167,7 @@ class Runner:
     """The function's life: load, configure, call."""
 
     def __init__(self, start: dict[str, Any], arcpy: types.ModuleType) -> None:
+        self.frameworks: list[str] = list(start.get("frameworks", []))
         self._start = start
         self._arcpy = arcpy
         self._slots = [Slot(*pair) for pair in start["slots"]]
@@ -390,7 +391,7 @@ class _PinnedEnvironment(type(os.environ)):  # type: ignore[misc]
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
-def _failure(error: BaseException, frame: dict[str, Any]) -> dict[str, Any]:
+def _failure(error: BaseException, frame: dict[str, Any], frameworks: list[str]) -> dict[str, Any]:
     return {
         "event": "failed",
         "ticket": frame.get("ticket"),
@@ -399,7 +400,16 @@ def _failure(error: BaseException, frame: dict[str, Any]) -> dict[str, Any]:
         "message": _text_of(error)[:4000],
         "traceback": _own_traceback(error)[-16000:],
         "missing_module": str(error.name or "") if isinstance(error, ImportError) else "",
+        "missing_frameworks": [name for name in frameworks if not _is_importable(name)],
+        "has_pip": _is_importable("pip"),
     }
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _text_of(error: BaseException) -> str:
@@ -448,11 +458,12 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
                 answer.update(event="result", ticket=frame["ticket"])
         except BaseException as error:  # noqa: BLE001
             # Any failure of foreign code, SystemExit too, goes to the host with its own traceback.
-            answer = _failure(error, frame)
+            answer = _failure(error, frame, runner.frameworks)
         try:
             wire.send_frame(connection, answer)
         except (wire.WireError, TypeError, ValueError) as error:
-            wire.send_frame(connection, _failure(ContractError(f"the answer cannot travel: {error}"), frame))
+            problem = ContractError(f"the answer cannot travel: {error}")
+            wire.send_frame(connection, _failure(problem, frame, []))
 
 
 def main(connection_fd: int, trace_fd: int) -> None:

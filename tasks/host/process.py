@@ -10,7 +10,6 @@ import json
 import os
 import queue
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -29,9 +28,11 @@ from tasks.host.blocks import check_dimensions, mask_for, output_props
 from tasks.host.containment import clean_environment
 from tasks.host.detections import Detection, DetectionsError, read_detections
 from tasks.host.devices import Gpu, GpuLock, visible_gpus
-from tasks.host.errors import FailureCause, FunctionFailure
+from tasks.host.errors import FunctionFailure
+from tasks.host.interpreters import VARIABLE, framework_of, interpreter_for
 from tasks.host.limits import HostLimits
 from tasks.host.link import ChildLink, Frame
+from tasks.host.remedies import cause_and_remedy
 from tasks.host.ring import Ring
 from tasks.host.target import class_names, default_raster_info, function_path
 from tasks.host.wire import PROTOCOL_VERSION, WireError
@@ -41,8 +42,6 @@ from tasks.settings import settings
 Operation = Literal["updatePixels", "vectorize", "predict_scores"]
 Pixels = npt.NDArray[Any]
 Ticket = int
-
-_CLASS_REMEDY = "Correct the function or the package; its own traceback and output are above."
 
 
 class RunnablePackage(Protocol):
@@ -55,6 +54,10 @@ class RunnablePackage(Protocol):
     @property
     def definition(self) -> ModelDefinition:
         """Its ``.emd``."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its file."""
 
     @property
     def emd_path(self) -> Path:
@@ -86,7 +89,7 @@ class HostProcess:
         raster_info: what ``updateRasterInfo`` is told of the input raster (keys of ArcGIS's raster info).
         foreign: the package was not made here, so it may run contained only, or with the operator's word
             (``CHIPLINE_ALLOW_UNCONTAINED``).
-        interpreter: the Python that the function's framework needs; this one by default.
+        interpreter: the Python to run it with; by default the settings' for the package's framework.
         limits: time, memory and ring size; from the settings by default.
 
     Attributes:
@@ -124,7 +127,8 @@ class HostProcess:
         self._arguments = dict(arguments or {})
         self._raster_info = dict(raster_info or default_raster_info(package.definition))
         self._foreign = foreign
-        self._interpreter = interpreter or Path(sys.executable)
+        self._interpreter = interpreter or interpreter_for(package.definition, package.digest)
+        self._framework = framework_of(package.definition.framework)
         self._limits = limits or HostLimits.from_settings()
         self._function = function_path(package.folder, package.definition)
         self._class_names = class_names(package.definition)
@@ -258,10 +262,11 @@ class HostProcess:
                 "device": device,
                 "processor_type": self._processor_type,
                 "slots": self._ring.descriptors if self._ring is not None else [],
+                "frameworks": list(self._framework.modules) if self._framework is not None else [],
                 "containment": self._containment_asked(),
             }
         )
-        self.containment = _mapping(self._answer("contained").get("report"))
+        self.containment = _mapping(self._first_answer().get("report"))
         self._permit()
         link.send({"op": "load"})
         loaded = self._answer("loaded")
@@ -316,6 +321,17 @@ class HostProcess:
                 "processor_type to CPU.",
             )
         return f"cuda:0 {device.get('name') or ''}".strip()
+
+    def _first_answer(self) -> Frame:
+        try:
+            return self._answer("contained")
+        except FunctionFailure as failure:
+            if failure.cause != "crash":
+                raise
+            raise HostError(
+                f"The interpreter {self._interpreter} does not run the host. {failure.problem}",
+                f"Use Python 3.9 or later with numpy; {VARIABLE} says which runs what.",
+            ) from failure
 
     def _answer(self, event: str) -> Frame:
         answer = self._answers.get()
@@ -523,12 +539,7 @@ class HostProcess:
     def _exception(self, frame: Frame, block: str) -> FunctionFailure:
         kind, message = str(frame.get("type")), str(frame.get("message"))
         stage, trace = str(frame.get("stage")), str(frame.get("traceback"))
-        cause: FailureCause = "contract" if kind == "ContractError" else "exception"
-        remedy = _CLASS_REMEDY
-        if kind in ("MemoryError", "OutOfMemoryError") or "out of memory" in message.lower():
-            cause, remedy = "out_of_memory", "Use a smaller batch_size."
-        elif kind in ("ModuleNotFoundError", "ImportError"):
-            remedy = f"Install what it imports in the interpreter that runs it ({self._interpreter})."
+        cause, remedy = cause_and_remedy(frame, self._interpreter, self._framework)
         where = f" on the block at {block}" if block else f" ({stage})"
         tail = self.output_tail()
         said = f"\nIts last output:\n{tail}" if tail else ""
