@@ -24,6 +24,7 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
 from tasks.errors import BadInputError, RasterError
+from tasks.imagery._memory import give_back_memory
 from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.grid import Grid
 from tasks.imagery.raster import RasterInfo, open_raster, raster_environment
@@ -172,6 +173,8 @@ class GridReader:
             handles, self._free = self._free, []
         for _, handle in handles:
             handle.close()
+        if handles:
+            give_back_memory()
 
     def __enter__(self) -> GridReader:
         return self
