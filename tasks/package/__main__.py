@@ -1,15 +1,18 @@
-"""``python -m tasks.package inspect|validate|pack``: deep learning packages, without running any of them."""
+"""``python -m tasks.package inspect|validate|pack|approve``: packages, without running any of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
-from tasks.errors import ChiplineError
+from tasks.errors import ChiplineError, PackageError
 from tasks.package.card import card_text, problems_text
+from tasks.package.dlpk import raise_problems
 from tasks.package.examine import examine_package
+from tasks.package.pack import files_below, pack_package
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "inspect":
             return _inspect(given.package, as_json=given.json)
-        return _validate(given.package, as_json=given.json)
+        if given.command == "validate":
+            return _validate(given.package, as_json=given.json)
+        if given.command == "pack":
+            return _pack(given)
+        return _approve(given)
     except ChiplineError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -31,6 +38,20 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("package", type=Path, help="path of a .dlpk or a .zip with the same content")
         command.add_argument("--json", action="store_true", help="for programs")
+    pack = commands.add_parser("pack", help="make a package of a model that was trained elsewhere")
+    pack.add_argument("output", type=Path, help="the .dlpk to write; its stem names the package")
+    pack.add_argument("--definition", type=Path, required=True, help="the .emd")
+    pack.add_argument("--weights", type=Path, help="the file of the weights")
+    pack.add_argument("--function", type=Path, help="the inference function's .py")
+    pack.add_argument(
+        "--extra", type=Path, action="append", default=[], help="another file, or a folder with its files"
+    )
+    approve = commands.add_parser(
+        "approve", help="the operator's word that a package may run here; needs the admin's keys"
+    )
+    approve.add_argument("package", help="path or s3:// address of the package")
+    approve.add_argument("--by", required=True, help="who approves it")
+    approve.add_argument("--reason", required=True, help="why, for example where it comes from")
     return parser
 
 
@@ -54,6 +75,45 @@ def _validate(path: Path, *, as_json: bool) -> int:
     else:
         sys.stdout.write(f"{examination.file} is sound: {examination.name}, SHA-256 {examination.digest}\n")
     return 1 if examination.problems else 0
+
+
+def _pack(given: argparse.Namespace) -> int:
+    output: Path = given.output
+    if output.suffix != ".dlpk":
+        raise PackageError(f"{output} is no name for a package.", "Give the output the suffix .dlpk.")
+    path, digest = pack_package(
+        name=output.stem,
+        definition=given.definition,
+        weights=given.weights,
+        function=given.function,
+        extra=files_below(given.extra),
+        into=output.parent,
+    )
+    sys.stdout.write(f"{path} {digest}\n")
+    return 0
+
+
+def _approve(given: argparse.Namespace) -> int:
+    # The store's libraries are loaded for this command only.
+    from tasks.package.bring import local_copy
+    from tasks.package.trust import approve_package
+    from tasks.store import ObjectStore
+
+    store = ObjectStore()
+    with tempfile.TemporaryDirectory(prefix="package-") as scratch:
+        examination = examine_package(local_copy(store, given.package, Path(scratch)))
+    sys.stdout.write(card_text(examination))
+    raise_problems(examination.file, examination.problems)
+    approval = approve_package(
+        store,
+        examination.digest,
+        name=str(examination.name),
+        uri=given.package,
+        approved_by=given.by,
+        reason=given.reason,
+    )
+    sys.stdout.write(f"approved by {approval.approved_by} at {approval.approved_at}: {approval.reason}\n")
+    return 0
 
 
 def _write_json(value: object) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +19,7 @@ from tasks.errors import PackageError
 from tasks.labels.schema import ClassSchema
 from tasks.package.definition import ModelDefinition
 from tasks.package.dlpk import open_package, write_dlpk
+from tasks.package.pack import check_name
 
 Kind = Literal["pixels", "objects"]
 
@@ -31,7 +31,6 @@ _FUNCTIONS = Path(__file__).parent / "functions"
 _FUNCTION_OF = {"pixels": "ChiplineImageClassifier.py", "objects": "ChiplineObjectDetector.py"}
 _TYPE_OF = {"pixels": "ImageClassification", "objects": "ObjectDetection"}
 _RUNTIME = "chipline_runtime.py"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class InputNormalisation(Protocol):
@@ -106,11 +105,7 @@ def build_package(
     Raises:
         PackageError: something of it is not as it must be.
     """
-    if not _NAME.fullmatch(name):
-        raise PackageError(
-            f"{name!r} is no name for a package.",
-            "Use letters, digits, '.', '_' and '-', starting with a letter or digit, 100 at most.",
-        )
+    check_name(name)
     bands = list(extract_bands) if extract_bands is not None else list(range(len(band_names)))
     _check_sizes(kind, classes, bands, band_names, normalisation, tile_size, size_divisor, padding)
     _check_weights(network_source, state_dict)

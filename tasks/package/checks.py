@@ -86,8 +86,8 @@ def clean_member(name: str) -> str:
 
 
 def is_root_definition(name: str) -> bool:
-    """Whether a clean member path is an ``.emd`` at the root."""
-    return "/" not in name and name.lower().endswith(".emd") and len(name) > len(".emd")
+    """Whether a clean member path is an ``.emd`` at the root, with a stem that can name a package."""
+    return "/" not in name and name.lower().endswith(".emd") and bool(name[: -len(".emd")].strip(". "))
 
 
 def path_problem(name: str) -> str | None:
@@ -126,7 +126,7 @@ def member_problems(
             found.append(f"member {info.filename!r}: {fault}")
             wrong.add(index)
         folded = unicodedata.normalize("NFC", clean_member(info.filename)).rstrip("/").casefold()
-        if folded in seen and not (info.is_dir() and seen[folded] == info.filename):
+        if folded in seen and not (info.filename.endswith("/") and seen[folded] == info.filename):
             found.append(f"member {info.filename!r} occurs twice (also as {seen[folded]!r})")
             wrong.add(index)
         seen[folded] = info.filename
@@ -194,11 +194,14 @@ def root_problems(names: list[str]) -> list[Problem]:
     return [problem("definition", "it has no model definition (.emd) at its root")]
 
 
+def root_definition(folder: Path) -> Path:
+    """The ``.emd`` of an unpacked package that has one."""
+    return next(path for path in sorted(folder.iterdir()) if is_root_definition(path.name) and path.is_file())
+
+
 def read_root_definition(folder: Path) -> tuple[ModelDefinition | None, list[str]]:
     """The definition of an unpacked package and what is wrong with its fields."""
-    emd = next(path for path in sorted(folder.iterdir()) if is_root_definition(path.name))
-    if not emd.is_file():
-        return None, ["the .emd is a folder"]
+    emd = root_definition(folder)
     if emd.stat().st_size > _MAX_DEFINITION_BYTES:
         return None, [f"the .emd is larger than {_MAX_DEFINITION_BYTES} bytes"]
     try:

@@ -33,6 +33,7 @@ from tasks.package.checks import (
     path_problem,
     problem,
     read_root_definition,
+    root_definition,
     root_problems,
 )
 from tasks.package.definition import ModelDefinition
@@ -85,7 +86,7 @@ class Package:
     @property
     def emd_path(self) -> Path:
         """The model definition's file; what ``initialize(model=…)`` receives."""
-        return next(path for path in sorted(self.folder.iterdir()) if path.suffix.lower() == ".emd")
+        return root_definition(self.folder)
 
     @property
     def function_path(self) -> Path | None:

@@ -101,7 +101,9 @@ def examine_package(dlpk: Path, limits: UnpackLimits | None = None) -> Examinati
 def _listed(dlpk: Path) -> list[PackageFile]:
     with zipfile.ZipFile(dlpk) as archive:
         return [
-            PackageFile(item.filename, item.file_size) for item in archive.infolist() if not item.is_dir()
+            PackageFile(item.filename, item.file_size)
+            for item in archive.infolist()
+            if not item.filename.endswith("/")
         ]
 
 

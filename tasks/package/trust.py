@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from tasks.errors import BadInputError, NotFoundError, PackageError, PreconditionFailedError, StoreError
+from tasks.package.pack import NAME
 from tasks.settings import settings
 from tasks.store import ObjectStore, join, read_manifest
 
@@ -95,6 +96,8 @@ def _by_record(store: ObjectStore, digest: str, name: str) -> Trust | None:
 
 def _published_training(store: ObjectStore, digest: str, name: str) -> str | None:
     """The published training that made the package, for trainings of early versions left no record."""
+    if not NAME.fullmatch(name):
+        return None  # trainings give no such names
     prefix = join(settings().root, _TRAININGS, name) + "/"
     for item in store.list(prefix):
         folder, _, file = item.uri.rpartition("/")

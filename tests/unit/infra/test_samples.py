@@ -14,6 +14,9 @@ from infra.local.services import pools
 
 DEPLOYMENTS = {item["name"]: item for item in declared()}
 TOOLS = [
+    "inspect_package",
+    "add_package",
+    "package_model",
     "create_label_layer",
     "export_training_data",
     "train_deep_learning_model",

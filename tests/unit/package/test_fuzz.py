@@ -114,7 +114,23 @@ def packages(draw: st.DrawFn) -> bytes:
     ]
     names = st.one_of(
         st.sampled_from(
-            ["../x", "/x", "b.emd", "a.emd/x", ".emd", "F.py", "d/", "d", "D", "..", "a\\b", "c:x"]
+            [
+                "../x",
+                "/x",
+                "b.emd",
+                "..emd",
+                "...emd",
+                "0.emd/",
+                "a.emd/x",
+                ".emd",
+                "F.py",
+                "d/",
+                "d",
+                "D",
+                "..",
+                "a\\b",
+                "c:x",
+            ]
         ),
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
     )
@@ -223,6 +239,16 @@ def test_json_that_no_program_can_handle_is_said(text: str, said: str) -> None:
 def test_a_configuration_without_a_path_is_kept() -> None:
     text = json.dumps({**BASE, "ModelConfiguration": {"Name": "MaskRCNN", "Config": None}})
     assert read_definition(text).to_dict()["ModelConfiguration"]["Config"] is None
+
+
+def test_a_member_without_a_name_is_said() -> None:
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(stream, "w") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("a.emd", json.dumps(BASE))
+        archive.writestr(zipfile.ZipInfo("\0x"), b"")  # read again as the empty name
+        archive.writestr(zipfile.ZipInfo("\0y"), b"")
+    check_package(stream.getvalue())
 
 
 def test_a_coordinate_system_without_a_number_has_no_number() -> None:
