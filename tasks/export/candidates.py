@@ -91,11 +91,14 @@ class Candidates:
         ]
 
     def _around_features(self, labels: VectorSource, cell: Window) -> list[Candidate]:
-        """One place per angle and feature whose first point (topmost, then leftmost) lies in the cell."""
+        """One place per angle and feature whose first point (topmost, then leftmost) lies in the cell.
+
+        They are ordered by the column of that point, so that numbers do not depend on the width of a tract.
+        """
         near = labels.near(cell)
         whole = shapely.box(0, 0, self.grid.cols, self.grid.rows)
-        found = []
-        for geometry, index in zip(near.geometries, near.numbers, strict=True):
+        found: list[tuple[int, int, Window]] = []
+        for geometry, index in zip(near.geometries, near.numbers.tolist(), strict=True):
             bounds = shapely.bounds(geometry)
             inside = geometry
             if bounds[0] < 0 or bounds[1] < 0 or bounds[2] > self.grid.cols or bounds[3] > self.grid.rows:
@@ -103,12 +106,16 @@ class Candidates:
                 if shapely.area(inside) == 0:
                     continue
                 bounds = shapely.bounds(inside)
-            if not _begins_in(inside, cell, self.grid):
-                continue
-            window = self._window(bounds, int(index))
-            tile = self.tile if self.parameters.fix_chip_size else window.shape
-            found += [Candidate(place, int(index)) for place in turned_places(window, tile, self.angles)]
-        return found
+            row, col = _first_pixel(inside, self.grid)
+            if cell.row <= row < cell.row_stop and cell.col <= col < cell.col_stop:
+                found.append((col, index, self._window(bounds, index)))
+        return [
+            Candidate(place, index)
+            for _, index, window in sorted(found, key=lambda item: item[:2])
+            for place in turned_places(
+                window, self.tile if self.parameters.fix_chip_size else window.shape, self.angles
+            )
+        ]
 
     def _window(self, bounds: np.ndarray, index: int) -> Window:
         xmin, ymin, xmax, ymax = (float(value) for value in bounds)
@@ -129,13 +136,12 @@ class Candidates:
         return window
 
 
-def _begins_in(geometry: shapely.Geometry, cell: Window, grid: ChipGrid) -> bool:
+def _first_pixel(geometry: shapely.Geometry, grid: ChipGrid) -> tuple[int, int]:
+    """(row, col) of the pixel that holds a polygon's topmost, then leftmost point."""
     points = shapely.get_coordinates(geometry)
-    first = points[np.lexsort((points[:, 0], points[:, 1]))[0]]
+    col, row = points[np.lexsort((points[:, 0], points[:, 1]))[0]].tolist()
     # The lower and right borders of the grid belong to its last cells.
-    row = min(math.floor(float(first[1])), grid.rows - 1)
-    col = min(math.floor(float(first[0])), grid.cols - 1)
-    return cell.row <= row < cell.row_stop and cell.col <= col < cell.col_stop
+    return min(math.floor(row), grid.rows - 1), min(math.floor(col), grid.cols - 1)
 
 
 def _tract_px(item: ExportItem, tile: tuple[int, int], bytes_per_pixel: int) -> int:

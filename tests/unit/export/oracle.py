@@ -5,7 +5,7 @@ Where a chip lies is taken from its world file, never from the code under test.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import shapely
 from affine import Affine
 from rasterio.features import rasterize
+from rasterio.io import MemoryFile
 
 from tasks.training_data import Chip, layout
 
@@ -129,3 +130,18 @@ def around(array: Array, row: int, col: int, rows: int, cols: int) -> Array:
     """A window of the last two axes, which may reach beyond the lower and right edge; 0 there."""
     pad = [(0, 0)] * (array.ndim - 2) + [(0, rows), (0, cols)]
     return np.pad(array, pad)[..., row : row + rows, col : col + cols]
+
+
+def differences(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> list[str]:
+    """What differs between the files of two folders, in words; of rasters also in how many pixels."""
+    told = [f"{path} is in one of them only" for path in sorted(found.keys() ^ expected.keys())]
+    for path in sorted(found.keys() & expected.keys()):
+        if found[path] == expected[path]:
+            continue
+        told.append(f"{path}: {len(found[path])} and {len(expected[path])} bytes")
+        if path.endswith((".tif", ".png")):
+            with MemoryFile(found[path]) as one, MemoryFile(expected[path]) as other:
+                with one.open() as first, other.open() as second:
+                    unlike = np.argwhere(first.read() != second.read())
+            told[-1] += f", {len(unlike)} pixels differ: {unlike[:5].tolist()}"
+    return told
