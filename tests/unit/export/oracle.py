@@ -140,8 +140,12 @@ def differences(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> li
             continue
         told.append(f"{path}: {len(found[path])} and {len(expected[path])} bytes")
         if path.endswith((".tif", ".png")):
-            with MemoryFile(found[path]) as one, MemoryFile(expected[path]) as other:
-                with one.open() as first, other.open() as second:
-                    unlike = np.argwhere(first.read() != second.read())
+            unlike = np.argwhere(_decoded(found[path]) != _decoded(expected[path]))
             told[-1] += f", {len(unlike)} pixels differ: {unlike[:5].tolist()}"
     return told
+
+
+def _decoded(file: bytes) -> Array:
+    with MemoryFile(file) as memory, memory.open() as dataset:
+        pixels: Array = dataset.read()
+    return pixels
