@@ -72,7 +72,7 @@ def read_result(store: ObjectStore, folder_uri: str, part: int) -> PartResult | 
 def label_sets(store: ObjectStore, plan: ExportPlan) -> LabelSets:
     """The labels that the plan prepared."""
     return LabelSets(
-        store, plan.run_key, plan.label_sets, plan.item_labels, plan.classes, plan.instance_classes
+        store, plan.folder_uri, plan.label_sets, plan.item_labels, plan.classes, plan.instance_classes
     )
 
 

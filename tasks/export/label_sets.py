@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from tasks.labels.prepared import LabelFacts, PreparedLabels, open_labels, prepa
 from tasks.labels.raster import open_raster_labels
 from tasks.labels.schema_file import read_schema_file
 from tasks.settings import settings
-from tasks.store import ObjectStore, join
+from tasks.store import ObjectStore, join, run_key
 
 _LABELS, _INSTANCES = "labels", "instances"
 _KEEP_SECONDS = 7 * 24 * 3600
@@ -54,7 +55,7 @@ class LabelSets:
 
     Args:
         store: where the prepared files lie.
-        key: run key, which names the local copies.
+        folder_uri: output folder; each has local copies of its own.
         sets: the prepared vector labels.
         item_labels: per item, the index of its set by role.
         classes: the classes of the labels, as records.
@@ -66,7 +67,7 @@ class LabelSets:
     def __init__(
         self,
         store: ObjectStore,
-        key: str,
+        folder_uri: str,
         sets: list[LabelSet],
         item_labels: list[dict[str, int]],
         classes: list[dict[str, Any]],
@@ -75,7 +76,7 @@ class LabelSets:
         notes: list[str] | None = None,
     ) -> None:
         self.store = store
-        self.key = key
+        self.key = run_key(folder_uri)
         self.sets = sets
         self.item_labels = item_labels
         self.classes = classes
@@ -90,7 +91,7 @@ class LabelSets:
         Raises:
             LabelError: they cannot be used.
         """
-        made = cls(store, inputs.run_key, [], [{} for _ in inputs.items], [], [])
+        made = cls(store, inputs.folder_uri, [], [{} for _ in inputs.items], [], [])
         given = read_schema_file(parameters.class_schema) if parameters.class_schema else None
         if parameters.input_class_data:
             made.classes = made._prepare_role(_LABELS, parameters, inputs, given)
@@ -131,19 +132,23 @@ class LabelSets:
         schema: ClassSchema | None,
     ) -> None:
         name = f"labels-{len(self.sets):05d}.fgb"
-        local = _local_folder(self.key) / name
-        crs_wkt, transform = _target(item)
-        facts = prepare_labels(
-            uri,
-            local,
-            classvalue_field=value_field,
-            target_crs_wkt=crs_wkt,
-            buffer_radius=parameters.buffer_radius,
-            schema=schema,
-            to_image=transform.to_image if transform else None,
-        )
+        folder = _local_folder(self.key)
         target = join(folder_uri, "plan", name)
-        self.store.upload(local, target)
+        crs_wkt, transform = _target(item)
+        # Nobody sees a local copy before it is whole.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            local = Path(scratch) / name
+            facts = prepare_labels(
+                uri,
+                local,
+                classvalue_field=value_field,
+                target_crs_wkt=crs_wkt,
+                buffer_radius=parameters.buffer_radius,
+                schema=schema,
+                to_image=transform.to_image if transform else None,
+            )
+            self.store.upload(local, target)
+            local.replace(folder / name)
         self.sets.append(LabelSet(role=role, uri=target, facts=facts))
 
     def _raster_facts(self, role: str, uri: str, parameters: ExportParameters) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tasks.errors import StoreError
 from tasks.export import candidates, cut, finish, inputs, plan
 from tasks.export.parameters import ExportParameters
+from tasks.labels import prepared
 from tasks.store import ObjectStore, Publication
 from tests.unit.export.oracle import differences
 
@@ -90,9 +91,13 @@ def test_a_name_changes_no_byte_but_its_own(make_scene: MakeScene, export: Expor
     assert differences(first.files(), second.files()) == []
 
 
-def test_two_names_at_once_do_not_disturb_each_other(make_scene: MakeScene, export: Export) -> None:
+def test_two_names_at_once_do_not_disturb_each_other(
+    make_scene: MakeScene, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene = make_scene(rows=90, cols=121, count=12)
     whole = export(scene, output_location="whole")
+    # As with labels so many that they are not kept in memory.
+    monkeypatch.setattr(prepared, "_KEPT_FEATURES", 0)
     store = ObjectStore()
     plans = []
     for name in ("one", "two"):
@@ -108,14 +113,15 @@ def test_two_names_at_once_do_not_disturb_each_other(make_scene: MakeScene, expo
         plan.save_plan(store, made)
         plans.append(made)
     one, two = plans
-    for part in range(len(one.parts)):
-        cut.cut_part(store, one, part)
-        if part == 0:
-            cut.cut_part(store, two, part)
-    # The first cleans up behind itself, while the second still works.
-    finish.finish(store, one, {})
+    _cut(store, one, list(range(len(one.parts))))
+
+    def finish_the_other(written: int, total: int) -> None:
+        # It cleans up behind itself, while this one is in the middle of a part.
+        if written == 1 < total:
+            finish.finish(store, one, {})
+
     for part in range(len(two.parts)):
-        cut.cut_part(store, two, part)
+        cut.cut_part(store, two, part, progress=finish_the_other)
     finish.finish(store, two, {})
     for made in plans:
         assert differences(_bytes(Path(made.folder_uri)), _bytes(whole.folder)) == []
