@@ -12,7 +12,7 @@ import httpx
 
 from infra.doctor.findings import Finding
 from infra.local.health import client
-from tasks.errors import StoreError
+from tasks.errors import ChiplineError
 from tasks.settings import settings
 
 _SECTION = "Services"
@@ -70,7 +70,7 @@ def _listing(prefix: str) -> str:
 
     try:
         next(iter(ObjectStore().list(prefix.rstrip("/") + "/")), None)
-    except StoreError as error:
+    except ChiplineError as error:
         return error.problem
     return ""
 
