@@ -387,6 +387,11 @@ class _PinnedEnvironment(type(os.environ)):  # type: ignore[misc]
         if key != _PINNED_VARIABLE:
             super().__delitem__(key)
 
+    def clear(self) -> None:
+        """All but the device; the inherited one would wait for its end forever."""
+        for key in list(self):
+            del self[key]
+
 
 # -- the loop ----------------------------------------------------------------------------------------------
 

@@ -369,6 +369,7 @@ def test_function_cannot_move_itself_to_another_device(make_package: MakePackage
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = "0"
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        os.environ.clear()
         os.environ["MINE"] = "yes"
 
     def getConfiguration(self, **scalars):
