@@ -132,10 +132,11 @@ def _leave_artifacts(store: ObjectStore, plan: ExportPlan, manifest: Manifest, *
         table=outputs_table(store, plan, manifest),
         description=f"Training data **{manifest.name}**, {state}: `{plan.folder_uri}`",
     )
-    if manifest.details["classes"]:
+    balance = class_table(manifest)
+    if balance:
         create_table_artifact(
             key="export-classes",
-            table=class_table(manifest),
+            table=balance,
             description=f"Class balance. {_labels_text(manifest.details['labels']).capitalize()}.",
         )
     for key, picture, description in (
@@ -181,8 +182,8 @@ def outputs_table(store: ObjectStore, plan: ExportPlan, manifest: Manifest) -> l
 
 
 def class_table(manifest: Manifest) -> list[dict[str, Any]]:
-    """The balance of the classes."""
-    classes = manifest.details["classes"]
+    """The balance of the classes; no rows for formats that count nothing."""
+    classes = manifest.details["classes"] if manifest.details["counts"] != "nothing" else []
     tiles = manifest.details["counts"] == "pixels"
     total = sum(item["count"] for item in classes) or 1
     unit = "pixels" if tiles else "features"

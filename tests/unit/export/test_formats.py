@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from PIL import Image
 
+from tasks.export import preview, task
+from tasks.store import ObjectStore
 from tasks.training_data import (
     FORMATS,
     read_boxes,
@@ -102,6 +106,35 @@ def _listed(folder: Path) -> list[set[str]]:
     lines = (folder / "map.txt").read_bytes().decode().split("\r\n")
     assert lines.pop() == ""
     return [set(line.replace("\\", "/").split()) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "chip_format"),
+    [
+        *((name, "TIFF") for name in sorted(FORMATS)),
+        ("Imagenet", "MRF"),
+        ("COCO_rectangles", "JPEG"),
+        ("Panoptic_Segmentation", "PNG"),
+    ],
+)
+def test_every_format_can_be_looked_at(
+    export: Export, make_scene: MakeScene, name: str, chip_format: str
+) -> None:
+    scene = make_scene(rows=60, cols=80, count=9)
+    more: dict[str, Any] = {"fix_chip_size": name not in ("Labeled_Tiles", "Imagenet")}
+    if name == "Panoptic_Segmentation":
+        more["input_instance_data"] = scene.labels
+    if name == "CycleGAN":
+        more["additional_input_raster"] = [scene.raster]
+    done = export(scene, metadata_format=name, chip_format=chip_format, rotation_angle=90, **SIZES, **more)
+    for picture in (preview.contact_sheet, preview.footprints):
+        data = picture(ObjectStore(), done.plan)
+        assert len(data) <= preview.MAX_BYTES
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert len(np.unique(pixels)) > 50
+    assert task.outputs_table(ObjectStore(), done.plan, done.manifest)
+    classes = task.class_table(done.manifest)
+    assert len(classes) == (0 if name in ("Export_Tiles", "CycleGAN") else 3)
 
 
 @pytest.mark.parametrize(
