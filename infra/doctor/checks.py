@@ -81,15 +81,21 @@ def interpreter_findings(path: Path, keys: Sequence[str], seen: Interpreter) -> 
 
 def framework_findings(seen: dict[Path, Interpreter]) -> Iterator[Finding]:
     """Which packages can run here, by framework."""
+    configured = {
+        known.name: path.expanduser()
+        for key, path in settings().host_interpreters.items()
+        if (known := framework_of(key)) is not None
+    }
     for framework in FRAMEWORKS:
-        configured = {key.lower(): path.expanduser() for key, path in settings().host_interpreters.items()}
-        path = configured.get(framework.name.lower(), Path(sys.executable))
+        path = configured.get(framework.name, Path(sys.executable))
         modules = seen[path].modules
         if all(name in modules and modules[name].state == "good" for name in framework.modules):
             versions = ", ".join(f"{name} {modules[name].version}" for name in framework.modules)
             yield Finding("Packages by framework", framework.name, "good", f"{versions} in {path}")
         else:
-            remedy = framework_remedy(framework, path, has_pip=seen[path].has_pip)
+            # Into an interpreter that cannot be run nothing can be installed: then it gets a new one.
+            into = path if seen[path].python else Path(sys.executable)
+            remedy = framework_remedy(framework, into, has_pip=seen[into].has_pip)
             yield Finding("Packages by framework", framework.name, "note", "cannot run here", remedy)
     yield Finding(
         "Packages by framework",

@@ -95,16 +95,15 @@ def test_main_environment_is_mended_from_the_locks() -> None:
 
 
 def test_frameworks_are_found_where_the_settings_say(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings(), "host_interpreters", {"onnx": python})
-    seen = {
-        python: ask(python, ["onnxruntime"]),
-        Path(sys.executable): Interpreter(Path(sys.executable), "3"),
-    }
+    gone, here = Path("/gone/python"), Path(sys.executable)
+    monkeypatch.setattr(settings(), "host_interpreters", {"onnxruntime": python, "TensorFlow": gone})
+    seen = {python: ask(python, ["onnxruntime"]), gone: Interpreter(gone), here: Interpreter(here, "3")}
     found = {finding.name: finding for finding in checks.framework_findings(seen)}
     assert found["ONNX"].state == "good"
     assert str(python) in found["ONNX"].detail
     assert found["TensorFlow"].state == "note"
     assert "-m venv" in found["TensorFlow"].remedy
+    assert "/gone" not in found["TensorFlow"].remedy
     assert "ONNX" in found["CNTK"].remedy
 
 
