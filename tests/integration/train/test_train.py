@@ -21,6 +21,7 @@ from tasks.export import plan as export_plan
 from tasks.export.inputs import inspect_inputs
 from tasks.export.parameters import ExportParameters
 from tasks.package import read_definition
+from tasks.package.fetch import fetch_package
 from tasks.package.network_source import load_network
 from tasks.settings import settings
 from tasks.store import ObjectStore, current, iter_files
@@ -155,6 +156,10 @@ def test_the_same_seed_gives_the_same_package(
 def test_the_same_training_again_does_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     given = parameters(output_name="again")
     made, uri, record = trained(given)
+    # The training vouches for its package, so it runs here before its outputs are published.
+    trust = fetch_package(record.package, ObjectStore()).trust
+    assert trust is not None
+    assert trust.text.startswith(f"made here by {made.folder_uri}")
     work.finish(ObjectStore(), uri, {})
 
     def never(*_: Any, **__: Any) -> None:
