@@ -112,9 +112,18 @@ class Candidates:
         return [
             Candidate(place, index)
             for _, index, window in sorted(found, key=lambda item: item[:2])
-            for place in turned_places(
-                window, self.tile if self.parameters.fix_chip_size else window.shape, self.angles
-            )
+            for place in self._turned(window)
+        ]
+
+    def _turned(self, window: Window) -> list[Place]:
+        if self.parameters.fix_chip_size:
+            return turned_places(window, self.tile, self.angles)
+        rows, cols = window.shape
+        # A crop is turned as a whole: lying on its side its height is its width.
+        return [
+            place
+            for angle in self.angles
+            for place in turned_places(window, (cols, rows) if angle % 180 else (rows, cols), [angle])
         ]
 
     def _window(self, bounds: np.ndarray, index: int) -> Window:

@@ -269,6 +269,19 @@ def test_a_crop_is_the_feature_s_own_pixels(export: Export, scene: Any) -> None:
         np.testing.assert_array_equal(read_chip_image(chip), pixels)
 
 
+@pytest.mark.parametrize("name", ["Labeled_Tiles", "Imagenet"])
+def test_a_turned_crop_holds_the_whole_feature(export: Export, scene: Any, name: str) -> None:
+    options = {"metadata_format": name, "fix_chip_size": False, "tile_size": 16, "stride_size": 16}
+    upright = export(scene, **options)
+    turned = export(scene, rotation_angle=90, **options)
+    assert len(turned.data.chips) == 4 * len(upright.data.chips)
+    for number, chip in enumerate(turned.data.chips):
+        whole = upright.data.chips[number // 4]
+        expected = np.rot90(read_chip_image(whole), -(number % 4), axes=(1, 2))
+        np.testing.assert_array_equal(read_chip_image(chip), expected)
+        assert chip.values == whole.values
+
+
 def test_pictures_of_two_rasters_on_one_grid(export: Export, scene: Any, other: Any) -> None:
     done = export(
         scene,
@@ -287,6 +300,20 @@ def test_pictures_of_two_rasters_on_one_grid(export: Export, scene: Any, other: 
         values = chips[:, band]
         assert (stats["Min"], stats["Max"]) == (values.min(), values.max())
         assert (stats["Mean"], stats["StdDev"]) == pytest.approx((values.mean(), values.std()), rel=1e-9)
+
+
+def test_a_pair_needs_both_pictures(export: Export, scene: Any, tmp_path: Path) -> None:
+    left = write_raster(tmp_path / "left.tif", scene.pixels[:, :40, :60], TRANSFORM)
+    done = export(
+        scene,
+        metadata_format="Export_Tiles",
+        input_class_data=None,
+        additional_input_raster=[left],
+        **(SIZES | {"tile_size": 24, "tile_size_y": 24, "stride_size": 24}),
+    )
+    places = [tuple(np.rint(scene.truth.to_grid(chip) @ (0, 0)).tolist()) for chip in done.data.chips]
+    assert places == [(col, row) for row in (0, 24) for col in (0, 24, 48)]
+    assert all(read_chip_image2(chip).any() for chip in done.data.chips)
 
 
 def test_without_labels_every_position_is_a_picture(export: Export, scene: Any) -> None:

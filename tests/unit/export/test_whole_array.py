@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -19,8 +19,12 @@ from tests.unit.export.oracle import same_boxes
 MakeScene = Callable[..., Any]
 Export = Callable[..., Any]
 
+# An export takes a while: a failure is shown as it was found, not made smaller.
 few = hypothesis_settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 ROWS, COLS = 90, 121
 
