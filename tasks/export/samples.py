@@ -16,6 +16,7 @@ from tasks.imagery.places import Place
 from tasks.imagery.turning import turned
 from tasks.labels.pixels import LabelsInWindow
 from tasks.training_data.formats import format_of
+from tasks.training_data.masks import within
 from tasks.training_data.sample import Sample, Transform
 
 Array = npt.NDArray[Any]
@@ -105,7 +106,7 @@ class SampleMaker:
             values["value"] = self._value(item, view, mask)
         if mask is not None:
             # Where there is no picture there is nothing to learn from a label.
-            mask = np.where(valid, mask, mask.dtype.type(0))
+            mask = within(mask, valid)
             values["mask"] = mask
         if "objects" in self.needs:
             objects = view.objects(index, mask)
@@ -146,7 +147,7 @@ def _alone(index: int, item: Candidate, view: LabelView, mask: Array | None) -> 
 
 
 def _only_valid(instances: dict[int, Array], valid: Array) -> dict[int, Array]:
-    return {value: np.where(valid, mask, mask.dtype.type(0)) for value, mask in instances.items()}
+    return {value: within(mask, valid) for value, mask in instances.items()}
 
 
 def _picture(values: Array, valid: Array, place: Place) -> tuple[Array, Array]:
