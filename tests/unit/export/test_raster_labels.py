@@ -21,6 +21,7 @@ Export = Callable[..., Any]
 ROWS, COLS = 70, 90
 TILE = (32, 32)
 SIZES = {"tile_size": 32, "stride_size": 29}
+_TREES = [(1, "Oak", 7), (2, "Elm", 7), (3, "Ash", 8)]
 
 
 def _rat(path: str, rows: list[tuple[int, str, int]], *, value: str = "Value") -> None:
@@ -44,7 +45,7 @@ def scene(make_scene: MakeScene, tmp_path: Path) -> Any:
     """A scene whose labels are burnt already; the class raster has an attribute table."""
     made = make_scene(rows=ROWS, cols=COLS, count=10)
     label = write_raster(tmp_path / "classes.tif", made.mask[np.newaxis], TRANSFORM)
-    _rat(label, [(1, "Oak", 7), (2, "Elm", 7), (3, "Ash", 8)])
+    _rat(label, _TREES)
     return made.__class__(made.raster, label, made.pixels, made.mask, made.frame, made.truth)
 
 
@@ -114,6 +115,7 @@ def test_a_chip_of_a_raster_has_its_commonest_class(export: Export, scene: Any) 
     # A chip without any class has no folder to go to.
     half = scene.mask * (np.arange(COLS) < 40)
     write_raster(Path(scene.labels), half[np.newaxis].astype(np.uint8), TRANSFORM)
+    _rat(scene.labels, _TREES)
     done = export(
         scene,
         metadata_format="Imagenet",
