@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from tasks.export.parameters import ExportParameters
 from tasks.settings import settings
 from tasks.store import Manifest, ObjectStore
 from tasks.training_data import TrainingData, open_training_data
+from tests.conftest import fast_folder
 from tests.unit.export.oracle import Truth
 
 CRS = "EPSG:32612"
@@ -66,6 +69,14 @@ class Exported:
 
 MakeScene = Callable[..., Scene]
 Export = Callable[..., Exported]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory where there is some: this room's tests write thousands of small files."""
+    folder = Path(tempfile.mkdtemp(prefix="chipline-export-", dir=fast_folder()))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -84,9 +84,15 @@ def test_masks_and_classes_of_the_table(export: Export, scene: Any, angle: int) 
     assert len(done.data.chips) == labelled
 
 
-@pytest.mark.parametrize("angle", [0, 40])
 @pytest.mark.parametrize(
-    "name", ["PASCAL_VOC_rectangles", "RCNN_Masks", "MultiLabeled_Tiles", "Labeled_Tiles"]
+    ("name", "angle"),
+    [
+        ("PASCAL_VOC_rectangles", 0),
+        ("RCNN_Masks", 0),
+        ("RCNN_Masks", 60),
+        ("MultiLabeled_Tiles", 0),
+        ("Labeled_Tiles", 60),
+    ],
 )
 def test_objects_are_regions_of_the_chip_s_mask(export: Export, scene: Any, name: str, angle: int) -> None:
     done = export(scene, metadata_format=name, rotation_angle=angle, **SIZES)

@@ -38,8 +38,10 @@ def _cut(store: ObjectStore, made: plan.ExportPlan, order: list[int]) -> None:
         cut.cut_part(store, made, part)
 
 
-@pytest.mark.parametrize("name", _FORMATS)
-@pytest.mark.parametrize(("seed", "dies_after"), [(1, 0), (2, 5), (3, 13)])
+@pytest.mark.parametrize(
+    ("name", "seed", "dies_after"),
+    [*((name, 1, 5) for name in _FORMATS), ("Classified_Tiles", 2, 0), ("Imagenet", 3, 13)],
+)
 def test_any_order_and_any_death(
     make_scene: MakeScene, export: Export, name: str, seed: int, dies_after: int
 ) -> None:
