@@ -117,7 +117,7 @@ def random_polygons(
         angles = np.sort(random.uniform(0, 2 * np.pi, 8))
         radii = random.uniform(3, 16, 8)
         ring = centre + np.column_stack([radii * np.cos(angles), radii * np.sin(angles)])
-        star = shapely.make_valid(shapely.Polygon(ring)).buffer(0)
+        star: Any = shapely.make_valid(shapely.Polygon(ring)).buffer(0)
         if len(found) % 5 == 1:
             star = star.difference(shapely.Point(centre).buffer(2.5))
         if len(found) % 5 == 2:

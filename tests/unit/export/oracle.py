@@ -65,7 +65,8 @@ class Truth:
 
     def to_grid(self, chip: Chip) -> Affine:
         """Chip pixel to pixel of the whole raster."""
-        return ~self.transform @ chip_transform(chip)
+        to_grid: Affine = ~self.transform @ chip_transform(chip)
+        return to_grid
 
     def gathered(self, array: Array, chip: Chip, shape: tuple[int, int]) -> Array:
         """The pixels of a whole array that lie under the centres of a chip's pixels; 0 outside."""
@@ -103,7 +104,8 @@ class Truth:
     def boxes(self, chip: Chip, shape: tuple[int, int], ratio: float = 0.0) -> list[Box]:
         """(class value, xmin, ymin, xmax, ymax) of what :meth:`parts` finds."""
         return [
-            (int(self.values[index]), *part.bounds) for index, part in self.parts(chip, shape, ratio).items()
+            (int(self.values[index]), *shapely.bounds(part).tolist())
+            for index, part in self.parts(chip, shape, ratio).items()
         ]
 
     def instances(self, chip: Chip, shape: tuple[int, int]) -> dict[int, Array]:

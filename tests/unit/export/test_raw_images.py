@@ -89,12 +89,12 @@ def _rpcs(lean: tuple[float, float] = (0.0, 0.0)) -> RPC:
 
 @pytest.fixture(params=["affine", "gcps", "rpcs"])
 def raw(request: pytest.FixtureRequest, tmp_path: Path) -> RawScene:
-    placed: dict[str, Any] = {
+    placed: dict[str, dict[str, Any]] = {
         "affine": {"transform": TO_MAP},
         "gcps": {"gcps": _gcps()},
         "rpcs": {"rpcs": _rpcs(), "crs": None},
-    }[request.param]
-    return RawScene(tmp_path, **placed)
+    }
+    return RawScene(tmp_path, **placed[request.param])
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

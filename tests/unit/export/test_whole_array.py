@@ -179,11 +179,9 @@ def test_the_record_s_corners_are_the_chip_s(make_scene: MakeScene, export: Expo
 
     scene = make_scene(rows=ROWS, cols=COLS)
     done = export(scene, rotation_angle=30, tile_size=48, tile_size_y=33, stride_size=60)
-    records = [
-        record
-        for part in range(len(done.plan.parts))
-        for record in cut.read_result(ObjectStore(), done.plan.folder_uri, part).chips
-    ]
+    parts = range(len(done.plan.parts))
+    results = [cut.read_result(ObjectStore(), done.plan.folder_uri, part) for part in parts]
+    records = [record for result in results if result is not None for record in result.chips]
     assert len(records) == len(done.data.chips) > 12
     for record, chip in zip(records, done.data.chips, strict=True):
         transform = scene.truth.transform @ scene.truth.to_grid(chip)
