@@ -91,11 +91,17 @@ class SampleMaker:
             number=number,
             image=image,
             valid=valid,
-            transform=_six(self.transform @ place.to_grid),
+            transform=self._transform(place),
             image2=image2,
             valid2=valid2,
             **values,
         )
+
+    def _transform(self, place: Place) -> Transform:
+        a, b, c, d, e, f = self.sources.grid.transform
+        if place.angle == 0:  # the same numbers as below, for a fraction of the time
+            return a, b, a * place.col + b * place.row + c, d, e, d * place.col + e * place.row + f
+        return _six(self.transform @ place.to_grid)
 
     def _labels(
         self, index: int, item: Candidate, view: LabelView, burnt: Array | None, valid: Array
