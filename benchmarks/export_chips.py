@@ -63,8 +63,8 @@ def _table(folder: Path, chosen: argparse.Namespace) -> Iterator[str]:
     make_labels(folder / "labels.gpkg", chosen.size, chosen.labels)
     geoai = None if chosen.without_geoai else chosen.geoai or _geoai_environment(folder)
     yield (
-        "| case | chips | seconds | chips/s | chips per processor second | time over the limits (ours / GDAL's) "
-        "| chips/s over geoai's | peak memory, MiB |"
+        "| case | chips | seconds | chips/s | chips per processor second "
+        "| time over the limits (ours / GDAL's) | chips/s over geoai's | peak memory, MiB |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for metadata_format, theirs in FORMATS.items():
