@@ -53,7 +53,7 @@ def test_the_form_starts_a_run_that_completes(stack: LocalStack, runs: Runs, pag
 
     page.goto(f"{stack.layout.prefect_url}/deployments/deployment/{deployment}/run")
     # The form is made from the tool's parameter model: its descriptions, its defaults, our samples.
-    expect(page.get_by_text("Width and height of a chip, in pixels")).to_be_visible()
+    expect(page.get_by_text("Width of a chip, in pixels; also its height")).to_be_visible()
     assert _field(page, "stride_size").input_value() == "128"
     assert _field(page, "input_raster").input_value() == "s3://chipline/imagery/yellowstone_trees/west.tif"
 

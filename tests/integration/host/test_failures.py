@@ -208,7 +208,7 @@ def test_function_that_speaks_on_the_line_itself_is_ended(
 ) -> None:
     body = _update(
         "import socket",
-        "for number in range(3, 64):",
+        "for number in range(3, 4096):",
         "    try: socket.socket(fileno=os.dup(number)).sendall(b'\\xff' * 64)",
         "    except OSError: pass",
         "return {'output_pixels': np.zeros((1,) + shape)}",

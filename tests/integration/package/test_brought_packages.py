@@ -80,6 +80,7 @@ def _published(run: str) -> str:
     return uri
 
 
+@pytest.mark.slow
 def test_a_model_from_elsewhere_runs_after_the_operator_s_word_only(
     runs: Runs, incoming: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
