@@ -165,11 +165,6 @@ def _given(mask: Array | None) -> Array:
     return mask
 
 
-def _edges(windows: Sequence[Window]) -> npt.NDArray[np.int64]:
-    edges = [(w.row, w.row_stop, w.col, w.col_stop) for w in windows]
-    return np.array(edges, dtype=np.int64).reshape(-1, 4)
-
-
 LabelSource = VectorSource | RasterSource
 LabelView = VectorView | RasterView
 
@@ -206,9 +201,6 @@ class ItemSources:
         self.reader2 = (
             self._stack.enter_context(GridReader(infos2, self.grid, item.bands2.indices)) if infos2 else None
         )
-        self._footprints = [
-            _edges(reader.footprints()) for reader in (self.reader, self.reader2) if reader is not None
-        ]
 
     def __enter__(self) -> ItemSources:
         return self
@@ -262,17 +254,8 @@ class ItemSources:
         return chosen
 
     def _touches_rasters(self, window: Window) -> bool:
-        return all(
-            bool(
-                (
-                    (edges[:, 0] < window.row_stop)
-                    & (edges[:, 1] > window.row)
-                    & (edges[:, 2] < window.col_stop)
-                    & (edges[:, 3] > window.col)
-                ).any()
-            )
-            for edges in self._footprints
-        )
+        readers = (self.reader, self.reader2)
+        return all(reader.touching(window) for reader in readers if reader is not None)
 
     def read(self, window: Window, *, mask: bool, instances: bool) -> tuple[Array, ...]:
         """All layers of a window: picture, validity, then class values, instance classes, second picture and
