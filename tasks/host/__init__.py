@@ -1,6 +1,7 @@
 """The host: the process that runs an inference function."""
 
 from tasks.host.arguments import FunctionParameter
+from tasks.host.classified import ClassifiedObject
 from tasks.host.detections import Detection
 from tasks.host.devices import Gpu, visible_gpus
 from tasks.host.errors import FunctionFailure
@@ -9,6 +10,7 @@ from tasks.host.process import HostProcess, Operation, Ticket
 from tasks.host.report import containment_report
 
 __all__ = [
+    "ClassifiedObject",
     "Detection",
     "FunctionFailure",
     "FunctionParameter",

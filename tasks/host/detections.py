@@ -57,6 +57,27 @@ def read_detections(
     Raises:
         DetectionsError: no JSON, no features, a coordinate that is no finite number, no class, no confidence.
     """
+    points_left = MAX_POINTS
+    detections = []
+    for number, feature in enumerate(features_in(text)):
+        rings = _rings(feature.get("geometry"), number)
+        points_left -= sum(len(ring) for ring in rings)
+        if points_left < 0:
+            raise DetectionsError(f"output_vectors has more than {MAX_POINTS} points")
+        attributes = attributes_of(feature, number)
+        confidence = _confidence(attributes, number, without_confidence)
+        detections.append(
+            Detection(class_name_of(attributes, class_names, number), confidence, rings, attributes)
+        )
+    return detections
+
+
+def features_in(text: bytes) -> list[dict[str, Any]]:
+    """The feature objects of a feature set's UTF-8 JSON text; none of an empty text.
+
+    Raises:
+        DetectionsError: no JSON, no list of objects, or more than ``MAX_FEATURES``.
+    """
     if not text.strip():
         return []
     try:
@@ -65,31 +86,26 @@ def read_detections(
         raise DetectionsError(f"output_vectors is no JSON: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("features"), list):
         raise DetectionsError("output_vectors has no list of features")
-    features = document["features"]
+    features: list[dict[str, Any]] = document["features"]
     if len(features) > MAX_FEATURES:
         raise DetectionsError(f"output_vectors has {len(features)} features, more than {MAX_FEATURES}")
-    points_left = MAX_POINTS
-    detections = []
     for number, feature in enumerate(features):
         if not isinstance(feature, dict):
             raise DetectionsError(f"feature {number} is no JSON object")
-        rings = _rings(feature.get("geometry"), number)
-        points_left -= sum(len(ring) for ring in rings)
-        if points_left < 0:
-            raise DetectionsError(f"output_vectors has more than {MAX_POINTS} points")
-        attributes = _attributes(feature.get("attributes"), number)
-        confidence = _confidence(attributes, number, without_confidence)
-        detections.append(
-            Detection(_class_name(attributes, class_names, number), confidence, rings, attributes)
-        )
-    return detections
+    return features
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def _attributes(given: Any, number: int) -> dict[str, Attribute]:
+def attributes_of(feature: Mapping[str, Any], number: int) -> dict[str, Attribute]:
+    """The attributes of feature ``number`` under the function's own names; nested ones as JSON text.
+
+    Raises:
+        DetectionsError: it has none.
+    """
+    given = feature.get("attributes")
     if not isinstance(given, dict):
         raise DetectionsError(f"feature {number} has no attributes")
     return {
@@ -130,7 +146,12 @@ def _ring(ring: Any, number: int) -> list[Point]:
     return points
 
 
-def _class_name(attributes: Mapping[str, Attribute], class_names: Mapping[int, str], number: int) -> str:
+def class_name_of(attributes: Mapping[str, Attribute], class_names: Mapping[int, str], number: int) -> str:
+    """The class of feature ``number``: a name as it stands, a value by ``class_names``.
+
+    Raises:
+        DetectionsError: no attribute tells a class.
+    """
     by_key = {key.lower(): value for key, value in attributes.items()}
     for key in _NAME_KEYS:
         value = by_key.get(key)
@@ -151,33 +172,40 @@ def _class_name(attributes: Mapping[str, Attribute], class_names: Mapping[int, s
 
 
 def _confidence(attributes: Mapping[str, Attribute], number: int, without_confidence: bool) -> float:
+    confidences = confidences_of(attributes, number, without_confidence=without_confidence)
+    return max(confidences, default=0.0)
+
+
+def confidences_of(
+    attributes: Mapping[str, Attribute], number: int, *, without_confidence: bool
+) -> tuple[float, ...]:
+    """The confidences of feature ``number`` as the function gave them: one per label; none without a label.
+
+    Raises:
+        DetectionsError: it has none though the function announces one, or one that is no finite number.
+    """
     for key, value in attributes.items():
         if key.lower() != "confidence":
             continue
         if value == "" and _is_unlabelled(attributes):
-            return 0.0
-        parsed = None if isinstance(value, bool) else _highest(value)
-        if parsed is None:
+            return ()
+        # Several labels share one text: 0.9;0.4
+        parts = value.split(";") if isinstance(value, str) and ";" in value else [value]
+        given = [part for part in parts if not isinstance(part, str) or part.strip()]
+        numbers = [None if isinstance(part, bool) else _number(part) for part in given]
+        known = tuple(item for item in numbers if item is not None)
+        if not known or len(known) != len(numbers):
             raise DetectionsError(
                 f"feature {number} has a Confidence that is no finite number: {value!r:.40}"
             )
-        return parsed
+        return known
     if without_confidence:
-        return 1.0
+        return (1.0,)
     raise DetectionsError(f"feature {number} has no Confidence, though the function announces one")
 
 
 def _is_unlabelled(attributes: Mapping[str, Attribute]) -> bool:
     return any(key.lower() == "label" and value == "" for key, value in attributes.items())
-
-
-def _highest(value: Attribute) -> float | None:
-    """The number; of several labels' (``0.9;0.4``) the highest, None when one of them is none."""
-    if not isinstance(value, str) or ";" not in value:
-        return _number(value)
-    numbers = [_number(part) for part in value.split(";") if part.strip()]
-    known = [number for number in numbers if number is not None]
-    return max(known) if known and len(known) == len(numbers) else None
 
 
 def _number(value: Attribute) -> float | None:

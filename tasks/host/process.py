@@ -25,6 +25,7 @@ from tasks.errors import BadInputError, DeviceError, HostError
 from tasks.host.answers import AnswerError, Expected, read_answer
 from tasks.host.arguments import FunctionParameter, Scalar, read_parameters, scalars_for
 from tasks.host.blocks import check_dimensions, mask_for, output_props
+from tasks.host.classified import ClassifiedObject, read_classified
 from tasks.host.containment import clean_environment
 from tasks.host.detections import Detection, DetectionsError, read_detections
 from tasks.host.devices import Gpu, GpuLock, visible_gpus
@@ -106,7 +107,7 @@ class HostProcess:
         offers_scores: whether ``predict_scores`` is offered.
         number_of_scores: scores per pixel that it gives; 0 without.
         takes_batches: whether the raster argument is ``rasters``: ``vectorize`` takes a batch of arrays,
-            one per feature, and answers with one detection each, in their order (object classification).
+            one per feature, and answers with one ``ClassifiedObject`` each, in their order.
         key_metadata: what ``updateKeyMetadata`` gave, by output band; -1 is the dataset.
         containment: what is in force, see ``tasks.host.containment.containment_report``.
     """
@@ -280,7 +281,8 @@ class HostProcess:
         return {
             "parent": os.getpid(),
             "folder": str(self.folder),
-            "read": [str(self._package.folder.resolve())],
+            # A built-in function lies outside the package, beside the others of its kind.
+            "read": list(dict.fromkeys((str(self._package.folder.resolve()), str(self._function.parent)))),
             "gpu": self._processor_type == "GPU",
         }
 
@@ -429,8 +431,9 @@ class HostProcess:
 
         Returns:
             ``updatePixels``: ndarray (bands, rows, cols) of the inner block, 0 where the function's own
-            output mask is 0. ``vectorize``: list of ``Detection``. ``predict_scores``: float32
-            (n, classes, rows, cols).
+            output mask is 0. ``vectorize``: list of ``Detection``, of a function that takes batches one
+            ``ClassifiedObject`` per entry, in their order. ``predict_scores``: float32 (n, classes, rows,
+            cols).
 
         Raises:
             FunctionFailure: the function raised (its traceback and the block are in the message), crashed,
@@ -445,13 +448,7 @@ class HostProcess:
             self._calls.pop(ticket, None)
         if call.error is not None:
             raise call.error
-        if isinstance(call.value, bytes):
-            found = self._detections(call.value, call.block)
-            shape_in = call.expected.pixels_shape
-            if self.takes_batches and len(found) != shape_in[0]:
-                raise self._contract(f"{len(found)} answers for {shape_in[0]} features", call.block)
-            return found
-        return call.value
+        return self._vectors(call.value, call) if isinstance(call.value, bytes) else call.value
 
     def run(
         self,
@@ -560,13 +557,17 @@ class HostProcess:
             block=block,
         )
 
-    def _detections(self, text: bytes, block: str) -> list[Detection]:
+    def _vectors(self, text: bytes, call: _Call) -> list[Detection] | list[ClassifiedObject]:
         announced = {str(entry.get("name", "")).lower() for entry in self.fields}
-        without_confidence = bool(announced) and "confidence" not in announced
+        unsure = bool(announced) and "confidence" not in announced
+        names = self._class_names
         try:
-            return read_detections(text, class_names=self._class_names, without_confidence=without_confidence)
+            if self.takes_batches:
+                count = call.expected.pixels_shape[0]
+                return read_classified(text, count=count, class_names=names, without_confidence=unsure)
+            return read_detections(text, class_names=names, without_confidence=unsure)
         except DetectionsError as error:
-            raise self._contract(str(error), block) from error
+            raise self._contract(str(error), call.block) from error
 
 
 def _mapping(value: Any) -> dict[str, Any]:

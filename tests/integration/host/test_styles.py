@@ -246,7 +246,7 @@ def test_super_tile_is_cut_and_stitched_by_the_function(
     np.testing.assert_array_equal(result, expected)
 
 
-# -- object classification (the host only: no tool of ours uses it yet) ------------------------------------
+# -- object classification ---------------------------------------------------------------------------------
 
 CLASSIFIER = f"""
 def getParameterInfo(self):
@@ -288,7 +288,8 @@ def test_object_classifier_answers_each_feature_in_its_place(
         assert host.takes_batches
         assert host.configuration["batch_size"] == 4
         found = host.run("vectorize", batch, masks)
-        assert [entry.class_name for entry in found] == [str(10 * number) for number in range(1, count + 1)]
+        assert [entry.label for entry in found] == [str(10 * number) for number in range(1, count + 1)]
+        assert [entry.index for entry in found] == list(range(count))
         assert {entry.confidence_raw for entry in found} == {0.75}
         with pytest.raises(BadInputError, match="4-D"):
             host.submit("vectorize", batch[0])
