@@ -17,7 +17,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 MLFLOW_USERS: dict[Role, str] = {"admin": "admin", "control": "worker", "gpu": "worker", "viewer": "viewer"}
 
 # What each role may do in the object store, as SeaweedFS actions. Nobody but the admin writes
-# ``approvals/``: a worker that runs foreign code must not be able to approve it.
+# ``approvals/`` and ``revocations/``: a worker that runs foreign code must not be able to approve it.
 _READ = [f"Read:{BUCKET}", f"List:{BUCKET}"]
 S3_ACTIONS: dict[Role, list[str]] = {
     "admin": ["Admin", "Read", "Write", "List", "Tagging"],

@@ -1,4 +1,4 @@
-"""``python -m tasks.package inspect|validate|pack|approve``: packages, without running any of them."""
+"""``python -m tasks.package inspect|validate|pack|approve|revoke``: packages, without running any of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tasks.errors import ChiplineError, PackageError
 from tasks.package.card import card_text, problems_text
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _validate(given.package, as_json=given.json)
         if given.command == "pack":
             return _pack(given)
-        return _approve(given)
+        return _approve(given) if given.command == "approve" else _revoke(given)
     except ChiplineError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     approve.add_argument("package", help="path or s3:// address of the package")
     approve.add_argument("--by", required=True, help="who approves it")
     approve.add_argument("--reason", required=True, help="why, for example where it comes from")
+    revoke = commands.add_parser(
+        "revoke", help="the operator's word that a package runs here no more; needs the admin's keys"
+    )
+    revoke.add_argument("package", help="path or s3:// address of the package, or its SHA-256")
+    revoke.add_argument("--by", required=True, help="who revokes it")
+    revoke.add_argument("--reason", required=True, help="why, for example what it did")
     return parser
 
 
@@ -113,6 +119,26 @@ def _approve(given: argparse.Namespace) -> int:
         reason=given.reason,
     )
     sys.stdout.write(f"approved by {approval.approved_by} at {approval.approved_at}: {approval.reason}\n")
+    return 0
+
+
+def _revoke(given: argparse.Namespace) -> int:
+    from tasks.package.bring import local_copy
+    from tasks.package.dlpk import file_digest
+    from tasks.package.trust import is_digest, revoke_package
+    from tasks.store import ObjectStore
+
+    store = ObjectStore()
+    digest, name = given.package.lower().removeprefix("sha256:"), given.package
+    if not is_digest(digest):
+        # Its bytes are hashed and not looked into: it need not even be a sound package.
+        with tempfile.TemporaryDirectory(prefix="package-") as scratch:
+            digest = file_digest(local_copy(store, given.package, Path(scratch)))
+        name = PurePosixPath(given.package).stem
+    revocation = revoke_package(store, digest, name=name, revoked_by=given.by, reason=given.reason)
+    sys.stdout.write(
+        f"revoked by {revocation.revoked_by} at {revocation.revoked_at}: {revocation.reason} ({digest})\n"
+    )
     return 0
 
 

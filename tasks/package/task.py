@@ -88,9 +88,11 @@ def _publish(
     store: ObjectStore, dlpk: Path, parameters: AddPackageParameters | PackageModelParameters
 ) -> dict[str, str]:
     from tasks.package.bring import approve_brought, publish_brought
-    from tasks.package.trust import find_trust
+    from tasks.package.dlpk import file_digest
+    from tasks.package.trust import find_trust, refuse_revoked
 
     log = get_run_logger()
+    refuse_revoked(store, file_digest(dlpk), dlpk.stem)
     brought = publish_brought(store, dlpk, parameters.output_name)
     log.info("Published %s", brought.uri)
     result = {"package": brought.uri, "sha256": brought.digest}

@@ -7,6 +7,9 @@ Three things may vouch, all by the SHA-256 of the ``.dlpk``, so that a copy is a
 - an approval, ``approvals/<sha256>.json``: who, when and why. Only the admin may write there, and
   nothing that was written is ever replaced.
 - the setting ``CHIPLINE_APPROVED_PACKAGES`` of the operator.
+
+A revocation, ``revocations/<sha256>.json``, takes all of that back: who, when and why, written by the admin
+and never replaced. It stands for good, since it speaks of bytes; a mended package has another digest.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from tasks.settings import settings
 from tasks.store import ObjectStore, join, read_manifest
 
 APPROVALS = "approvals"
+REVOCATIONS = "revocations"
 MADE = "made"
 _TRAININGS = "outputs/train_deep_learning_model"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -38,6 +42,16 @@ class Approval(BaseModel):
     name: str = Field(description="the package's name, for people")
     approved_by: str
     approved_at: str = Field(description="ISO 8601, UTC")
+    reason: str
+
+
+class Revocation(BaseModel):
+    """The word that a package shall not run any more, as it is stored."""
+
+    sha256: str
+    name: str = Field(description="the package's name, for people")
+    revoked_by: str
+    revoked_at: str = Field(description="ISO 8601, UTC")
     reason: str
 
 
@@ -68,11 +82,12 @@ def find_trust(store: ObjectStore, digest: str, name: str) -> Trust | None:
 
     Raises:
         StoreError: the store cannot be asked, and the setting does not vouch either.
-        PackageError: a record in the store is not what it should be.
+        PackageError: the package was revoked, or a record in the store is not what it should be.
     """
     approved = {item.strip().lower().removeprefix("sha256:") for item in settings().approved_packages}
     by_setting = Trust("setting", "the setting CHIPLINE_APPROVED_PACKAGES") if digest in approved else None
     try:
+        refuse_revoked(store, digest, name)
         return _by_record(store, digest, name) or by_setting
     except StoreError:
         if by_setting is None:
@@ -113,6 +128,26 @@ def find_approval(store: ObjectStore, digest: str) -> Approval | None:
     return _read(store, _uri(APPROVALS, digest), Approval, digest)
 
 
+def find_revocation(store: ObjectStore, digest: str) -> Revocation | None:
+    """The recorded revocation of a package; None if there is none."""
+    return _read(store, _uri(REVOCATIONS, digest), Revocation, digest)
+
+
+def refuse_revoked(store: ObjectStore, digest: str, name: str) -> None:
+    """Nothing more may be done with a revoked package.
+
+    Raises:
+        PackageError: it was revoked; the message says by whom, when and why.
+    """
+    found = find_revocation(store, digest)
+    if found is not None:
+        raise PackageError(
+            f"The package {name} was revoked by {found.revoked_by} at {found.revoked_at}: {found.reason} "
+            f"(SHA-256 {digest}).",
+            "Use another version of it. It is not taken back; a mended package has another SHA-256.",
+        )
+
+
 def record_made(store: ObjectStore, digest: str, name: str, made_by: str) -> None:
     """A training vouches for what it made; a second time is no error."""
     record = MadeHere(sha256=digest, name=name, made_by=made_by, made_at=_now())
@@ -136,11 +171,8 @@ def approve_package(
         BadInputError: nobody is named, or no reason.
         PackageError: this role may not write approvals; the remedy says who may.
     """
-    for what, text in (("who approves it", approved_by), ("why it is approved", reason)):
-        if not text.strip():
-            raise BadInputError(
-                f"The package {name} is not approved: nobody said {what}.", "Give approved_by and reason."
-            )
+    _check_words(name, "approved", approved_by, reason)
+    refuse_revoked(store, digest, name)
     approval = Approval(
         sha256=digest,
         name=name,
@@ -148,20 +180,59 @@ def approve_package(
         approved_at=_now(),
         reason=reason.strip(),
     )
-    try:
-        written = _write_once(store, _uri(APPROVALS, digest), approval)
-    except StoreError as error:
-        raise PackageError(
-            f"The approval of {name} was not recorded: {error.problem}",
-            "Approvals are for the operator: set the admin's keys with "
-            'eval "$(python -m infra.local env admin)" and run '
-            f"python -m tasks.package approve {uri} --by NAME --reason TEXT.",
-        ) from error
+    written = _write_as_admin(store, APPROVALS, approval, f"approve {uri} --by NAME --reason TEXT")
     return approval if written else find_approval(store, digest) or approval
 
 
+def revoke_package(store: ObjectStore, digest: str, *, name: str, revoked_by: str, reason: str) -> Revocation:
+    """Record a revocation; one that exists stays as it is and is returned.
+
+    It wins over an approval, a training's word and the operator's setting. Nothing of the package is needed
+    but its digest: a revoked package may be gone, or too dangerous to touch.
+
+    Raises:
+        BadInputError: nobody is named, no reason, or no SHA-256.
+        PackageError: this role may not write revocations; the remedy says who may.
+    """
+    _check_words(name, "revoked", revoked_by, reason)
+    revocation = Revocation(
+        sha256=digest,
+        name=name,
+        revoked_by=revoked_by.strip(),
+        revoked_at=_now(),
+        reason=reason.strip(),
+    )
+    written = _write_as_admin(store, REVOCATIONS, revocation, f"revoke {digest} --by NAME --reason TEXT")
+    return revocation if written else find_revocation(store, digest) or revocation
+
+
+def _check_words(name: str, done: str, by: str, reason: str) -> None:
+    for what, text in (("by whom", by), ("why", reason)):
+        if not text.strip():
+            raise BadInputError(
+                f"The package {name} is not {done}: nobody said {what}.", "Give a name and a reason."
+            )
+
+
+def _write_as_admin(store: ObjectStore, kind: str, record: Approval | Revocation, command: str) -> bool:
+    try:
+        return _write_once(store, _uri(kind, record.sha256), record)
+    except StoreError as error:
+        raise PackageError(
+            f"The word on {record.name} was not recorded: {error.problem}",
+            "Approvals and revocations are for the operator: set the admin's keys with "
+            'eval "$(python -m infra.local env admin)" and run '
+            f"python -m tasks.package {command}.",
+        ) from error
+
+
+def is_digest(text: str) -> bool:
+    """Whether the text is a SHA-256: 64 hexadecimal digits, lower case."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def _uri(kind: str, digest: str) -> str:
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise BadInputError(f"{digest!r} is no SHA-256.", "Give 64 hexadecimal digits.")
     return join(settings().root, kind, f"{digest}.json")
 

@@ -81,6 +81,8 @@ def test_s3_refuses_a_wrong_key(stack: LocalStack) -> None:
         ("viewer", "outputs/x"),
         ("cpu", "packages/n/d/x"),
         ("cpu", "approvals/x"),
+        ("gpu", "revocations/x"),
+        ("control", "revocations/x"),
         ("gpu", "training-data/x"),
         ("gpu", "approvals/x"),
         ("control", "approvals/x"),

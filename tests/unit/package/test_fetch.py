@@ -12,6 +12,7 @@ from tasks.errors import BadInputError, NotFoundError, PackageError
 from tasks.package import read_definition, write_dlpk
 from tasks.package.fetch import fetch_package
 from tasks.package.publish import publish_package
+from tasks.package.trust import revoke_package
 from tasks.settings import settings
 from tasks.store import ObjectStore, current
 
@@ -131,3 +132,13 @@ def test_a_broken_package_is_not_published(dlpk: Path, root: Path) -> None:
     with pytest.raises(PackageError):
         publish_package(ObjectStore(), dlpk)
     assert not root.exists()
+
+
+def test_a_revoked_package_is_refused_although_a_training_made_it_and_the_cache_holds_it(dlpk: Path) -> None:
+    store = ObjectStore()
+    uri = publish_package(store, dlpk, made_by="s3://chipline/outputs/x")
+    digest = fetch_package(uri, store).digest
+    revoke_package(store, digest, name="trees", revoked_by="Grace", reason="Mislabelled chips")
+    for address in (uri, str(dlpk)):
+        with pytest.raises(PackageError, match=r"revoked by Grace at .*: Mislabelled chips"):
+            fetch_package(address, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import BadInputError, PackageError, StoreError
-from tasks.package.trust import approve_package, find_approval, find_trust, record_made
+from tasks.package.__main__ import main
+from tasks.package.trust import approve_package, find_approval, find_trust, record_made, revoke_package
 from tasks.settings import settings
 from tasks.store import Manifest, ObjectStore, Publication
 
@@ -122,3 +124,59 @@ def test_the_setting_vouches_where_the_store_cannot_be_asked(monkeypatch: pytest
     trust = find_trust(ObjectStore(), DIGEST, "trees")
     assert trust is not None
     assert trust.kind == "setting"
+
+
+def revoke(store: ObjectStore, who: str = "Grace", why: str = "It reads more than it says") -> str:
+    return revoke_package(store, DIGEST, name="trees", revoked_by=who, reason=why).revoked_by
+
+
+def test_a_revocation_wins_over_every_word_for_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore()
+    approve(store)
+    record_made(store, DIGEST, "trees", "s3://chipline/outputs/one")
+    monkeypatch.setenv("CHIPLINE_APPROVED_PACKAGES", json.dumps([DIGEST, OTHER]))
+    settings.cache_clear()
+    assert find_trust(store, DIGEST, "trees") is not None
+    assert revoke(store) == "Grace"
+    with pytest.raises(PackageError, match=r"trees was revoked by Grace at .*It reads more than it says"):
+        find_trust(store, DIGEST, "trees")
+    assert find_trust(store, OTHER, "trees") is not None
+
+
+def test_a_revocation_is_never_replaced_nor_taken_back_by_an_approval(root: Path) -> None:
+    store = ObjectStore()
+    revoke(store)
+    stored = (root / "revocations" / f"{DIGEST}.json").read_bytes()
+    assert revoke(store, "Mallory", "Never mind") == "Grace"
+    assert (root / "revocations" / f"{DIGEST}.json").read_bytes() == stored
+    with pytest.raises(PackageError, match="revoked by Grace"):
+        approve(store)
+    assert not (root / "approvals").exists()
+    with pytest.raises(BadInputError, match="nobody said why"):
+        revoke(store, "Grace", " ")
+
+
+def test_the_operator_revokes_a_file_or_a_digest_without_looking_into_it(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.dlpk"
+    file.write_bytes(b"no package at all")
+    given = ["--by", "Grace", "--reason", "Broken"]
+    assert main(["revoke", str(file), *given]) == 0
+    assert main(["revoke", f"sha256:{DIGEST.upper()}", *given]) == 0
+    assert "revoked by Grace" in capsys.readouterr().out
+    written = {item.stem for item in (root / "revocations").iterdir()}
+    assert written == {hashlib.sha256(b"no package at all").hexdigest(), DIGEST}
+
+
+def test_who_may_not_revoke_is_told_who_may(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise StoreError("The store refused to write.", "Ask the operator.")
+
+    monkeypatch.setattr(ObjectStore, "put", refuse)
+    assert main(["revoke", DIGEST, "--by", "Grace", "--reason", "Broken"]) == 1
+    assert (
+        f'infra.local env admin)" and run python -m tasks.package revoke {DIGEST}' in capsys.readouterr().err
+    )
