@@ -109,6 +109,9 @@ def plan_shards(
     tiles: tuple[int, int],
     footprints: Sequence[Footprint],
     base_key: str,
+    after: Sequence[Footprint] | None = None,
+    grid_window: Window | None = None,
+    margin: int = 0,
 ) -> list[Shard]:
     """The shards of one grid that hold imagery, in (row, col) order, with their keys.
 
@@ -119,22 +122,44 @@ def plan_shards(
         tiles: (rows, cols) of tiles per shard.
         footprints: of all rasters on this grid, in the collection's order.
         base_key: hash of all that the shards have in common.
+        after: of the rasters of a second date, where a shard needs imagery of both; None: there is none.
+        grid_window: the whole grid; the region by default.
+        margin: pixels that a tile contributes beyond its inner part. Along the region's edge a shard also
+            computes the grid's tiles beyond it that reach in, so that an extent changes no pixel.
     """
+    everything = region if grid_window is None else grid_window
     shard_rows, shard_cols = tiles[0] * geometry.rows, tiles[1] * geometry.cols
     holds: set[tuple[int, int]] = set()
+    holds_after: set[tuple[int, int]] = set()
     touches: dict[tuple[int, int], list[str]] = {}
     for footprint in footprints:
         # A raster within the halo decides pixels too, but a shard is made only where imagery lies.
         holds.update(_cells(footprint.window.intersection(region), shard_rows, shard_cols))
-        for cell in _cells(footprint.window.expand(geometry.padding), shard_rows, shard_cols):
+        for cell in _cells(footprint.window.expand(geometry.padding + margin), shard_rows, shard_cols):
             touches.setdefault(cell, []).append(footprint.identity)
+    for footprint in after or ():
+        holds_after.update(_cells(footprint.window.intersection(region), shard_rows, shard_cols))
+        for cell in _cells(footprint.window.expand(geometry.padding + margin), shard_rows, shard_cols):
+            touches.setdefault(cell, []).append(footprint.identity)
+    if after is not None:
+        holds &= holds_after
     shards = []
     for row, col in sorted(holds):
         whole = Window(row * shard_rows, col * shard_cols, shard_rows, shard_cols)
         window = whole.intersection(region)
-        first_row, first_col = window.row // geometry.rows, window.col // geometry.cols
-        last_row = (window.row_stop - 1) // geometry.rows
-        last_col = (window.col_stop - 1) // geometry.cols
+        reach = window.expand(margin).intersection(everything)
+        first_row, last_row = _tile_range(
+            (window.row, window.row_stop),
+            (reach.row, reach.row_stop),
+            (region.row, region.row_stop),
+            geometry.rows,
+        )
+        first_col, last_col = _tile_range(
+            (window.col, window.col_stop),
+            (reach.col, reach.col_stop),
+            (region.col, region.col_stop),
+            geometry.cols,
+        )
         place = (window.row, window.col, window.rows, window.cols)
         shards.append(
             Shard(
@@ -150,6 +175,15 @@ def plan_shards(
             )
         )
     return shards
+
+
+def _tile_range(
+    window: tuple[int, int], reach: tuple[int, int], region: tuple[int, int], step: int
+) -> tuple[int, int]:
+    """First and last tile along one axis; ``reach`` counts only where the shard lies at the region's edge."""
+    start = reach[0] if window[0] == region[0] else window[0]
+    stop = reach[1] if window[1] == region[1] else window[1]
+    return start // step, (stop - 1) // step
 
 
 def split_parts(count: int, per_part: int) -> list[tuple[int, int]]:
