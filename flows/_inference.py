@@ -1,15 +1,13 @@
-"""What both inference tools do: plan, run the parts where the devices are, finish."""
+"""What all inference tools do: plan, run the parts where the devices are, finish."""
 
 from __future__ import annotations
 
 from flows._parts import run_parts
-from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
+from tasks.infer.parameters import InferenceTool
 from tasks.infer.task import finish_inference, is_part_done, plan_inference
 
 
-def run_inference(
-    parameters: ClassifyPixelsParameters | DetectObjectsParameters, *, verb: str
-) -> dict[str, str]:
+def run_inference(parameters: InferenceTool, *, verb: str) -> dict[str, str]:
     """Run an inference whose parts are leaf deployments; the addresses of its outputs.
 
     Args:

@@ -14,7 +14,7 @@ from flows.export_training_data import export_training_data
 from flows.train_deep_learning_model import train_deep_learning_model
 from tasks.assess.parameters import AccuracyParameters
 from tasks.export.parameters import ExportParameters
-from tasks.infer.parameters import DetectObjectsParameters, InferenceParameters, ProcessorType
+from tasks.infer.parameters import DetectObjectsParameters, ProcessorType
 from tasks.parameters import ModelArgument, ToolParameters, inherited
 from tasks.train.parameters import PIXEL_MODELS, BackboneModel, ModelType, Monitor, TrainParameters
 
@@ -55,14 +55,14 @@ class BuildAndApplyParameters(ToolParameters):
     stop_training: bool = inherited(TrainParameters, "stop_training")
     monitor: Monitor = inherited(TrainParameters, "monitor")
     seed: int = inherited(TrainParameters, "seed")
-    inference_arguments: list[ModelArgument] = inherited(InferenceParameters, "model_arguments")
+    inference_arguments: list[ModelArgument] = inherited(DetectObjectsParameters, "model_arguments")
     processing_mode: Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"] = inherited(
-        InferenceParameters, "processing_mode"
+        DetectObjectsParameters, "processing_mode"
     )
     run_nms: bool = inherited(DetectObjectsParameters, "run_nms")
     max_overlap_ratio: float = inherited(DetectObjectsParameters, "max_overlap_ratio")
     min_iou: float = inherited(AccuracyParameters, "min_iou")
-    processor_type: ProcessorType = inherited(InferenceParameters, "processor_type")
+    processor_type: ProcessorType = inherited(DetectObjectsParameters, "processor_type")
 
 
 @tool(BuildAndApplyParameters, run_name="build and apply {output_name}")

@@ -76,7 +76,7 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
     if manifest is None:
         outputs = _Outputs(Publication(store, plan.folder))
         with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
-            if plan.tool == "classify_pixels":
+            if plan.pixel_format is not None:
                 _write_rasters(store, plan, outputs, Path(folder))
             else:
                 _write_objects(store, plan, outputs, Path(folder))
@@ -149,7 +149,7 @@ def _write_rasters(store: ObjectStore, plan: Plan, outputs: _Outputs, folder: Pa
         )
         files = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
         if number < MOST_PREVIEWS:
-            infos = [plan.rasters[index] for index in planned.rasters]
+            infos = [plan.rasters[index] for index in planned.shown]
             shown = picture(
                 infos,
                 form.classes,
@@ -261,7 +261,11 @@ def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
     rasters = [{"uri": unsigned(info.uri), "identity": info.identity} for info in plan.rasters]
     package = {"uri": plan.package.uri, "identity": plan.package.digest, "trust": plan.package.trust}
-    return [*({"role": "imagery", **raster} for raster in rasters), {"role": "package", **package}]
+    # Of two dates the second one's rasters stand at the end of the list.
+    later = {index for planned in plan.grids for index in planned.after}
+    roles = ["after" if n in later else "before" if later else "imagery" for n in range(len(rasters))]
+    imagery = [{"role": role, **raster} for role, raster in zip(roles, rasters, strict=True)]
+    return [*imagery, {"role": "package", **package}]
 
 
 def _details(plan: Plan) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def raster_item(plan: Plan, planned: PlannedGrid, form: RasterFormat, *, preview
     }
     if preview:
         assets["preview"] = _preview(planned)
-    return _item(plan, planned.name, planned.crs_wkt, [planned], assets, "Classified pixels")
+    what = "Changed pixels" if plan.tool == "detect_change" else "Classified pixels"
+    return _item(plan, planned.name, planned.crs_wkt, [planned], assets, what)
 
 
 def layer_item(plan: Plan, crs_wkt: str, shown: Sequence[PlannedGrid]) -> bytes:
@@ -84,7 +85,7 @@ def _item(
     assets: dict[str, ResultAsset],
     what: str,
 ) -> bytes:
-    indices = dict.fromkeys(index for planned in grids for index in planned.rasters)
+    indices = dict.fromkeys(index for planned in grids for index in [*planned.rasters, *planned.after])
     item: dict[str, Any] = stac_item(
         f"{name}-{plan.run_key[:12]}",
         crs_wkt=crs_wkt,

@@ -1,11 +1,11 @@
-"""Parameters of ``classify_pixels`` and ``detect_objects``: ArcGIS's names in snake_case.
+"""Parameters of the tools that apply a package: ArcGIS's names in snake_case.
 
-Source of names and defaults: ``docs/formats/tools.md`` §2, §3 and §6.
+Source of names and defaults: ``docs/formats/tools.md`` §2 to §6.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,16 +13,16 @@ from tasks.parameters import ModelArgument, ToolParameters, check_extent
 
 ProcessingMode = Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"]
 ProcessorType = Literal["AUTO", "CPU", "GPU"]
+Tool = Literal["classify_pixels", "detect_objects", "detect_change"]
+
+WHAT_IMAGERY_IS = "URIs of rasters, a prefix or folder ending in '/', or patterns with '*'"
 
 
-class InferenceParameters(ToolParameters):
-    """What both tools take: imagery, a package, where and how to compute."""
+class EngineParameters(ToolParameters):
+    """What every tool takes: a package, where and how to compute."""
 
-    input_raster: list[str] = Field(
-        min_length=1,
-        description="Imagery: URIs of rasters, a prefix or folder ending in '/', or patterns with '*'. "
-        "Where rasters overlap, the first one in the list wins",
-    )
+    tool: ClassVar[Tool]
+
     model: str = Field(
         min_length=1,
         description="Deep learning package (.dlpk): its URI, or a registered model as models:/name/3 or "
@@ -32,11 +32,6 @@ class InferenceParameters(ToolParameters):
         default=[],
         description="Arguments of the package's inference function, as names and values, such as padding, "
         "batch_size or threshold; what is not given keeps the package's own default",
-    )
-    processing_mode: ProcessingMode = Field(
-        default="PROCESS_AS_MOSAICKED_IMAGE",
-        description="PROCESS_AS_MOSAICKED_IMAGE computes all rasters together as one image; "
-        "PROCESS_ITEMS_SEPARATELY computes each raster on its own grid",
     )
     cell_size: float | None = Field(
         default=None,
@@ -74,13 +69,54 @@ class InferenceParameters(ToolParameters):
     )
 
     @model_validator(mode="after")
-    def _extent_is_a_rectangle(self) -> InferenceParameters:
+    def _extent_is_a_rectangle(self) -> EngineParameters:
         check_extent(self.extent)
         return self
 
 
-class ClassifyPixelsParameters(InferenceParameters):
+class ImageryParameters(ToolParameters):
+    """One collection, and how its rasters are taken together."""
+
+    input_raster: list[str] = Field(
+        min_length=1,
+        description=f"Imagery: {WHAT_IMAGERY_IS}. Where rasters overlap, the first one in the list wins",
+    )
+    processing_mode: ProcessingMode = Field(
+        default="PROCESS_AS_MOSAICKED_IMAGE",
+        description="PROCESS_AS_MOSAICKED_IMAGE computes all rasters together as one image; "
+        "PROCESS_ITEMS_SEPARATELY computes each raster on its own grid",
+    )
+
+    @property
+    def imagery(self) -> list[str]:
+        """All imagery as it was named, in order."""
+        return self.input_raster
+
+
+class ChangeImageryParameters(ToolParameters):
+    """Two collections of the same ground."""
+
+    from_raster: list[str] = Field(
+        min_length=1,
+        description=f"Imagery before the change: {WHAT_IMAGERY_IS}. It decides the grid of the output",
+    )
+    to_raster: list[str] = Field(
+        min_length=1,
+        description=f"Imagery after the change: {WHAT_IMAGERY_IS}. It is resampled to the grid of "
+        "from_raster; coordinate system and cell size may differ",
+    )
+
+    @property
+    def imagery(self) -> list[str]:
+        """All imagery as it was named, in order."""
+        return [*self.from_raster, *self.to_raster]
+
+
+# Bases in this order: the form shows the fields of the last one first.
+class ClassifyPixelsParameters(EngineParameters, ImageryParameters):
     """Parameters of ``classify_pixels``."""
+
+    tool: ClassVar[Tool] = "classify_pixels"
 
     output_classified_raster: str = Field(
         min_length=1,
@@ -88,9 +124,16 @@ class ClassifyPixelsParameters(InferenceParameters):
         "mosaic, or one per input raster",
     )
 
+    @property
+    def output(self) -> str:
+        """The output's name or URI."""
+        return self.output_classified_raster
 
-class DetectObjectsParameters(InferenceParameters):
+
+class DetectObjectsParameters(EngineParameters, ImageryParameters):
     """Parameters of ``detect_objects``."""
+
+    tool: ClassVar[Tool] = "detect_objects"
 
     output_objects: str = Field(
         min_length=1,
@@ -112,3 +155,28 @@ class DetectObjectsParameters(InferenceParameters):
         lt=1,
         description="Largest overlap, as intersection over union, that run_nms leaves; 0: none",
     )
+
+    @property
+    def output(self) -> str:
+        """The output's name or URI."""
+        return self.output_objects
+
+
+class DetectChangeParameters(EngineParameters, ChangeImageryParameters):
+    """Parameters of ``detect_change``."""
+
+    tool: ClassVar[Tool] = "detect_change"
+
+    output_classified_raster: str = Field(
+        min_length=1,
+        description="Name of the output, or the URI of a folder; holds one raster (COG) of the changes where "
+        "both dates have imagery",
+    )
+
+    @property
+    def output(self) -> str:
+        """The output's name or URI."""
+        return self.output_classified_raster
+
+
+InferenceTool = ClassifyPixelsParameters | DetectObjectsParameters | DetectChangeParameters

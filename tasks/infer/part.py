@@ -14,7 +14,8 @@ from rasterio.crs import CRS
 
 from tasks.errors import HostError, StoreError
 from tasks.host import HostProcess
-from tasks.imagery import GridReader, Window
+from tasks.imagery import GridReader, RasterInfo, Window
+from tasks.infer.change import PairReader
 from tasks.infer.describe import description_of
 from tasks.infer.engine import Operator, Progress, Source, run_shards
 from tasks.infer.operators import ObjectOperator, PixelOperator
@@ -164,19 +165,29 @@ def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, So
         for number in sorted({shard.grid for shard in shards}):
             planned = plan.grids[number]
             here = [shard for shard in shards if shard.grid == number]
-            infos = [plan.rasters[index] for index in _touched(plan, planned, here)]
-            reader = stack.enter_context(GridReader(infos, planned.grid, tuple(plan.extract_bands)))
+            infos = _touched(plan, planned.rasters, planned.footprints, here)
+            before = stack.enter_context(GridReader(infos, planned.grid, tuple(plan.extract_bands)))
+            reader: GridReader | PairReader = before
+            if planned.after:
+                later = _touched(plan, planned.after, planned.after_footprints, here)
+                after = stack.enter_context(GridReader(later, planned.grid, tuple(plan.after_bands)))
+                reader, infos = PairReader(before, after), [*infos, *later]
             sources[number] = Source(
                 grid=planned.grid,
                 reader=reader,
-                pixel_bytes=len(plan.extract_bands) * reader.dtype.itemsize + 1,
+                pixel_bytes=reader.band_count * reader.dtype.itemsize + 1,
                 remote=not all(is_local(info.uri) for info in infos),
                 props=_props(plan, planned),
             )
         yield sources
 
 
-def _touched(plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]) -> list[int]:
+def _touched(
+    plan: Plan,
+    rasters: Sequence[int],
+    footprints: Sequence[tuple[int, int, int, int]],
+    shards: Sequence[Shard],
+) -> list[RasterInfo]:
     windows = np.array([shard.window for shard in shards])
     geometry = plan.geometry
     # Tiles reach beyond a shard's window by up to a step, and then by the halo.
@@ -186,8 +197,8 @@ def _touched(plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]) -> list[
     right = (windows[:, 1] + windows[:, 3]).max() + reach_cols
     area = Window(int(top), int(left), int(bottom - top), int(right - left))
     return [
-        index
-        for index, place in zip(planned.rasters, planned.footprints, strict=True)
+        plan.rasters[index]
+        for index, place in zip(rasters, footprints, strict=True)
         if not Window(*place).expand(1).intersection(area).is_empty
     ]
 

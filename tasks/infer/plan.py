@@ -18,11 +18,18 @@ from pydantic import BaseModel, ConfigDict
 from tasks.errors import BadInputError, DeviceError, PackageError
 from tasks.host.devices import visible_gpus
 from tasks.imagery import Grid, RasterInfo, Window, expand_rasters, grid_of_collection, inspect_raster
-from tasks.imagery.collection import bounds_in
+from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.identity import unsigned
+from tasks.infer.change import bands_of_pair, is_for_pairs
 from tasks.infer.describe import FunctionDescription, function_arguments
 from tasks.infer.operators import PixelFormat, pixel_format
-from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters, ProcessorType
+from tasks.infer.parameters import (
+    DetectChangeParameters,
+    DetectObjectsParameters,
+    InferenceTool,
+    ProcessorType,
+    Tool,
+)
 from tasks.infer.shards import (
     SEMANTICS_VERSION,
     Footprint,
@@ -37,7 +44,6 @@ from tasks.package.contract import check_contract
 from tasks.parameters import arguments_as_dict
 from tasks.store import check_allowed, output_folder, run_key
 
-Tool = Literal["classify_pixels", "detect_objects"]
 Processor = Literal["CPU", "GPU"]
 
 LARGEST_OUTPUT_PIXELS = 100_000_000_000
@@ -47,6 +53,7 @@ PRECISION = "float32"
 _MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "classify_pixels": ("ImageClassification",),
     "detect_objects": ("ObjectDetection", "InstanceDetection"),
+    "detect_change": ("ImageClassification",),
 }
 
 
@@ -85,6 +92,7 @@ class PlannedGrid(BaseModel):
         region: (row, col, rows, cols) of what is computed.
         rasters: positions in the plan's list, in the collection's order.
         footprints: per raster, its (row, col, rows, cols) on the grid.
+        after, after_footprints: the same for the second date of a change detection.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -97,6 +105,13 @@ class PlannedGrid(BaseModel):
     region: tuple[int, int, int, int]
     rasters: list[int]
     footprints: list[tuple[int, int, int, int]]
+    after: list[int] = []
+    after_footprints: list[tuple[int, int, int, int]] = []
+
+    @property
+    def shown(self) -> list[int]:
+        """The rasters that a picture of the result lies on: of two dates the second."""
+        return self.after or self.rasters
 
     @property
     def grid(self) -> Grid:
@@ -120,6 +135,8 @@ class Plan(BaseModel):
         parameters: as given, for the record.
         finishing: the parameters that decide what finish makes of the shards.
         extract_bands: 0-based bands that the function takes, in its order.
+        after_bands: the same for the rasters of a change detection's second date, which the function takes
+            after the first one's.
         arguments: what the function is given; the rest of its arguments keeps its defaults.
         pixel_format: of the classified raster; None for objects.
         processor: what the parts must run on.
@@ -142,6 +159,7 @@ class Plan(BaseModel):
     description: FunctionDescription
     geometry: TileGeometry
     extract_bands: list[int]
+    after_bands: list[int] = []
     pixel_format: PixelFormat | None
     processor: Processor
     grids: list[PlannedGrid]
@@ -155,18 +173,18 @@ class Plan(BaseModel):
         return sum(grid.region[2] * grid.region[3] for grid in self.grids)
 
 
-def check_addresses(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> None:
+def check_addresses(parameters: InferenceTool) -> None:
     """Refuse addresses that a caller may not name, before any of them is touched.
 
     Raises:
         BadInputError: an address outside of the allowed roots.
     """
-    for uri in parameters.input_raster:
+    for uri in parameters.imagery:
         check_allowed(uri)
     if not parameters.model.startswith("models:/"):
         check_allowed(parameters.model)
     # Only for its refusals: the run key is not known yet.
-    output_folder(f"outputs/{tool_of(parameters)}", output_of(parameters), "key")
+    output_folder(f"outputs/{parameters.tool}", parameters.output, "key")
 
 
 def inspect_collection(inputs: Sequence[str]) -> list[RasterInfo]:
@@ -216,6 +234,11 @@ def check_package(package: Package, tool: Tool) -> None:
         raise PackageError(
             f"The package {package.name} is of type {kind}, which {tool} does not apply.", remedy
         )
+    if tool == "classify_pixels" and is_for_pairs(package):
+        raise PackageError(
+            f"The package {package.name} compares two dates, and classify_pixels reads one.",
+            "Use detect_change for it.",
+        )
     if not package.definition.classes:
         raise PackageError(
             f"The package {package.name} lists no classes.", "Add Classes to its model definition (.emd)."
@@ -223,9 +246,10 @@ def check_package(package: Package, tool: Tool) -> None:
 
 
 def make_plan(
-    parameters: ClassifyPixelsParameters | DetectObjectsParameters,
+    parameters: InferenceTool,
     *,
     rasters: Sequence[RasterInfo],
+    after: Sequence[RasterInfo] = (),
     package: Package,
     package_uri: str,
     description: FunctionDescription,
@@ -233,23 +257,38 @@ def make_plan(
 ) -> Plan:
     """The plan, from checked parts. Nothing is read from or written to the store.
 
+    Args:
+        parameters: the tool's parameters.
+        rasters: the imagery, in order; of a change detection the first date's.
+        after: the second date's.
+        package: what is applied.
+        package_uri: where it lies.
+        description: of its function.
+        processor: device class of the workers.
+
     Raises:
         BadInputError: imagery that does not fit the package or the parameters.
         PackageError: a package that asks for what the engine cannot give.
     """
-    tool = tool_of(parameters)
+    tool = parameters.tool
     check_package(package, tool)
     classes = [
         PlannedClass(value=item.value, name=item.name, color=item.color)
         for item in package.definition.classes or []
     ]
     geometry = description.geometry
-    bands, remarks = _agreed_bands(package, description, rasters, parameters.cell_size)
+    after_bands: list[int] = []
+    if tool == "detect_change":
+        bands, after_bands, remarks = bands_of_pair(
+            package, description.extract_bands, rasters, after, parameters.cell_size
+        )
+    else:
+        bands, remarks = _agreed_bands(package, description, rasters, parameters.cell_size)
     output_format = None
-    if tool == "classify_pixels":
+    if tool in ("classify_pixels", "detect_change"):
         values = [item.value for item in classes]
         output_format = pixel_format(description.output_dtype, values, description.output_nodata)
-    grids = _plan_grids(parameters, rasters)
+    grids = _plan_grids(parameters, rasters, after)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     shards: list[Shard] = []
     for number, planned in enumerate(grids):
@@ -268,20 +307,25 @@ def make_plan(
                 "region": planned.region,
                 "geometry": geometry.model_dump(),
                 "tiles": tiles,
-                "bands": bands,
+                "bands": [bands, after_bands] if after_bands else bands,
                 "pixels": None if output_format is None else [output_format.dtype, str(output_format.nodata)],
                 "device": processor,
                 "precision": PRECISION,
                 "batch": [
-                    len(bands),
+                    len(bands) + len(after_bands),
                     geometry.rows + 2 * geometry.padding,
                     geometry.cols + 2 * geometry.padding,
                 ],
             }
         )
+        everything = [*rasters, *after]
         footprints = [
-            Footprint(Window(*window), rasters[index].identity)
+            Footprint(Window(*window), everything[index].identity)
             for index, window in zip(planned.rasters, planned.footprints, strict=True)
+        ]
+        after_footprints = [
+            Footprint(Window(*window), f"after {everything[index].identity}")
+            for index, window in zip(planned.after, planned.after_footprints, strict=True)
         ]
         shards += plan_shards(
             grid=number,
@@ -289,6 +333,7 @@ def make_plan(
             geometry=geometry,
             tiles=tiles,
             footprints=footprints,
+            after=after_footprints if tool == "detect_change" else None,
             base_key=base_key,
         )
     if not shards:
@@ -303,19 +348,18 @@ def make_plan(
             "shards": [shard.key for shard in shards],
             "finishing": finishing,
             "items": [grid.name for grid in grids],
-            "sources": [unsigned(info.uri) for info in rasters],
+            "sources": [unsigned(info.uri) for info in [*rasters, *after]],
         }
     )
     return Plan(
         tool=tool,
-        output=output_of(parameters),
-        folder=output_folder(f"outputs/{tool}", output_of(parameters), key),
+        output=parameters.output,
+        folder=output_folder(f"outputs/{tool}", parameters.output, key),
         run_key=key,
         # A signed address is a credential; what goes on record is the address alone.
-        parameters=parameters.model_dump(mode="json")
-        | {"input_raster": [unsigned(uri) for uri in parameters.input_raster]},
+        parameters=_on_record(parameters),
         finishing=finishing,
-        rasters=list(rasters),
+        rasters=[*rasters, *after],
         package=PlannedPackage(
             uri=package_uri,
             name=package.name,
@@ -328,6 +372,7 @@ def make_plan(
         description=description,
         geometry=geometry,
         extract_bands=bands,
+        after_bands=after_bands,
         pixel_format=output_format,
         processor=processor,
         grids=grids,
@@ -337,16 +382,13 @@ def make_plan(
     )
 
 
-def tool_of(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> Tool:
-    """The tool that the parameters belong to."""
-    return "classify_pixels" if isinstance(parameters, ClassifyPixelsParameters) else "detect_objects"
-
-
-def output_of(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> str:
-    """The output's name or URI."""
-    if isinstance(parameters, ClassifyPixelsParameters):
-        return parameters.output_classified_raster
-    return parameters.output_objects
+def _on_record(parameters: InferenceTool) -> dict[str, Any]:
+    """The parameters as given, with addresses that hold no signature."""
+    values: dict[str, Any] = parameters.model_dump(mode="json")
+    for name in ("input_raster", "from_raster", "to_raster"):
+        if name in values:
+            values[name] = [unsigned(uri) for uri in values[name]]
+    return values
 
 
 def output_name(output: str) -> str:
@@ -354,9 +396,9 @@ def output_name(output: str) -> str:
     return PurePosixPath(urlsplit(output).path if "://" in output else output).name
 
 
-def _finishing(parameters: ClassifyPixelsParameters | DetectObjectsParameters, tool: Tool) -> dict[str, Any]:
-    if isinstance(parameters, ClassifyPixelsParameters):
-        return {"format": "COG", "name": output_name(parameters.output_classified_raster)}
+def _finishing(parameters: InferenceTool, tool: Tool) -> dict[str, Any]:
+    if not isinstance(parameters, DetectObjectsParameters):
+        return {"format": "COG", "name": output_name(parameters.output)}
     suppression = None
     if parameters.run_nms:
         suppression = {
@@ -382,14 +424,17 @@ def _check_fields(suppression: Mapping[str, Any] | None, description: FunctionDe
 
 
 def _plan_grids(
-    parameters: ClassifyPixelsParameters | DetectObjectsParameters, rasters: Sequence[RasterInfo]
+    parameters: InferenceTool, rasters: Sequence[RasterInfo], after: Sequence[RasterInfo]
 ) -> list[PlannedGrid]:
-    separately = parameters.processing_mode == "PROCESS_ITEMS_SEPARATELY"
+    separately = (
+        not isinstance(parameters, DetectChangeParameters)
+        and parameters.processing_mode == "PROCESS_ITEMS_SEPARATELY"
+    )
     # Separate items are detected in their own coordinate system; only their features are reprojected.
     keeps_own = separately and isinstance(parameters, DetectObjectsParameters)
     out_sr = None if parameters.out_sr is None or keeps_own else f"EPSG:{parameters.out_sr}"
     if not separately:
-        groups = [(output_name(output_of(parameters)), list(range(len(rasters))))]
+        groups = [(output_name(parameters.output), list(range(len(rasters))))]
     else:
         names = _distinct_names([PurePosixPath(urlsplit(info.uri).path).stem for info in rasters])
         groups = [(name, [index]) for index, name in enumerate(names)]
@@ -398,6 +443,9 @@ def _plan_grids(
         infos = [rasters[index] for index in indices]
         grid = grid_of_collection(infos, out_sr=out_sr, cell_size=parameters.cell_size)
         region = _region(grid, parameters.extent, infos)
+        places = [_place(info, grid) for info in after]
+        if after:
+            region = _common_region(grid, region, places)
         if region.is_empty:
             if not separately:
                 raise _extent_misses(grid, parameters.extent)
@@ -420,6 +468,8 @@ def _plan_grids(
                 region=(region.row, region.col, region.rows, region.cols),
                 rasters=indices,
                 footprints=[(item.row, item.col, item.rows, item.cols) for item in footprints],
+                after=list(range(len(rasters), len(rasters) + len(after))),
+                after_footprints=[(item.row, item.col, item.rows, item.cols) for item in places],
             )
         )
     if not planned:
@@ -428,6 +478,32 @@ def _plan_grids(
             "Give it in the coordinates of the rasters, as xmin, ymin, xmax, ymax, or leave it empty.",
         )
     return planned
+
+
+def _place(info: RasterInfo, grid: Grid) -> Window:
+    """Where a raster of the second date may lie on the first one's grid; it may lie outside."""
+    bounds = bounds_in(info, grid.crs_wkt, within=grid.bounds)
+    # A cell more on each side, as for reading: in another reference system edges are curved.
+    exact = same_crs(info.crs_wkt, grid.crs_wkt)
+    return grid.window_of_bounds(bounds).expand(0 if exact else 1)
+
+
+def _common_region(grid: Grid, region: Window, places: Sequence[Window]) -> Window:
+    """The part of the region within the second date's joint extent.
+
+    Raises:
+        BadInputError: the two dates lie apart.
+    """
+    row, col = min(item.row for item in places), min(item.col for item in places)
+    row_stop, col_stop = max(item.row_stop for item in places), max(item.col_stop for item in places)
+    whole = Window(row, col, row_stop - row, col_stop - col)
+    if not any(not item.intersection(grid.window).is_empty for item in places):
+        raise BadInputError(
+            "The imagery of from_raster and of to_raster do not overlap: they cover "
+            f"{_listed(grid.bounds)} and {_listed(grid.window_bounds(whole))} in {crs_name(grid.crs_wkt)}.",
+            "Give imagery of the same ground for both dates, and check their coordinate systems.",
+        )
+    return region.intersection(whole)
 
 
 def _region(grid: Grid, extent: Sequence[float] | None, infos: Sequence[RasterInfo]) -> Window:
@@ -442,11 +518,14 @@ def _region(grid: Grid, extent: Sequence[float] | None, infos: Sequence[RasterIn
 
 
 def _extent_misses(grid: Grid, extent: Sequence[float] | None) -> BadInputError:
-    covered = ", ".join(f"{value:.10g}" for value in grid.bounds)
     return BadInputError(
-        f"The extent {extent} does not touch the imagery, which covers {covered}.",
+        f"The extent {extent} does not touch the imagery, which covers {_listed(grid.bounds)}.",
         "Give it in the coordinates of the target grid, as xmin, ymin, xmax, ymax, or leave it empty.",
     )
+
+
+def _listed(bounds: Sequence[float]) -> str:
+    return ", ".join(f"{value:.10g}" for value in bounds)
 
 
 def _distinct_names(stems: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.infer.describe import describe, function_arguments
-from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
+from tasks.infer.parameters import DetectChangeParameters, InferenceTool
 from tasks.infer.plan import (
     Plan,
     check_addresses,
@@ -11,7 +11,6 @@ from tasks.infer.plan import (
     choose_processor,
     inspect_collection,
     make_plan,
-    tool_of,
 )
 from tasks.package.fetch import fetch_package
 from tasks.parameters import arguments_as_dict
@@ -19,22 +18,27 @@ from tasks.settings import settings
 from tasks.store import ObjectStore
 
 
-def prepare(parameters: ClassifyPixelsParameters | DetectObjectsParameters, store: ObjectStore) -> Plan:
+def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
     """The plan of a tool's run. Cheap checks come first; only the last step may start a process.
 
     Raises:
         BadInputError, NotFoundError, RasterError, PackageError, DeviceError: bad input, in one message.
     """
     check_addresses(parameters)
-    rasters = inspect_collection(parameters.input_raster)
+    if isinstance(parameters, DetectChangeParameters):
+        rasters = inspect_collection(parameters.from_raster)
+        after = inspect_collection(parameters.to_raster)
+    else:
+        rasters, after = inspect_collection(parameters.input_raster), []
     uri = package_uri(parameters.model)
     package = fetch_package(uri, store)
-    check_package(package, tool_of(parameters))
+    check_package(package, parameters.tool)
     processor = choose_processor(parameters.processor_type, settings().worker_processor)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     return make_plan(
         parameters,
         rasters=rasters,
+        after=after,
         package=package,
         package_uri=uri,
         description=describe(package, arguments, store, foreign=not package.made_here),

@@ -9,7 +9,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
+from tasks.infer.parameters import InferenceTool
 
 if TYPE_CHECKING:
     from tasks.infer.finish import Finished
@@ -31,7 +31,7 @@ class PlannedInference(TypedDict):
 
 
 @task(name="plan inference")
-def plan_inference(parameters: ClassifyPixelsParameters | DetectObjectsParameters) -> PlannedInference:
+def plan_inference(parameters: InferenceTool) -> PlannedInference:
     """Check imagery and package, cut the work into shards and parts, and put the plan into the store."""
     from tasks.infer.finish import published
     from tasks.infer.part import save_plan

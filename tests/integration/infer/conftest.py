@@ -80,6 +80,25 @@ def detector(tmp_path: Path) -> Package:
 
 
 @pytest.fixture
+def pairs(tmp_path: Path) -> Package:
+    """Classes Same (1) and Brighter (2) of two dates of two bands; see functions.py."""
+    definition = ModelDefinition.model_validate(
+        {
+            "ModelType": "ImageClassification",
+            "ModelName": "ChangeDetector",
+            "InferenceFunction": "PairComparer.py",
+            "ImageHeight": 72,
+            "ImageWidth": 72,
+            "ExtractBands": [0, 1, 2, 3],
+            "Classes": [{"Value": 1, "Name": "Same"}, {"Value": 2, "Name": "Brighter", "Color": [250, 0, 0]}],
+        }
+    )
+    path = tmp_path / "pairs.dlpk"
+    write_dlpk(path, definition, {"PairComparer.py": functions.PAIRS.encode()})
+    return open_package(path, tmp_path / "unpacked")
+
+
+@pytest.fixture
 def write_scene(tmp_path: Path) -> Callable[..., str]:
     """``write_scene(name, array, at=(0, 0), epsg=32612)``: a GeoTIFF with cells of 0.5; its path."""
 

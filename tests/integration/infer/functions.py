@@ -1,6 +1,6 @@
 """Inference functions for tests, as text: numpy and scipy only, so that a host starts fast.
 
-Both do what a whole-array filter of this file's twin in the tests does, so that results have an oracle.
+All do what a whole-array filter of this file's twin in the tests does, so that results have an oracle.
 """
 
 CLASSIFIER = '''
@@ -113,4 +113,38 @@ class BlobDetector:
             rings = [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]]]
             features.append({"attributes": attributes, "geometry": {"rings": rings}})
         return {"output_vectors": json.dumps({"features": features})}
+'''
+
+PAIRS = '''
+import numpy as np
+
+
+class PairComparer:
+    """2 where the later date is brighter by more than a threshold, 1 elsewhere."""
+
+    def initialize(self, **kwargs):
+        pass
+
+    def getParameterInfo(self):
+        return [
+            {"name": "raster", "dataType": "raster", "required": True},
+            {"name": "model", "dataType": "string", "required": True},
+            {"name": "device", "dataType": "numeric", "required": False},
+            {"name": "padding", "dataType": "numeric", "value": 4},
+            {"name": "step", "dataType": "numeric", "value": 20},
+        ]
+
+    def getConfiguration(self, **scalars):
+        self.padding, self.step = int(scalars["padding"]), float(scalars["step"])
+        return {"padding": self.padding, "tx": 64, "ty": 64, "fixedTileSize": 1, "inputMask": True}
+
+    def updateRasterInfo(self, **kwargs):
+        kwargs["output_info"].update(bandCount=1, pixelType="i4")
+        return kwargs
+
+    def updatePixels(self, tlc, shape, props, **blocks):
+        pixels, p = blocks["raster_pixels"].astype(np.int64), self.padding
+        half = len(pixels) // 2
+        values = np.where(pixels[half:].sum(axis=0) - pixels[:half].sum(axis=0) > self.step, 2, 1)
+        return {"output_pixels": values.astype(np.int32)[None, p : p + shape[0], p : p + shape[1]]}
 '''

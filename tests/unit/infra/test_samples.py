@@ -22,6 +22,7 @@ TOOLS = [
     "train_deep_learning_model",
     "detect_objects",
     "classify_pixels",
+    "detect_change",
     "compute_accuracy",
     "build_and_apply",
 ]
