@@ -18,6 +18,7 @@ from tasks.host import containment_report, visible_gpus
 from tasks.host.interpreters import (
     FRAMEWORKS,
     VARIABLE,
+    found_environment,
     framework_of,
     framework_remedy,
     import_remedy,
@@ -35,10 +36,15 @@ _MENDS_MAIN = "make (builds .venv from the locks)"
 
 
 def known_interpreters() -> dict[Path, list[str]]:
-    """The interpreters in use, each with the settings' keys (frameworks, digests) that name it."""
+    """The interpreters in use, each with what it is for: the settings' keys, and frameworks found there."""
     found: dict[Path, list[str]] = {Path(sys.executable): []}
     for key, path in settings().host_interpreters.items():
         found.setdefault(path.expanduser(), []).append(key)
+    named = {framework_of(key) for key in settings().host_interpreters}
+    for framework in FRAMEWORKS:
+        python = found_environment(framework) if framework not in named else None
+        if python is not None:
+            found.setdefault(python, []).append(framework.name)
     return found
 
 
@@ -87,7 +93,7 @@ def framework_findings(seen: dict[Path, Interpreter]) -> Iterator[Finding]:
         if (known := framework_of(key)) is not None
     }
     for framework in FRAMEWORKS:
-        path = configured.get(framework.name, Path(sys.executable))
+        path = configured.get(framework.name) or found_environment(framework) or Path(sys.executable)
         modules = seen[path].modules
         if all(name in modules and modules[name].state == "good" for name in framework.modules):
             versions = ", ".join(f"{name} {modules[name].version}" for name in framework.modules)

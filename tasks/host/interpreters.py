@@ -1,8 +1,8 @@
 """Which Python runs a package's function, and how a framework that is missing there gets there.
 
 The main environment holds PyTorch. TensorFlow, Keras, or what a single package needs, live in environments of
-their own, named by ``CHIPLINE_HOST_INTERPRETERS``: a JSON object from framework (or a package's SHA-256
-digest) to the path of a Python.
+their own: ``make tensorflow`` builds one that is found by itself, and ``CHIPLINE_HOST_INTERPRETERS`` names
+others, a JSON object from framework (or a package's SHA-256 digest) to the path of a Python.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import HostError, PackageError
+from tasks.package.builtin import CNTK_PROBLEM, CNTK_REMEDY
 from tasks.package.definition import ModelDefinition
 from tasks.settings import settings
 
 VARIABLE = "CHIPLINE_HOST_INTERPRETERS"
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,25 @@ class Framework:
         name: as packages spell it.
         modules: top-level modules that must be importable.
         requirements: what pip installs for it.
-        own_environment: whether it lives apart from the main environment.
+        environment: the folder of the environment of its own, which is found by itself; empty where it
+            lives in the main one.
+        target: what ``make`` is asked for to build that environment; empty where there is no lock for it.
     """
 
     name: str
     modules: tuple[str, ...]
     requirements: tuple[str, ...]
-    own_environment: bool
+    environment: str = ""
+    target: str = ""
 
 
 FRAMEWORKS = (
-    Framework("PyTorch", ("torch", "torchvision"), ("torch", "torchvision"), False),
-    Framework("ONNX", ("onnxruntime",), ("onnxruntime",), False),
-    Framework("TensorFlow", ("tensorflow",), ("tensorflow",), True),
+    Framework("PyTorch", ("torch", "torchvision"), ("torch", "torchvision")),
+    Framework("ONNX", ("onnxruntime",), ("onnxruntime",)),
+    Framework("TensorFlow", ("tensorflow",), ("tensorflow",), "tensorflow", "tensorflow"),
     # Keras comes with TensorFlow, which runs it.
-    Framework("Keras", ("keras", "tensorflow"), ("tensorflow",), True),
-    Framework("arcgis", ("arcgis",), ("arcgis",), True),
+    Framework("Keras", ("keras", "tensorflow"), ("tensorflow",), "tensorflow", "tensorflow"),
+    Framework("arcgis", ("arcgis",), ("arcgis",), "arcgis"),
 )
 
 # Modules that functions import, by the name that pip knows. Others are not guessed: a name that a foreign
@@ -66,7 +71,7 @@ def framework_of(name: str | None) -> Framework | None:
 
 
 def interpreter_for(definition: ModelDefinition, digest: str) -> Path:
-    """The Python for a package: by its digest, by its framework, else this one.
+    """The Python for a package: by its digest, by its framework, by an environment found, else this one.
 
     Raises:
         PackageError: CNTK without an interpreter of its own, or asking for ArcGIS's own CNTK function.
@@ -75,13 +80,11 @@ def interpreter_for(definition: ModelDefinition, digest: str) -> Path:
     configured = settings().host_interpreters
     key = _configured_key(configured, definition.framework, digest)
     if _folded(definition.framework) == "cntk" and (key is None or definition.builtin_function is not None):
-        raise PackageError(
-            "The package needs CNTK, which ended in 2019 and runs on Python 3.6 at the latest.",
-            "In an old CNTK environment write the model as ONNX (model.save('model.onnx', "
-            "format=cntk.ModelFormat.ONNX)), and package that file with a function that uses onnxruntime.",
-        )
+        raise PackageError(f"The package cannot run: {CNTK_PROBLEM}.", CNTK_REMEDY)
     if key is None:
-        return Path(sys.executable)
+        framework = framework_of(definition.framework)
+        found = found_environment(framework) if framework is not None else None
+        return found or Path(sys.executable)
     path = configured[key].expanduser()
     if not (path.is_absolute() and path.is_file() and os.access(path, os.X_OK)):
         raise HostError(
@@ -89,6 +92,20 @@ def interpreter_for(definition: ModelDefinition, digest: str) -> Path:
             f'Correct {VARIABLE}, a JSON object such as {{"TensorFlow": "/opt/tensorflow/bin/python"}}.',
         )
     return path
+
+
+def found_environment(framework: Framework) -> Path | None:
+    """The Python of the framework's own environment, where one was built in a place that is looked into."""
+    places = [folder / "bin" / "python" for folder in _places(framework)]
+    return next((python for python in places if os.access(python, os.X_OK)), None)
+
+
+def _places(framework: Framework) -> list[Path]:
+    """Where its environment is looked for: where ``make`` puts it, and where the remedy without make does."""
+    if not framework.environment:
+        return []
+    made = [_ROOT / f".venv-{framework.environment}"] if framework.target else []
+    return [*made, settings().cache / "interpreters" / framework.environment]
 
 
 def install_command(interpreter: Path, requirements: Sequence[str], *, has_pip: bool = True) -> str:
@@ -99,15 +116,20 @@ def install_command(interpreter: Path, requirements: Sequence[str], *, has_pip: 
 
 def framework_remedy(framework: Framework, interpreter: Path, *, has_pip: bool = True) -> str:
     """How a framework gets to where its packages run: into the interpreter, or an environment of its own."""
-    if not framework.own_environment or interpreter != Path(sys.executable):
+    if not framework.environment or interpreter != Path(sys.executable):
         return f"Install it: {install_command(interpreter, framework.requirements, has_pip=has_pip)}"
-    folder = settings().cache / "interpreters" / framework.requirements[0]
+    if framework.target and (_ROOT / "Makefile").is_file():
+        return (
+            f"Give it an environment of its own: make -C {shlex.quote(str(_ROOT))} {framework.target} "
+            f"(builds .venv-{framework.environment}, which is found by itself)."
+        )
+    folder = _places(framework)[-1]
     python = folder / "bin" / "python"
     names = " ".join(("numpy", *framework.requirements))
     return (
         f"Give it an environment of its own: {shlex.quote(sys.executable)} -m venv "
-        f"{shlex.quote(str(folder))} && {shlex.quote(str(python))} -m pip install {names}; then set "
-        f'{VARIABLE}=\'{{"{framework.name}": "{python}"}}\' for the workers.'
+        f"{shlex.quote(str(folder))} && {shlex.quote(str(python))} -m pip install {names} "
+        f"(found there by itself; in another place name it in {VARIABLE})."
     )
 
 

@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import PackageError
+from tasks.package.builtin import NotBuiltIn, resolve
 from tasks.package.definition import ModelDefinition
 
 
 def function_path(folder: Path, definition: ModelDefinition) -> Path:
-    """The inference function of an unpacked package.
+    """The inference function of an unpacked package, or the built-in one that it asks for.
 
     Paths in definitions are often Windows-made: backslashes, another case than the file's.
 
     Raises:
-        PackageError: it asks for a function built into ArcGIS, names none, or the file is not in the folder.
+        PackageError: it asks for a function that is not built in here, names none, or the file is not in
+            the folder.
     """
-    builtin = definition.builtin_function
+    builtin = resolve(definition)
+    if isinstance(builtin, NotBuiltIn):
+        raise PackageError(f"The package {folder.name} cannot run: {builtin.problem}.", builtin.remedy)
     if builtin is not None:
-        raise PackageError(
-            f"The package {folder.name} asks for {builtin}, which is built into ArcGIS and not in it.",
-            "Use a package that brings its own InferenceFunction.",
-        )
+        return builtin.path
     named = definition.inference_function
     if not named:
         raise PackageError(

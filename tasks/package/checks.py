@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from tasks.package.builtin_check import builtin_problems
 from tasks.package.definition import MODEL_TYPES, ModelDefinition, parse_definition
 from tasks.package.weights_check import weights_problems
 
@@ -229,6 +230,8 @@ def package_problems(folder: Path) -> list[Problem]:
     if "Classes" not in wrong:
         found += _class_problems(definition)
     found += [problem("numbers", text) for text in _number_problems(definition)]
+    if not wrong & {"InferenceFunction", "Framework", "ModelConfiguration"}:
+        found += [problem(*fault) for fault in builtin_problems(definition, folder)]
     return in_order(found)
 
 

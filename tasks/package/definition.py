@@ -56,6 +56,7 @@ _BUILTIN_BY_TYPE = {
     "ObjectDetection": "ObjectDetector.py",
     "ImageClassification": "ImageClassifier.py",
     "ObjectClassification": "ObjectClassifier.py",
+    "InstanceDetection": "ObjectDetector.py",
 }
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _WKID_DIGITS = 9
@@ -224,10 +225,11 @@ class ModelDefinition(_Tolerant):
             if _FUNCTIONS_PREFIX.match(self.inference_function.strip()):
                 return PurePosixPath(normalised_path(self.inference_function)).name
             return None
-        named = PREDEFINED.get((self.framework or "", self.configuration_name or ""))
-        if named is None and self.framework and self.configuration_name:
-            return _BUILTIN_BY_TYPE.get(self.model_type or "")
-        return named
+        pair = ((self.framework or "").strip().lower(), (self.configuration_name or "").strip().lower())
+        for (framework, configuration), file in PREDEFINED.items():
+            if pair == (framework.lower(), configuration.lower()):
+                return file
+        return _BUILTIN_BY_TYPE.get(self.model_type or "") if all(pair) else None
 
     @property
     def extras(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.package.builtin import Builtin, resolve
 from tasks.package.checks import Problem, UnpackLimits, inside, read_root_definition
 from tasks.package.definition import CellSize, ModelDefinition
 from tasks.package.dlpk import existing_digest, unpack_and_check
@@ -123,7 +124,7 @@ def card_rows(examination: Examination) -> list[tuple[str, str]]:
         ("type", definition.model_type or ""),
         ("model", " ".join(str(item) for item in model if isinstance(item, str) and item)),
         ("framework", " / ".join(filter(None, [definition.framework, definition.configuration_name]))),
-        ("function", definition.builtin_function or definition.inference_function or ""),
+        ("function", _function(definition)),
         ("weights", definition.model_file or ", ".join(definition.model_files or [])),
         ("tile", f"{tile[0]} x {tile[1]} pixels" if all(tile) else ""),
         ("bands", _bands(definition)),
@@ -132,6 +133,13 @@ def card_rows(examination: Examination) -> list[tuple[str, str]]:
     ]
     rows += [(name, text) for name, text in metrics_of(definition).items()]
     return [(name, text) for name, text in rows if text]
+
+
+def _function(definition: ModelDefinition) -> str:
+    builtin = resolve(definition)
+    if isinstance(builtin, Builtin):
+        return builtin.label
+    return definition.builtin_function or definition.inference_function or ""
 
 
 def _bands(definition: ModelDefinition) -> str:

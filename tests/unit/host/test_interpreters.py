@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.host import interpreters
 from tasks.host.interpreters import (
     FRAMEWORKS,
     framework_of,
@@ -42,13 +43,34 @@ def test_command_quotes_the_path_and_does_without_pip() -> None:
     assert install_command(OTHER, ["torch"], has_pip=False).startswith("uv pip install --python '/opt")
 
 
-def test_tensorflow_gets_an_environment_of_its_own() -> None:
+def test_tensorflow_gets_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tensorflow,) = (known for known in FRAMEWORKS if known.name == "TensorFlow")
+    root = Path(interpreters.__file__).parents[2]
+    assert f"make -C {root} tensorflow" in framework_remedy(tensorflow, Path(sys.executable))
+    assert framework_remedy(tensorflow, OTHER).endswith("-m pip install tensorflow")
+    # Installed without the sources there is no Makefile.
+    monkeypatch.setattr(interpreters, "_ROOT", tmp_path)
     remedy = framework_remedy(tensorflow, Path(sys.executable))
     assert "-m venv" in remedy
     assert f"{sys.executable} -m pip" not in remedy
-    assert 'CHIPLINE_HOST_INTERPRETERS=\'{"TensorFlow"' in remedy
-    assert framework_remedy(tensorflow, OTHER).endswith("-m pip install tensorflow")
+
+
+@pytest.mark.parametrize("framework", ["tensorflow", "Keras"])
+def test_environment_that_was_built_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, framework: str
+) -> None:
+    monkeypatch.setattr(interpreters, "_ROOT", tmp_path / "sources")
+    monkeypatch.setattr(settings(), "cache", tmp_path / "cache")
+    definition = read_definition(f'{{"Framework": "{framework}"}}')
+    assert interpreter_for(definition, "0" * 64) == Path(sys.executable)
+    for folder in ("cache/interpreters/tensorflow", "sources/.venv-tensorflow"):
+        built = tmp_path / folder / "bin" / "python"
+        built.parent.mkdir(parents=True)
+        built.write_text("#!/bin/sh\n")
+        built.chmod(0o755)
+        assert interpreter_for(definition, "0" * 64) == built
+    monkeypatch.setattr(settings(), "host_interpreters", {framework: Path("/usr/bin/env")})
+    assert interpreter_for(definition, "0" * 64) == Path("/usr/bin/env")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from infra.doctor import checks
 from infra.doctor.findings import Finding, as_text
 from infra.doctor.interpreters import Interpreter, Module, ask
 from infra.doctor.services import service_findings, without_password
-from tasks.host import Gpu
+from tasks.host import Gpu, interpreters
 from tasks.settings import StoreAccess, settings
 
 
@@ -94,8 +94,11 @@ def test_main_environment_is_mended_from_the_locks() -> None:
     assert (torch.state, torch.remedy) == ("problem", "make (builds .venv from the locks)")
 
 
-def test_frameworks_are_found_where_the_settings_say(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frameworks_are_found_where_the_settings_say(
+    python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     gone, here = Path("/gone/python"), Path(sys.executable)
+    monkeypatch.setattr(interpreters, "_ROOT", tmp_path)
     monkeypatch.setattr(settings(), "host_interpreters", {"onnxruntime": python, "TensorFlow": gone})
     seen = {python: ask(python, ["onnxruntime"]), gone: Interpreter(gone), here: Interpreter(here, "3")}
     found = {finding.name: finding for finding in checks.framework_findings(seen)}
@@ -105,6 +108,17 @@ def test_frameworks_are_found_where_the_settings_say(python: Path, monkeypatch: 
     assert "-m venv" in found["TensorFlow"].remedy
     assert "/gone" not in found["TensorFlow"].remedy
     assert "ONNX" in found["CNTK"].remedy
+
+
+def test_environment_that_was_built_is_asked_like_one_of_the_settings(
+    python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(interpreters, "_ROOT", tmp_path)
+    monkeypatch.setattr(settings(), "host_interpreters", {"Keras": Path("/own/python")})
+    built = tmp_path / ".venv-tensorflow" / "bin" / "python"
+    built.parent.mkdir(parents=True)
+    built.symlink_to(python)
+    assert checks.known_interpreters()[built] == ["TensorFlow"]
 
 
 def test_open_containment_is_a_problem_unless_the_operator_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,12 +239,13 @@ def test_each_problem_is_named(tmp_path: Path, changes: dict[str, Any], said: st
 def test_predefined_functions_and_prompted_models_are_complete_without_files(tmp_path: Path) -> None:
     for index, text in enumerate(
         (
-            '{"Framework":"PyTorch","ModelConfiguration":"FastaiSSD","ModelFile":".\\\\9.h5",'
-            '"ModelType":"ObjectDetection","Classes":[{"Value":0,"Name":"Pool","Color":[0,255,0]}]}',
+            '{"Framework":"Keras","ModelConfiguration":"KerasClassifier","ModelFile":".\\\\9.h5",'
+            '"ModelType":"ObjectClassification","ImageHeight":64,"ImageWidth":64,'
+            '"Classes":[{"Value":0,"Name":"Pool","Color":[0,255,0]}]}',
             '{"ModelType":"ObjectionDetection","InferenceFunction":"P.py","Classes":[{"Value":1,"Name":"O"}]}',
         )
     ):
-        members: list[Member] = [("a.emd", text.encode()), ("9.h5", b"x"), ("P.py", b"")]
+        members: list[Member] = [("a.emd", text.encode()), ("9.h5", b"\x89HDF\r\n\x1a\n"), ("P.py", b"")]
         package = open_package(zipped(tmp_path / f"{index}.dlpk", members), tmp_path / "cache")
         assert package.name == "a"
         assert (package.function_path is None) == (index == 0)

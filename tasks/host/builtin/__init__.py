@@ -1,0 +1,6 @@
+"""Inference functions for packages that name a predefined configuration and bring no function.
+
+Each file is loaded by the host's child as a package's own function would be, perhaps by another Python:
+it imports numpy, its framework and its siblings by their bare name, and nothing of ours. Which definition
+gets which file is decided in ``tasks/package/builtin.py``.
+"""

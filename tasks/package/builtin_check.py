@@ -1,0 +1,192 @@
+"""What is wrong with a package that asks for a built-in function, without its framework.
+
+A frozen graph is a serialised ``GraphDef``: field 1 repeats ``NodeDef``, whose field 1 is the name and field
+2 the operation (tensorflow/core/framework/graph.proto and node_def.proto; wire format: protobuf.dev,
+"Encoding"). Reading the names needs no TensorFlow, so a laptop says what a worker would meet.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from tasks.package.builtin import Builtin, NotBuiltIn, resolve
+from tasks.package.definition import ModelDefinition
+
+BuiltinCheck = Literal["function", "weights", "numbers"]
+
+_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_VARIABLES = ("Variable", "VariableV2", "VarHandleOp")
+_MOST_NODES = 2_000_000
+_FREEZE = (
+    "Freeze the graph: tensorflow.compat.v1.graph_util.convert_variables_to_constants (TensorFlow 1), or "
+    "convert_variables_to_constants_v2 of the concrete function (TensorFlow 2)."
+)
+_RENAME = "Export the graph as the {configuration} exporter does: it needs the tensors {tensors}."
+_SAVE_KERAS = "Save the whole model: model.save('model.h5') or model.save('model.keras')."
+
+
+def builtin_problems(definition: ModelDefinition, folder: Path) -> Iterator[tuple[BuiltinCheck, str, str]]:
+    """(check, what is wrong, remedy) for a definition that asks for a built-in function; else nothing.
+
+    Args:
+        definition: of the package.
+        folder: the unpacked package.
+    """
+    builtin = resolve(definition)
+    if builtin is None:
+        return
+    if isinstance(builtin, NotBuiltIn):
+        yield "function", builtin.problem, builtin.remedy
+        return
+    for key, length in (("ImageHeight", definition.image_height), ("ImageWidth", definition.image_width)):
+        if length is None:
+            yield (
+                "numbers",
+                f"{key} is missing, and the function {builtin.label.replace('built in: ', '')} needs it",
+                f"Set {key} to the size of the network's input in pixels.",
+            )
+    if builtin.configuration == "MaskRCNN":
+        yield from _module_problems(definition, folder)
+    weights = _weights(definition, folder)
+    if weights is None or not builtin.endings:
+        return
+    if weights.suffix.lower() not in builtin.endings:
+        listed = " or ".join(builtin.endings)
+        yield (
+            "weights",
+            f"ModelFile {weights.name} is none of {listed}, which {builtin.framework} "
+            f"{builtin.configuration} reads",
+            _FREEZE if builtin.tensors else _SAVE_KERAS,
+        )
+    elif builtin.tensors:
+        yield from _graph_problems(weights, builtin)
+    else:
+        yield from _keras_problems(weights)
+
+
+def _weights(definition: ModelDefinition, folder: Path) -> Path | None:
+    named = definition.model_file
+    if not named or named == "." or "\0" in named:
+        return None
+    path = (folder / named).resolve()
+    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+
+
+def _module_problems(definition: ModelDefinition, folder: Path) -> Iterator[tuple[BuiltinCheck, str, str]]:
+    given = definition.model_configuration
+    for key in ("Architecture", "Config"):
+        named = given.get(key) if isinstance(given, dict) else None
+        if not isinstance(named, str) or not named:
+            yield (
+                "function",
+                f"ModelConfiguration.{key} is missing: MaskRCNN needs the module of its network",
+                'Write {"Name": "MaskRCNN", "Architecture": "mrcnn/network", "Config": "mrcnn/network"}.',
+            )
+            continue
+        path = folder / named.removesuffix(".py")
+        there = not {"..", ""} & set(path.relative_to(folder).parts) and "\0" not in named
+        if not there or not (path.with_name(path.name + ".py").is_file() or (path / "__init__.py").is_file()):
+            yield (
+                "function",
+                f"ModelConfiguration.{key} {named!r} is no module in the package",
+                "Put the .py that defines `model` and `config` into the package.",
+            )
+
+
+def _keras_problems(weights: Path) -> Iterator[tuple[BuiltinCheck, str, str]]:
+    with weights.open("rb") as file:
+        start = file.read(8)
+    wanted = _ZIP if weights.suffix.lower() == ".keras" else _HDF5
+    if not start.startswith(wanted):
+        kind = "a Keras archive" if wanted is _ZIP else "an HDF5 file"
+        yield "weights", f"ModelFile {weights.name} is not {kind}, as its name says", _SAVE_KERAS
+
+
+def _graph_problems(weights: Path, builtin: Builtin) -> Iterator[tuple[BuiltinCheck, str, str]]:
+    try:
+        nodes = graph_nodes(weights)
+    except ValueError as error:
+        yield "weights", f"ModelFile {weights.name} is no frozen graph ({error})", _FREEZE
+        return
+    variables = [name for name, operation in nodes.items() if operation in _VARIABLES]
+    if variables:
+        shown = ", ".join(sorted(variables)[:3])
+        yield (
+            "weights",
+            f"ModelFile {weights.name} is a graph that is not frozen: it holds variables ({shown})",
+            _FREEZE,
+        )
+    absent = [name for name in builtin.tensors if name not in nodes]
+    if absent:
+        yield (
+            "weights",
+            f"the graph {weights.name} has no tensor {', '.join(absent)}",
+            _RENAME.format(configuration=builtin.configuration, tensors=", ".join(builtin.tensors)),
+        )
+
+
+def graph_nodes(path: Path) -> dict[str, str]:
+    """Operation by node name of a serialised ``GraphDef``.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError("it is empty")
+    nodes: dict[str, str] = {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[0] == 0x08:
+            raise ValueError("it is a SavedModel")
+        for number, start, end in _fields(data, 0, len(data)):
+            if number != 1:
+                continue
+            texts = {
+                inner: bytes(data[low:high]).decode("utf-8", "replace")
+                for inner, low, high in _fields(data, start, end)
+                if inner in (1, 2)
+            }
+            nodes[texts.get(1, "")] = texts.get(2, "")
+            if len(nodes) > _MOST_NODES:
+                raise ValueError(f"it has more than {_MOST_NODES} nodes")
+    if not nodes:
+        raise ValueError("it has no nodes")
+    return nodes
+
+
+def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of the length-delimited fields of one message; others are stepped over."""
+    while position < end:
+        key, position = _varint(data, position, end)
+        number, kind = key >> 3, key & 7
+        if number == 0:
+            raise ValueError("a field has the number 0")
+        if kind == 0:
+            _, position = _varint(data, position, end)
+        elif kind in (1, 5):
+            position += 8 if kind == 1 else 4
+        elif kind == 2:
+            length, position = _varint(data, position, end)
+            if position + length > end:
+                raise ValueError("it is cut off")
+            yield number, position, position + length
+            position += length
+        else:
+            raise ValueError(f"a field has the wire type {kind}")
+    if position != end:
+        raise ValueError("it is cut off")
+
+
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            raise ValueError("it is cut off")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number has more than 10 bytes")
