@@ -91,8 +91,8 @@ class Operator(Protocol[State]):
         """State of a new shard."""
         ...
 
-    def accept(self, state: State, tile: Tile, result: Any) -> None:
-        """Take what the function returned for one tile."""
+    def accept(self, state: State, tile: Any, result: Any) -> None:
+        """Take what the function returned for one tile, or for what else its cutter makes blocks of."""
         ...
 
     def finish(self, state: State) -> bytes:
@@ -133,6 +133,109 @@ class Source:
     props: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Strip:
+    """What is read of a shard in one go.
+
+    Attributes:
+        window: what is read.
+        item: which blocks it is for; the cutter knows.
+        last: whether it ends its shard.
+    """
+
+    shard: Shard
+    window: Window
+    item: Any
+    last: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the function is handed in one call.
+
+    Attributes:
+        pixels: (bands, rows, cols), or a batch (n, bands, rows, cols).
+        mask: (rows, cols), or (n, rows, cols); 1 where valid, uint8.
+        inner: the window that the function's answer is about.
+        tile: what the operator is told with the answer.
+    """
+
+    pixels: NDArray[Any]
+    mask: NDArray[np.uint8]
+    inner: Window
+    tile: Any
+
+
+class Cutter(Protocol):
+    """How a shard becomes reads, and what was read becomes blocks: tiles of a grid, crops of features."""
+
+    def strips(self, shard: Shard, source: Source) -> Iterator[Strip]:
+        """What to read, one after the other; a shard has at least one strip."""
+        ...
+
+    def read(self, strip: Strip, source: Source) -> Pixels:
+        """The pixels of a strip; called in the reading threads."""
+        ...
+
+    def blocks(self, strip: Strip, pixels: Pixels, source: Source) -> Iterator[Block | None]:
+        """The blocks of a strip; None for one that need not go through the function."""
+        ...
+
+
+@dataclass(frozen=True)
+class TileCutter:
+    """Tiles with their halo: a strip is as many rows of tiles as fit into ``STRIP_BYTES``.
+
+    Attributes:
+        needs: see :class:`Operator`.
+    """
+
+    geometry: TileGeometry
+    needs: Callable[[NDArray[np.bool_], TileGeometry], bool]
+
+    def strips(self, shard: Shard, source: Source) -> Iterator[Strip]:
+        """Consecutive rows of tiles."""
+        geometry, halo = self.geometry, 2 * self.geometry.padding
+        cols = shard.tile_cols * geometry.cols + halo
+        per_strip = max(1, STRIP_BYTES // (source.pixel_bytes * cols * geometry.rows))
+        for start in range(0, shard.tile_rows, per_strip):
+            count = min(per_strip, shard.tile_rows - start)
+            row = shard.tile_row + start
+            window = Window(
+                row * geometry.rows - geometry.padding,
+                shard.tile_col * geometry.cols - geometry.padding,
+                count * geometry.rows + halo,
+                cols,
+            )
+            yield Strip(shard, window, (row, count), last=start + count == shard.tile_rows)
+
+    def read(self, strip: Strip, source: Source) -> Pixels:
+        """The strip's window."""
+        return source.reader.read(strip.window)
+
+    def blocks(self, strip: Strip, pixels: Pixels, source: Source) -> Iterator[Block | None]:  # noqa: ARG002
+        """The tiles, row by row."""
+        geometry, pad = self.geometry, self.geometry.padding
+        height, width = geometry.rows + 2 * pad, geometry.cols + 2 * pad
+        first_row, rows = strip.item
+        for row in range(rows):
+            for col in range(strip.shard.tile_cols):
+                top, left = row * geometry.rows, col * geometry.cols
+                valid = pixels.valid[top : top + height, left : left + width]
+                if not self.needs(valid, geometry):
+                    yield None
+                    continue
+                inner = geometry.inner(first_row + row, strip.shard.tile_col + col)
+                # A copy: the strip may go as soon as its tiles are submitted.
+                inner_valid = valid[pad : pad + geometry.rows, pad : pad + geometry.cols].copy()
+                yield Block(
+                    pixels.values[:, top : top + height, left : left + width],
+                    valid.astype(np.uint8),  # the host makes one plane per band of it
+                    inner,
+                    Tile(first_row + row, strip.shard.tile_col + col, inner, inner_valid),
+                )
+
+
 @dataclass
 class Counters:
     """What a run of the engine did, for the log and the manifest.
@@ -160,6 +263,7 @@ def run_shards(
     sink: Sink,
     *,
     geometry: TileGeometry,
+    cutter: Cutter | None = None,
     progress: Progress | None = None,
     read_threads: int = 2,
     strips_ahead: int = 3,
@@ -174,6 +278,7 @@ def run_shards(
         operator: makes a shard's result of the tiles' results.
         sink: takes the results.
         geometry: tile sizes, as the function's configuration says.
+        cutter: what the blocks are; tiles of that geometry by default.
         progress: called with (shards done, shards in all) after each shard.
         read_threads: threads that read imagery.
         strips_ahead: strips that are read before they are needed.
@@ -183,7 +288,7 @@ def run_shards(
         RasterError, StoreError: after several attempts, where the cause could have passed.
         HostError: the function failed or returned what does not fit.
     """
-    run = _Run(sources, host, operator, sink, geometry, Counters())
+    run = _Run(sources, host, operator, sink, cutter or TileCutter(geometry, operator.needs), Counters())
     strips = run.strips(shards, progress)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="chipline-write") as writer,
@@ -197,7 +302,7 @@ def run_shards(
 class _StripReader:
     """Lets strips of several grids go through one prefetching stream."""
 
-    read: Callable[[_Strip], Pixels]
+    read: Callable[[Strip], Pixels]
 
 
 @dataclass
@@ -211,30 +316,19 @@ class _Work(Generic[State]):
 
 
 @dataclass
-class _Strip:
-    """Consecutive tile rows of one shard, read in one go; ``last`` ends its shard."""
-
-    shard: Shard
-    tile_row: int
-    tile_rows: int
-    window: Window
-    last: bool
-
-
-@dataclass
 class _Run(Generic[State]):
     sources: Mapping[int, Source]
     host: Host
     operator: Operator[State]
     sink: Sink
-    geometry: TileGeometry
+    cutter: Cutter
     counters: Counters
-    flights: deque[tuple[int, _Work[State], Tile]] = field(default_factory=deque)
+    flights: deque[tuple[int, _Work[State], Any]] = field(default_factory=deque)
     writes: deque[Future[int]] = field(default_factory=deque)
 
     def loop(
         self,
-        ahead: Iterator[tuple[_Strip, Pixels]],
+        ahead: Iterator[tuple[Strip, Pixels]],
         in_all: int,
         writer: ThreadPoolExecutor,
         progress: Progress | None,
@@ -262,62 +356,38 @@ class _Run(Generic[State]):
             close_if_done(self._receive())
         self._settle_writes(0)
 
-    def strips(self, shards: Sequence[Shard], progress: Progress | None) -> Iterator[_Strip]:
-        halo = 2 * self.geometry.padding
+    def strips(self, shards: Sequence[Shard], progress: Progress | None) -> Iterator[Strip]:
         for shard in shards:
             if self._again(lambda shard=shard: self.sink.exists(shard)):  # type: ignore[misc]
                 self.counters.shards_found += 1
                 if progress is not None:
                     progress(self.counters.shards + self.counters.shards_found, len(shards))
                 continue
-            cols = shard.tile_cols * self.geometry.cols + halo
-            row_bytes = self.sources[shard.grid].pixel_bytes * cols * self.geometry.rows
-            per_strip = max(1, STRIP_BYTES // row_bytes)
-            for start in range(0, shard.tile_rows, per_strip):
-                count = min(per_strip, shard.tile_rows - start)
-                row = shard.tile_row + start
-                window = Window(
-                    row * self.geometry.rows - self.geometry.padding,
-                    shard.tile_col * self.geometry.cols - self.geometry.padding,
-                    count * self.geometry.rows + halo,
-                    cols,
-                )
-                yield _Strip(shard, row, count, window, last=start + count == shard.tile_rows)
+            yield from self.cutter.strips(shard, self.sources[shard.grid])
 
-    def read(self, strip: _Strip) -> Pixels:
+    def read(self, strip: Strip) -> Pixels:
         source = self.sources[strip.shard.grid]
         if not source.remote:
-            return source.reader.read(strip.window)  # what a local file cannot give now, it never will
-        pixels: Pixels = self._again(lambda: source.reader.read(strip.window))
+            return self.cutter.read(strip, source)  # what a local file cannot give now, it never will
+        pixels: Pixels = self._again(lambda: self.cutter.read(strip, source))
         return pixels
 
-    def _submit(self, strip: _Strip, pixels: Pixels) -> Iterator[tuple[int, Tile]]:
-        geometry, source = self.geometry, self.sources[strip.shard.grid]
-        height, width = geometry.rows + 2 * geometry.padding, geometry.cols + 2 * geometry.padding
-        pad = geometry.padding
-        for row in range(strip.tile_rows):
-            for col in range(strip.shard.tile_cols):
-                top, left = row * geometry.rows, col * geometry.cols
-                valid = pixels.valid[top : top + height, left : left + width]
-                if not self.operator.needs(valid, geometry):
-                    self.counters.tiles_empty += 1
-                    continue
-                block = pixels.values[:, top : top + height, left : left + width]
-                mask = valid.astype(np.uint8)  # the host makes one plane per band of it
-                inner = geometry.inner(strip.tile_row + row, strip.shard.tile_col + col)
-                # A copy: the strip may go as soon as its tiles are submitted.
-                inner_valid = valid[pad : pad + geometry.rows, pad : pad + geometry.cols].copy()
-                tile = Tile(strip.tile_row + row, strip.shard.tile_col + col, inner, inner_valid)
-                ticket = self.host.submit(
-                    self.operator.operation,
-                    block,
-                    mask,
-                    tlc=(inner.col, inner.row),
-                    shape=(geometry.rows, geometry.cols),
-                    props={**source.props, "extent": source.grid.window_bounds(inner)},
-                )
-                self.counters.tiles += 1
-                yield ticket, tile
+    def _submit(self, strip: Strip, pixels: Pixels) -> Iterator[tuple[int, Any]]:
+        source = self.sources[strip.shard.grid]
+        for block in self.cutter.blocks(strip, pixels, source):
+            if block is None:
+                self.counters.tiles_empty += 1
+                continue
+            ticket = self.host.submit(
+                self.operator.operation,
+                block.pixels,
+                block.mask,
+                tlc=(block.inner.col, block.inner.row),
+                shape=block.inner.shape,
+                props={**source.props, "extent": source.grid.window_bounds(block.inner)},
+            )
+            self.counters.tiles += 1
+            yield ticket, block.tile
 
     def _receive(self) -> _Work[State]:
         ticket, work, tile = self.flights.popleft()
