@@ -30,7 +30,7 @@ OWN_KEY = "Chipline"
 _FUNCTIONS = Path(__file__).parent / "functions"
 _FUNCTION_OF = {"pixels": "ChiplineImageClassifier.py", "objects": "ChiplineObjectDetector.py"}
 _TYPE_OF = {"pixels": "ImageClassification", "objects": "ObjectDetection"}
-_RUNTIME = "chipline_runtime.py"
+_RUNTIME = ("chipline_runtime.py", "chipline_engines.py")
 
 
 class InputNormalisation(Protocol):
@@ -143,7 +143,7 @@ def build_package(
         f"{name}.pth": _weights_bytes(state_dict),
         f"{NETWORK_MODULE}.py": network_source.encode(),
         _FUNCTION_OF[kind]: (_FUNCTIONS / _FUNCTION_OF[kind]).read_bytes(),
-        _RUNTIME: (_FUNCTIONS / _RUNTIME).read_bytes(),
+        **{file: (_FUNCTIONS / file).read_bytes() for file in _RUNTIME},
         "model_metrics.html": metrics_html.encode(),
     }
     for picture, content in characteristics.items():
@@ -283,6 +283,7 @@ def _own_keys(
     if kind == "pixels":
         keys["ScoreValues"] = [0, *classes.values]
         keys["PredictBackground"] = predict_background
+        keys["ExecutionEngines"] = True  # its function has the arguments execution_engine and precision
     else:
         keys["Threshold"] = threshold
         keys["NmsOverlap"] = nms_overlap

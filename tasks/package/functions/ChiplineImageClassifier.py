@@ -25,6 +25,9 @@ except ImportError:  # a host without it decides by the device number alone
     arcpy = None
 
 
+_MERGES = ("mean", "max", "min")
+
+
 class ChiplineImageClassifier:
     """Gives every pixel the value of its most probable class; 0 is NoData and background."""
 
@@ -36,6 +39,8 @@ class ChiplineImageClassifier:
         self.score_values: list[int] = []
         self.predict_background = True
         self.test_time_augmentation = False
+        self.merge_policy = "mean"
+        self.execution: Any = None
 
     def initialize(self, **kwargs: Any) -> None:
         """Loads the network; ``model``: path of the ``.emd`` or its text, ``device``: ArcGIS's number."""
@@ -48,10 +53,10 @@ class ChiplineImageClassifier:
         implied = listed if 0 in listed else [0, *listed]
         self.score_values = [int(value) for value in self.network.own.get("ScoreValues", implied)]
         self.tiles = runtime.super_tile(self.network, {})
+        self.execution = runtime.execution(self.network, self.tiles, {})
 
     def getParameterInfo(self) -> list[dict[str, Any]]:
         """The arguments a person may set, after raster, model and device."""
-        augmented = runtime.as_bool(self.network.definition.get("test_time_augmentation", False))
         background = runtime.as_bool(self.network.own.get("PredictBackground", True))
         parameters: list[dict[str, Any]] = runtime.leading_parameters() + runtime.tile_parameters(
             self.network
@@ -67,16 +72,18 @@ class ChiplineImageClassifier:
                     ["True", "False"],
                 )
             )
+        parameters.append(runtime.augmentation_parameter(self.network, "merges the scores"))
         parameters.append(
             runtime.parameter(
-                "test_time_augmentation",
+                "merge_policy",
                 "GPString",
-                augmented,
-                "Test time augmentation",
-                "True: averages the scores of the tile and its mirror images; four times the work.",
-                ["True", "False"],
+                "mean",
+                "Merge policy",
+                "What test time augmentation makes of a class's eight scores.",
+                list(_MERGES),
             )
         )
+        parameters += runtime.engine_parameters()
         return parameters
 
     def getConfiguration(self, **scalars: Any) -> dict[str, Any]:
@@ -86,19 +93,16 @@ class ChiplineImageClassifier:
         value of each score in order.
         """
         self.tiles = runtime.super_tile(self.network, scalars)
-        own = self.network.own
-        self.predict_background = runtime.as_bool(
-            scalars.get("predict_background", own.get("PredictBackground", True))
-        )
-        self.test_time_augmentation = runtime.as_bool(
-            scalars.get(
-                "test_time_augmentation", self.network.definition.get("test_time_augmentation", False)
-            )
-        )
+        self.execution = runtime.execution(self.network, self.tiles, scalars)
+        background = runtime.as_bool(self.network.own.get("PredictBackground", True))
+        self.predict_background = runtime.flag(scalars, "predict_background", background)
+        self.test_time_augmentation = runtime.augments(self.network, scalars)
+        self.merge_policy = runtime.choice(scalars, "merge_policy", "mean", _MERGES)
         settings: dict[str, Any] = runtime.configuration(self.network, self.tiles)
         settings.update(
             predict_background=str(self.predict_background),
             test_time_augmentation=str(self.test_time_augmentation),
+            merge_policy=self.merge_policy,
             predict_scores=True,
             number_of_scores=len(self.score_values),
             score_values=tuple(self.score_values),
@@ -141,6 +145,28 @@ class ChiplineImageClassifier:
             "features": features,
         }
 
+    def settle_engine(
+        self, blocks: list[np.ndarray], decided: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Decides which engine computes, before the first result; see ``chipline_engines.Execution.settle``.
+
+        Args:
+            blocks: (bands, ty + 2 padding, tx + 2 padding), raw values, to compare engines on.
+            decided: what another process of the same run decided, to be followed.
+
+        Returns:
+            ``execution_engine``, ``precision``, ``asked``, ``agreement``, ``pixels``, ``fell_back``.
+        """
+        with torch.inference_mode():
+            images = [
+                self.network.normalised(chips)
+                for block in blocks
+                for _, chips in self.tiles.batches(block)
+                if chips.any()
+            ]
+            report: dict[str, Any] = self.execution.settle(images, decided)
+        return report
+
     def predict_scores(self, batch: np.ndarray) -> np.ndarray:
         """Probability of each class for each pixel.
 
@@ -157,20 +183,49 @@ class ChiplineImageClassifier:
             batch = np.pad(batch, ((0, 0), (0, 0), (0, down), (0, right)))
         with torch.inference_mode():
             images = self.network.normalised(batch)
-            scores = self._scores(images)
-            if self.test_time_augmentation:
-                for axes in ((3,), (2,), (2, 3)):
-                    scores = scores + self._scores(images.flip(axes)).flip(axes)
-                scores = scores / 4
+            scores = self._merged(images) if self.test_time_augmentation else self._scores(images)
             result: np.ndarray = scores[:, :, :rows, :cols].contiguous().cpu().numpy()
-        if result.shape[1] != len(self.score_values):
-            raise ValueError(
-                f"the network gives {result.shape[1]} scores, the definition names {len(self.score_values)}"
-            )
+        self._check_number(result)
         return result
 
+    def _merged(self, images: torch.Tensor) -> torch.Tensor:
+        merged: torch.Tensor | None = None
+        for position in runtime.POSITIONS:
+            scores = runtime.turned_back(self._scores(runtime.turned(images, position)), position)
+            if merged is None:
+                merged = scores
+            elif self.merge_policy == "mean":
+                merged = merged + scores
+            else:
+                merged = (torch.maximum if self.merge_policy == "max" else torch.minimum)(merged, scores)
+        assert merged is not None  # there are eight positions
+        total: torch.Tensor = merged.sum(dim=1, keepdim=True)
+        return merged / total.clamp_min(1e-12)  # the scores of a pixel sum to 1 again
+
     def _scores(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.network.module(images).float(), dim=1)
+        return torch.softmax(self.execution.logits(images), dim=1)
+
+    def _best(self, chips: np.ndarray, middle: slice) -> np.ndarray:
+        """Number of the most probable class in the middle of each chip: (n, rows, cols)."""
+        with torch.inference_mode():
+            images = self.network.normalised(chips)
+            # The highest logit is the highest probability.
+            scores = self._merged(images) if self.test_time_augmentation else self.execution.logits(images)
+            self._check_number(scores)
+            scores = scores[:, :, middle, middle]
+            background = [number for number, value in enumerate(self.score_values) if value == 0]
+            if not self.predict_background and len(self.score_values) > 1 and background:
+                scores = scores.clone()
+                scores[:, background] = -torch.inf
+            # max gives what argmax gives, in a tenth of its time on a CPU.
+            best: np.ndarray = scores.max(dim=1).indices.cpu().numpy()
+        return best
+
+    def _check_number(self, scores: Any) -> None:
+        if scores.shape[1] != len(self.score_values):
+            raise ValueError(
+                f"the network gives {scores.shape[1]} scores, the definition names {len(self.score_values)}"
+            )
 
     def updatePixels(
         self,
@@ -193,10 +248,7 @@ class ChiplineImageClassifier:
         valid = valid[padding : padding + rows, padding : padding + cols]
         if valid.any():
             for places, chips in self.tiles.batches(block):
-                scores = self.predict_scores(chips)[:, :, middle, middle]
-                if not self.predict_background and len(values) > 1:
-                    scores[:, values == 0] = -1
-                for (row, col), best in zip(places, values[scores.argmax(axis=1)]):  # noqa: B905
+                for (row, col), best in zip(places, values[self._best(chips, middle)]):  # noqa: B905
                     height, width = min(inner, rows - row), min(inner, cols - col)
                     output[row : row + height, col : col + width] = best[:height, :width]
         output[~valid] = 0

@@ -25,6 +25,9 @@ try:
 except ImportError:  # a host without it decides by the device number alone
     arcpy = None
 
+_Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Boxes (n, 4) xmin, ymin, xmax, ymax, labels (n,), scores (n,) 0-1."""
+
 _FIELDS = (("FID", "OID"), ("Class", "String"), ("Confidence", "Double"))
 
 
@@ -80,14 +83,7 @@ class ChiplineObjectDetector:
                 "False: they are reported too, for hosts that settle duplicates between blocks themselves.",
                 ["True", "False"],
             ),
-            runtime.parameter(
-                "test_time_augmentation",
-                "GPString",
-                runtime.as_bool(self.network.definition.get("test_time_augmentation", False)),
-                "Test time augmentation",
-                "True: unites the boxes of the tile and its mirror images; four times the work.",
-                ["True", "False"],
-            ),
+            runtime.augmentation_parameter(self.network, "merges the boxes"),
         ]
 
     def _default(self, key: str, otherwise: float) -> float:
@@ -110,21 +106,17 @@ class ChiplineObjectDetector:
         return settings
 
     def _configure(self, scalars: dict[str, Any]) -> None:
-        self.threshold = float(scalars.get("threshold", self._default("Threshold", 0.5)))
-        self.nms_overlap = float(scalars.get("nms_overlap", self._default("NmsOverlap", 0.5)))
-        self.exclude_pad_detections = runtime.as_bool(scalars.get("exclude_pad_detections", True))
-        self.test_time_augmentation = runtime.as_bool(
-            scalars.get(
-                "test_time_augmentation", self.network.definition.get("test_time_augmentation", False)
-            )
-        )
-        for name, value in (("threshold", self.threshold), ("nms_overlap", self.nms_overlap)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, must lie between 0 and 1")
+        self.threshold = runtime.argument(scalars, "threshold", self._default("Threshold", 0.5), 0.0, 1.0)
+        overlap = self._default("NmsOverlap", 0.5)
+        self.nms_overlap = runtime.argument(scalars, "nms_overlap", overlap, 0.0, 1.0)
+        self.exclude_pad_detections = runtime.flag(scalars, "exclude_pad_detections", True)
+        self.test_time_augmentation = runtime.augments(self.network, scalars)
+        # An object that some positions see less clearly must still count in its mean.
+        least = self.threshold / 2 if self.test_time_augmentation else self.threshold
         # torchvision keeps these on the detector, or on its second stage.
         for part in (self.network.module, getattr(self.network.module, "roi_heads", None)):
             if part is not None and hasattr(part, "score_thresh"):
-                part.score_thresh = self.threshold
+                part.score_thresh = least
                 part.nms_thresh = self.nms_overlap
 
     def getFields(self) -> str:
@@ -161,27 +153,37 @@ class ChiplineObjectDetector:
         with torch.inference_mode():
             images = self.network.normalised(chips)
             classes = len(self.network.classes)
-            found = self.network.module(list(images))
-            if self.test_time_augmentation:
-                size = float(self.tiles.tile)
-                for axes in ((3,), (2,), (2, 3)):
-                    mirrored = self.network.module(list(images.flip(axes)))
-                    found = [
-                        {key: torch.cat([ours[key], _unmirrored(theirs, axes, size)[key]]) for key in ours}
-                        for ours, theirs in zip(found, mirrored)  # noqa: B905
-                    ]
+            found = self._merged(images) if self.test_time_augmentation else self._found(images)
             results = []
-            for item in found:
-                boxes, labels, scores = item["boxes"], item["labels"], item["scores"]
+            for boxes, labels, scores in found:
                 kept = (scores >= self.threshold) & (labels >= 1) & (labels <= classes)
-                boxes, labels, scores = boxes[kept], labels[kept], scores[kept]
-                if self.test_time_augmentation:
-                    chosen = batched_nms(boxes, scores, labels, self.nms_overlap)
-                    boxes, labels, scores = boxes[chosen], labels[chosen], scores[chosen]
                 results.append(
-                    (boxes.double().cpu().numpy(), labels.cpu().numpy(), scores.double().cpu().numpy())
+                    (
+                        boxes[kept].double().cpu().numpy(),
+                        labels[kept].cpu().numpy(),
+                        scores[kept].double().cpu().numpy(),
+                    )
                 )
         return results
+
+    def _found(self, images: torch.Tensor) -> list[_Found]:
+        return [(item["boxes"], item["labels"], item["scores"]) for item in self.network.module(list(images))]
+
+    def _merged(self, images: torch.Tensor) -> list[_Found]:
+        """What the network finds in the eight positions of each image, as one list of boxes.
+
+        Boxes of a class that overlap by more than ``nms_overlap`` with the most confident one are one object:
+        its box is their mean, weighted by confidence, and its confidence is the mean over the positions,
+        where a position that does not see the object counts as 0.
+        """
+        size = float(self.tiles.tile)
+        views: list[list[_Found]] = [[] for _ in range(len(images))]
+        for position in runtime.POSITIONS:
+            for view, (boxes, labels, scores) in zip(  # noqa: B905
+                views, self._found(runtime.turned(images, position))
+            ):
+                view.append((runtime.boxes_turned_back(boxes, position, size), labels, scores))
+        return [_fused(view, self.nms_overlap) for view in views]
 
     def _features(self, found: _Boxes, valid: np.ndarray) -> list[dict[str, Any]]:
         padding = self.tiles.padding
@@ -289,15 +291,27 @@ def _same_objects(found: _Boxes) -> np.ndarray:
     return pairs
 
 
-def _unmirrored(
-    found: dict[str, torch.Tensor], axes: tuple[int, ...], size: float
-) -> dict[str, torch.Tensor]:
-    left, top, right, bottom = found["boxes"].unbind(1)
-    if 3 in axes:
-        left, right = size - right, size - left
-    if 2 in axes:
-        top, bottom = size - bottom, size - top
-    return {**found, "boxes": torch.stack([left, top, right, bottom], dim=1)}
+def _fused(views: list[_Found], overlap: float) -> _Found:
+    """One list of boxes of several views of the same square, best first (weighted boxes fusion)."""
+    boxes, labels, scores = (torch.cat([view[part] for view in views]) for part in range(3))
+    seen_by = torch.cat(
+        [torch.full((len(view[2]),), number, device=boxes.device) for number, view in enumerate(views)]
+    )
+    best = batched_nms(boxes, scores, labels, overlap)
+    same = (box_iou(boxes[best], boxes) > overlap) & (labels[best][:, None] == labels[None, :])
+    # A box belongs to the first, the most confident of the objects that it overlaps.
+    same &= same.long().cumsum(dim=0) == 1
+    same[:, best] = torch.eye(len(best), dtype=torch.bool, device=boxes.device)
+    weights = same * scores
+    fused = (weights.to(boxes.dtype) @ boxes) / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    # In a view an object counts once, by its most confident box.
+    confidence = torch.zeros(len(best), dtype=scores.dtype, device=scores.device)
+    for number in range(len(views)):
+        of_view = weights * (seen_by == number)
+        confidence += of_view.amax(dim=1) if of_view.shape[1] else 0
+    confidence /= len(views)
+    order = torch.argsort(confidence, descending=True, stable=True)
+    return fused[order], labels[best][order], confidence[order]
 
 
 def _field(name: str, kind: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import chipline_engines
 import numpy as np
 import torch
 
@@ -75,6 +76,81 @@ def choose_device(number: int, arcpy: ModuleType | None) -> torch.device:
 def as_bool(value: Any) -> bool:
     """A host's "True"/"False" (also "1"/"0", or a bool)."""
     return str(value).strip().lower() in ("true", "1", "yes")
+
+
+LARGEST_TILE = 8192
+LARGEST_BATCH = 4096
+
+
+def argument(scalars: dict[str, Any], name: str, default: float, low: float, high: float) -> float:
+    """A number among the arguments; ``default`` where it is not given or empty.
+
+    Raises:
+        ValueError: no number, or not from ``low`` to ``high``; whole numbers are asked for by whole limits.
+    """
+    given = scalars.get(name)
+    if given is None or str(given).strip() == "":
+        return default
+    whole = isinstance(low, int) and isinstance(high, int)
+    wanted = f"{'a whole number' if whole else 'a number'} from {low} to {high}"
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {given!r}, must be {wanted}") from None
+    if not low <= number <= high or (whole and number != int(number)):
+        raise ValueError(f"{name} is {given!r}, must be {wanted}")
+    return int(number) if whole else number
+
+
+def choice(scalars: dict[str, Any], name: str, default: Any, allowed: tuple[str, ...]) -> str:
+    """One of some words among the arguments, in any case; ``default`` where it is not given or empty.
+
+    Raises:
+        ValueError: another word.
+    """
+    given = scalars.get(name)
+    text = str(default if given is None or str(given).strip() == "" else given).strip()
+    for word in allowed:
+        if text.lower() == word.lower():
+            return word
+    raise ValueError(f"{name} is {given!r}, must be one of {', '.join(allowed)}")
+
+
+def flag(scalars: dict[str, Any], name: str, default: bool) -> bool:
+    """A yes or no among the arguments.
+
+    Raises:
+        ValueError: neither.
+    """
+    return as_bool(choice(scalars, name, default, ("True", "False", "1", "0")))
+
+
+# The eight positions of a square picture: quarter turns, and whether it is mirrored after them.
+POSITIONS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
+
+
+def turned(images: torch.Tensor, position: tuple[int, bool]) -> torch.Tensor:
+    """Images (n, bands, rows, cols) in one of the eight positions."""
+    quarters, mirrored = position
+    result = torch.rot90(images, quarters, (2, 3))
+    return result.flip(3) if mirrored else result
+
+
+def turned_back(scores: torch.Tensor, position: tuple[int, bool]) -> torch.Tensor:
+    """What was predicted for images in a position, (n, scores, rows, cols), as the images were before."""
+    quarters, mirrored = position
+    return torch.rot90(scores.flip(3) if mirrored else scores, -quarters, (2, 3))
+
+
+def boxes_turned_back(boxes: torch.Tensor, position: tuple[int, bool], size: float) -> torch.Tensor:
+    """Boxes (n, 4) xmin, ymin, xmax, ymax found in a turned square of ``size`` pixels, in it as it was."""
+    quarters, mirrored = position
+    left, top, right, bottom = boxes.unbind(1)
+    if mirrored:
+        left, right = size - right, size - left
+    for _ in range(quarters):
+        left, top, right, bottom = size - bottom, left, size - top, right
+    return torch.stack([left, top, right, bottom], dim=1)
 
 
 def normalisation(definition: dict[str, Any], bands: list[int]) -> tuple[list[float], list[float]]:
@@ -154,6 +230,20 @@ class PackagedNetwork:
         return default if value is None else int(value)
 
 
+def execution(
+    network: PackagedNetwork, tiles: SuperTile, scalars: dict[str, Any]
+) -> chipline_engines.Execution:
+    """The engine that the arguments ask for; it is made and compared when it is settled or first used.
+
+    Raises:
+        ValueError: an engine or a precision that does not exist.
+    """
+    engine = choice(scalars, "execution_engine", "TORCH", chipline_engines.ENGINES)
+    precision = choice(scalars, "precision", "FLOAT32", chipline_engines.PRECISIONS)
+    shape = (tiles.batch, len(network.bands), tiles.tile, tiles.tile)
+    return chipline_engines.Execution(network.module, shape, engine, precision)
+
+
 def cleaned(pixels: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The block with 0 where a band is masked out or not finite, and the valid pixels (rows, cols).
 
@@ -165,6 +255,9 @@ def cleaned(pixels: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np
         A copy of the pixels, and bool (rows, cols): False only where every band is invalid.
     """
     block = np.array(pixels, copy=True)
+    if block.dtype.kind in "iu" and (mask is None or np.all(mask)):
+        # What most blocks are: a mask per band takes longer than all else here.
+        return block, np.ones(block.shape[1:], dtype=bool)
     valid = np.ones(block.shape, dtype=bool)
     if mask is not None:
         valid &= np.broadcast_to(np.asarray(mask), block.shape) != 0
@@ -272,6 +365,7 @@ def tile_parameters(network: PackagedNetwork) -> list[dict[str, Any]]:
             "Padding",
             "Pixels at each side of a tile whose predictions are left to the neighbouring tile; "
             "less than half of the tile.",
+            [0, LARGEST_TILE // 2 - 1],
         ),
         parameter(
             "batch_size",
@@ -279,6 +373,7 @@ def tile_parameters(network: PackagedNetwork) -> list[dict[str, Any]]:
             network.number("BatchSize", 4),
             "Batch size",
             "Tiles per call of the network; the largest square number within it is used.",
+            [1, LARGEST_BATCH],
         ),
         parameter(
             "tile_size",
@@ -287,24 +382,66 @@ def tile_parameters(network: PackagedNetwork) -> list[dict[str, Any]]:
             "Tile size",
             f"Pixels at each side of a tile; a multiple of {network.size_divisor}. "
             "The size in training is the default.",
+            [network.size_divisor, LARGEST_TILE],
         ),
     ]
+
+
+def engine_parameters() -> list[dict[str, Any]]:
+    """execution_engine and precision, for networks that give one tensor of scores."""
+    return [
+        parameter(
+            "execution_engine",
+            "GPString",
+            "TORCH",
+            "Execution engine",
+            "What computes the network; the others take less time on a CPU. One whose classes are not those "
+            "of TORCH in FLOAT32 on the first tiles gives way to it.",
+            list(chipline_engines.ENGINES),
+        ),
+        parameter(
+            "precision",
+            "GPString",
+            "FLOAT32",
+            "Precision",
+            "Numbers that the network computes with; BFLOAT16 is fast where the processor has it.",
+            list(chipline_engines.PRECISIONS),
+        ),
+    ]
+
+
+def augmentation_parameter(network: PackagedNetwork, what: str) -> dict[str, Any]:
+    """test_time_augmentation, which both functions take; ``what`` says what becomes of the answers."""
+    return parameter(
+        "test_time_augmentation",
+        "GPString",
+        augments(network, {}),
+        "Test time augmentation",
+        f"True: {what} of the tile in its eight positions, turned by quarters and mirrored; "
+        "eight times the work.",
+        ["True", "False"],
+    )
+
+
+def augments(network: PackagedNetwork, scalars: dict[str, Any]) -> bool:
+    """Whether test time augmentation is asked for; what is not given is the definition's."""
+    default = as_bool(network.definition.get("test_time_augmentation", False))
+    return flag(scalars, "test_time_augmentation", default)
 
 
 def super_tile(network: PackagedNetwork, scalars: dict[str, Any]) -> SuperTile:
     """The split that the given arguments ask for; what is not given is the definition's.
 
     Raises:
-        ValueError: the tile size is no multiple of the network's, the padding does not fit.
+        ValueError: a number out of its range, a tile size that is no multiple of the network's.
     """
-    tile = int(float(scalars.get("tile_size") or network.number("ImageHeight", 256)))
-    if tile < 1 or tile % network.size_divisor:
-        raise ValueError(
-            f"tile_size {tile} is not a multiple of {network.size_divisor}, which this network needs"
-        )
-    given = scalars.get("padding")
-    padding = int(float(given)) if given not in (None, "") else network.number("Padding", tile // 4)
-    batch_size = int(float(scalars.get("batch_size") or network.number("BatchSize", 4)))
+    divisor = network.size_divisor
+    tile = int(argument(scalars, "tile_size", network.number("ImageHeight", 256), divisor, LARGEST_TILE))
+    if tile < 1 or tile % divisor:
+        raise ValueError(f"tile_size {tile} is not a multiple of {divisor}, which this network needs")
+    usual = network.number("Padding", tile // 4)
+    padding = int(argument(scalars, "padding", usual, 0, LARGEST_TILE // 2 - 1))
+    batch_size = int(argument(scalars, "batch_size", network.number("BatchSize", 4), 1, LARGEST_BATCH))
     return SuperTile(tile, padding, batch_size)
 
 
