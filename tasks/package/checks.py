@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from tasks.package.builtin_check import builtin_problems
 from tasks.package.definition import MODEL_TYPES, ModelDefinition, parse_definition
-from tasks.package.weights_check import weights_problems
+from tasks.package.weights_check import weights_problems, weights_remedy
 
 Check = Literal["zip", "members", "definition", "model type", "function", "weights", "classes", "numbers"]
 CHECKS: tuple[Check, ...] = get_args(Check)
@@ -280,13 +280,8 @@ def _weights_problems(definition: ModelDefinition, folder: Path) -> Iterator[Pro
         elif not path.exists():
             yield problem("weights", f"ModelFile {name!r} is not in the package")
         elif path.is_file():
-            for text in weights_problems(path):
-                yield problem(
-                    "weights",
-                    text,
-                    "Save the weights alone: torch.save(model.state_dict(), path); "
-                    "the inference function builds the model.",
-                )
+            for text in weights_problems(path, folder):
+                yield problem("weights", text, weights_remedy(path))
     # Prompted detectors bring no weights; whoever names a predefined framework must have some.
     if not names and definition.framework and definition.builtin_function is not None:
         yield problem("weights", "ModelFile is missing")
