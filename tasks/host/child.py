@@ -23,7 +23,7 @@ import types
 from typing import Any
 
 _OPERATIONS = ("updatePixels", "vectorize", "predict_scores")
-_OTHER_METHODS = ("selectRasters", "updateKeyMetadata")
+_OTHER_METHODS = ("selectRasters", "updateKeyMetadata", "settle_engine")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 # The interface that is kept is that of this ArcGIS; functions compare the numbers (isLicensed).
 _PRODUCT = {"productName": "Chipline", "version": "11.5", "path": "", "major": 11, "minor": 5.0,
@@ -267,6 +267,15 @@ class Runner:
             result.append([band, plain(answer or {})])
         return result
 
+    def settle(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """``settle_engine``, which functions with a choice of execution engines have."""
+        slot = self._slots[frame["slot"]]
+        blocks = [slot.array(described) for described in frame["blocks"]]
+        report = self._function.settle_engine(blocks, frame["decided"])
+        if not isinstance(report, dict):
+            raise ContractError(f"settle_engine() gave {type(report).__name__}, not a dict")
+        return {"event": "settled", "report": plain(report)}
+
     def call(self, frame: dict[str, Any]) -> dict[str, Any]:
         """One block through ``updatePixels``, ``vectorize`` or ``predict_scores``."""
         import numpy
@@ -451,6 +460,7 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
     answers = {
         "load": runner.load,
         "configure": runner.configure,
+        "settle": runner.settle,
         "call": runner.call,
     }
     while True:

@@ -6,13 +6,12 @@ The interface of the function is described in docs/formats/python-raster-functio
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +29,7 @@ from tasks.host.containment import clean_environment
 from tasks.host.detections import Detection, DetectionsError, read_detections
 from tasks.host.devices import Gpu, GpuLock, visible_gpus
 from tasks.host.errors import FunctionFailure
+from tasks.host.frames import by_band, dicts, fields, mapping
 from tasks.host.interpreters import VARIABLE, framework_of, interpreter_for
 from tasks.host.limits import HostLimits
 from tasks.host.link import ChildLink, Frame
@@ -267,12 +267,12 @@ class HostProcess:
                 "containment": self._containment_asked(),
             }
         )
-        self.containment = _mapping(self._first_answer().get("report"))
+        self.containment = mapping(self._first_answer().get("report"))
         self._permit()
         link.send({"op": "load"})
         loaded = self._answer("loaded")
         self.takes_batches = loaded.get("several_rasters") is True
-        self.parameters = read_parameters(_dicts(loaded.get("parameters")))
+        self.parameters = read_parameters(dicts(loaded.get("parameters")))
         self.scalars = scalars_for(self.parameters, self._arguments)
         link.send({"op": "configure", "scalars": self.scalars, "raster_info": self._raster_info})
         self._take_configuration(self._answer("ready"))
@@ -297,15 +297,15 @@ class HostProcess:
             )
 
     def _take_configuration(self, ready: Frame) -> None:
-        self.configuration = _mapping(ready.get("configuration"))
-        self.output_info = _mapping(ready.get("output_info"))
+        self.configuration = mapping(ready.get("configuration"))
+        self.output_info = mapping(ready.get("output_info"))
         operations = ready.get("operations")
         self.operations = tuple(map(str, operations)) if isinstance(operations, list) else ()
-        self.fields = _fields(ready.get("fields"))
-        self.key_metadata = _by_band(ready.get("key_metadata"))
+        self.fields = fields(ready.get("fields"))
+        self.key_metadata = by_band(ready.get("key_metadata"))
         geometry = ready.get("geometry_type")
         self.geometry_type = geometry if isinstance(geometry, int) else None
-        self.device = self._device_words(_mapping(ready.get("device")))
+        self.device = self._device_words(mapping(ready.get("device")))
         scores = self.configuration.get("number_of_scores", 0)
         self.offers_scores = "predict_scores" in self.operations and bool(
             self.configuration.get("predict_scores", scores)
@@ -350,6 +350,36 @@ class HostProcess:
         return answer
 
     # -- blocks -------------------------------------------------------------------------------------------
+
+    def settle_engine(self, blocks: Sequence[Pixels], decided: Frame | None = None) -> Frame:
+        """Has the function decide which execution engine computes; before the first block.
+
+        Args:
+            blocks: pixels as ``updatePixels`` takes them, to compare engines on.
+            decided: what another process of the same run decided, to be followed.
+
+        Returns:
+            What the function says: ``execution_engine``, ``precision``, ``agreement``, ``fell_back`` …; empty
+            for functions that have no choice.
+
+        Raises:
+            FunctionFailure: the engine that was decided on cannot be had here.
+        """
+        if "settle_engine" not in self.operations:
+            return {}
+        link, ring, slot = self._take_slot()
+        try:
+            frame = {"op": "settle", "slot": slot, "blocks": ring.write(slot, list(blocks))}
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._free_slots.append(slot)
+                self._changed.notify_all()
+        link.expect_within(self._limits.start_timeout_s, "to settle its execution engine")
+        link.send({**frame, "decided": decided})
+        report = mapping(self._answer("settled").get("report"))
+        link.expect_within(None, "")
+        return report
 
     def submit(
         self,
@@ -568,27 +598,3 @@ class HostProcess:
             return read_detections(text, class_names=names, without_confidence=unsure)
         except DetectionsError as error:
             raise self._contract(str(error), call.block) from error
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _fields(given: Any) -> list[dict[str, Any]]:
-    """The field list of ``getFields``, which is JSON text, or an object already."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            return []
-    listed = given.get("fields") if isinstance(given, dict) else given
-    return _dicts(listed)
-
-
-def _by_band(given: Any) -> dict[int, dict[str, Any]]:
-    pairs = given if isinstance(given, list) else []
-    return {band: _mapping(values) for band, values in pairs if isinstance(band, int)}
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

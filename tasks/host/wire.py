@@ -8,6 +8,7 @@ Frames, host to child (``op``):
     start      what to contain, which function, which device; answered by ``contained``
     load       load and initialise the function; answered by ``loaded`` (its parameters)
     configure  all scalars; answered by ``ready`` (configuration, output, fields)
+    settle     decide on the execution engine; answered by ``settled`` (its report)
     call       one block in one slot; answered by ``result``
     close      end
 Frames, child to host (``event``): the answers above, or ``failed`` with the function's own traceback.
