@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import BadInputError, NotFoundError
-from tasks.package.definition import ModelDefinition
 from tasks.package.dlpk import open_package
-from tasks.package.examine import card_rows, examine_package
 from tasks.package.pack import pack_package
 from tasks.package.parameters import PackageModelParameters
 from tasks.package.publish import publish_package
+from tasks.package.tags import registry_tags
 from tasks.package.trust import Trust, approve_package, find_trust
 from tasks.store import ObjectStore, check_allowed, is_local
 from tasks.store.uris import local_path
-
-_TAG_LENGTH = 1000  # MLflow refuses longer values
-_CARD_TAGS = ("type", "framework", "bands", "cell size")
 
 
 @dataclass(frozen=True)
@@ -73,21 +69,10 @@ def publish_brought(store: ObjectStore, dlpk: Path, name: str | None) -> Brought
     """
     with tempfile.TemporaryDirectory(prefix="package-") as scratch:
         package = open_package(dlpk, Path(scratch))
-    examination = examine_package(dlpk)
     uri = publish_package(store, dlpk, name=name)
-    rows = dict(card_rows(examination))
-    tags = {f"chipline.{key.replace(' ', '_')}": rows[key] for key in _CARD_TAGS if key in rows}
-    tags["chipline.classes"] = _class_names(package.definition)
     return Brought(
-        uri=uri,
-        name=uri.rsplit("/", 3)[1],
-        digest=package.digest,
-        tags={key: value[:_TAG_LENGTH] for key, value in tags.items() if value},
+        uri=uri, name=uri.rsplit("/", 3)[1], digest=package.digest, tags=registry_tags(package.definition)
     )
-
-
-def _class_names(definition: ModelDefinition) -> str:
-    return ", ".join(f"{item.value} {item.name}" for item in definition.classes or [])
 
 
 def approve_brought(

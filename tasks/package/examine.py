@@ -115,12 +115,16 @@ def card_rows(examination: Examination) -> list[tuple[str, str]]:
         ("sha256", examination.digest),
         ("size", f"{examination.size:,} bytes in {len(examination.files)} files"),
     ]
-    definition = examination.definition
-    if definition is None:
+    if examination.definition is None:
         return rows
+    return rows + definition_rows(examination.definition)
+
+
+def definition_rows(definition: ModelDefinition) -> list[tuple[str, str]]:
+    """The card's rows that the definition alone decides."""
     model = [definition.model_name, definition.extras.get("Version")]
     tile = [definition.image_width, definition.image_height]
-    rows += [
+    rows = [
         ("type", definition.model_type or ""),
         ("model", " ".join(str(item) for item in model if isinstance(item, str) and item)),
         ("framework", " / ".join(filter(None, [definition.framework, definition.configuration_name]))),

@@ -22,6 +22,7 @@ from tasks.store import (
     run_key,
 )
 from tasks.train.data_formats import check_format
+from tasks.train.models.backbones import TIMM_PREFIX
 from tasks.train.models.options import check_sizes, options_of
 from tasks.train.parameters import TrainParameters
 
@@ -67,12 +68,14 @@ class TrainRecord(BaseModel):
     """What the worker leaves: where the package lies and what the training reached.
 
     ``effort``, ``mlflow_run`` and ``started`` differ between equal trainings, all else is their outcome.
+    ``tags``: of the package's version in the registry.
     """
 
     model_config = ConfigDict(frozen=True)
 
     package: str
     digest: str
+    tags: dict[str, str] = {}
     metrics: dict[str, Any]
     effort: dict[str, Any]
     files: list[dict[str, Any]]
@@ -91,6 +94,10 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
     """
     arguments = arguments_as_dict(parameters.model_arguments)
     options = options_of(parameters)
+    if parameters.backbone_model.startswith(TIMM_PREFIX):
+        from tasks.train.models.encoders import check_exists  # loads torch
+
+        check_exists(parameters.backbone_model)
     inputs = [_input(store, given) for given in parameters.in_folder]
     for item in inputs:
         if item.details:

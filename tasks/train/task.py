@@ -108,7 +108,11 @@ def finish_training(plan_uri: str) -> dict[str, str]:
         plan.name,
         details["package"],
         details["digest"],
-        tags={"chipline.run_key": plan.run_key, "chipline.model_type": plan.parameters.model_type},
+        tags={
+            **details.get("tags", {}),
+            "chipline.run_key": plan.run_key,
+            "chipline.model_type": plan.parameters.model_type,
+        },
         run_id=result.manifest.provenance.get("mlflow_run") or None,
         alias=ALIAS,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from tasks.errors import RunError
 from tasks.package import file_digest
 from tasks.package.publish import publish_package
+from tasks.package.tags import lineage_tags, package_tags
 from tasks.settings import settings
 from tasks.store import (
     FileRecord,
@@ -136,7 +137,12 @@ def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Pub
             inputs=[{"role": "training data", "uri": i.uri, "identity": i.identity} for i in plan.inputs],
             versions={name: version(name) for name in ("chipline", "torch", "torchvision")},
             parts=[part],
-            details={"package": record.package, "digest": record.digest, "metrics": record.metrics},
+            details={
+                "package": record.package,
+                "digest": record.digest,
+                "tags": record.tags,
+                "metrics": record.metrics,
+            },
             provenance={
                 "effort": record.effort,
                 "mlflow_run": record.mlflow_run,
@@ -174,6 +180,7 @@ def _train(
     return TrainRecord(
         package=publish_package(store, result.package, made_by=plan.folder_uri),
         digest=file_digest(result.package),
+        tags=package_tags(result.package) | lineage_tags([(item.uri, item.identity) for item in plan.inputs]),
         metrics=result.metrics,
         effort=result.effort,
         files=[record.model_dump() for record in files],
