@@ -16,6 +16,7 @@ import tasks.package.functions as home
 
 sys.path.append(str(Path(home.__file__).parent))
 runtime: Any = importlib.import_module("chipline_runtime")
+classifier: Any = importlib.import_module("ChiplineImageClassifier")
 detector: Any = importlib.import_module("ChiplineObjectDetector")
 
 
@@ -84,6 +85,109 @@ def test_normalisation_is_indexed_by_the_extracted_bands() -> None:
 @pytest.mark.parametrize(("value", "truth"), [("True", True), ("false", False), ("1", True), (None, False)])
 def test_texts_of_hosts_are_read(value: object, truth: bool) -> None:
     assert runtime.as_bool(value) is truth
+
+
+def test_an_argument_out_of_its_range_is_named_with_its_range() -> None:
+    assert runtime.argument({"padding": "12"}, "padding", 3, 0, 20) == 12
+    assert runtime.argument({"padding": ""}, "padding", 3, 0, 20) == 3
+    for wrong in ("21", "-1", "1.5", "many", "nan"):
+        with pytest.raises(ValueError, match=r"padding is '.*', must be a whole number from 0 to 20"):
+            runtime.argument({"padding": wrong}, "padding", 3, 0, 20)
+    assert runtime.argument({"threshold": "0.25"}, "threshold", 0.5, 0.0, 1.0) == 0.25
+    with pytest.raises(ValueError, match=r"threshold is 7, must be a number from 0\.0 to 1\.0"):
+        runtime.argument({"threshold": 7}, "threshold", 0.5, 0.0, 1.0)
+    assert runtime.flag({"a": "FALSE"}, "a", True) is False
+    assert runtime.flag({}, "a", True) is True
+    with pytest.raises(ValueError, match="a is 'perhaps', must be one of True, False"):
+        runtime.flag({"a": "perhaps"}, "a", True)
+
+
+def configured(function: Any, **arguments: str) -> Any:
+    """The configuration of a function whose network is a double: 4 bands, tiles of 64, one class."""
+    network = SimpleNamespace(
+        definition={"ImageHeight": 64, "Padding": 16},
+        own={},
+        bands=[0, 1, 2, 3],
+        classes=[{"Value": 1, "Name": "Tree"}],
+        size_divisor=32,
+        module=None,
+        number=lambda key, default: {"ImageHeight": 64, "Padding": 16}.get(key, default),
+    )
+    function.network, function.score_values = network, [0, 1]
+    parameters = {item["name"]: item for item in function.getParameterInfo()}
+    assert all(item["description"] for item in parameters.values())
+    assert all("domain" in item for name, item in parameters.items() if name not in LEADING)
+    assert set(arguments) <= set(parameters)
+    return function.getConfiguration(**arguments)
+
+
+LEADING = ("raster", "model", "device")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", "0"),
+        ("tile_size", "40"),
+        ("tile_size", "0"),
+        ("padding", "-3"),
+        ("padding", "32"),
+        ("test_time_augmentation", "often"),
+    ],
+)
+def test_both_functions_refuse_arguments_out_of_range(name: str, value: str) -> None:
+    for function in (classifier.ChiplineImageClassifier(), detector.ChiplineObjectDetector()):
+        assert configured(function, tile_size="96", padding="8")["tx"] == 2 * 80
+        with pytest.raises(ValueError, match=f"{name} (is )?'?{value}"):
+            configured(function, **{name: value})
+
+
+def test_each_function_refuses_its_own_arguments_out_of_range() -> None:
+    for name, value in (("predict_background", "x"), ("merge_policy", "median")):
+        with pytest.raises(ValueError, match=f"{name} is '{value}', must be one of"):
+            configured(classifier.ChiplineImageClassifier(), **{name: value})
+    for name in ("threshold", "nms_overlap"):
+        with pytest.raises(ValueError, match=rf"{name} is '1\.1', must be a number from 0\.0 to 1\.0"):
+            configured(detector.ChiplineObjectDetector(), **{name: "1.1"})
+
+
+def test_what_is_turned_is_turned_back() -> None:
+    images = torch.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
+    seen = set()
+    for position in runtime.POSITIONS:
+        turned = runtime.turned(images, position)
+        seen.add(tuple(turned[0, 0].flatten().tolist()))
+        assert torch.equal(runtime.turned_back(turned, position), images)
+    assert len(seen) == 8
+
+
+def test_boxes_are_turned_back_to_the_pixels_they_were_found_on() -> None:
+    size = 12
+    image = torch.zeros(1, 1, size, size)
+    image[0, 0, 2:5, 1:9] = 1  # rows 2-5, columns 1-9
+    for position in runtime.POSITIONS:
+        rows, cols = torch.nonzero(runtime.turned(image, position)[0, 0], as_tuple=True)
+        found = torch.tensor([[cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]], dtype=torch.float32)
+        assert runtime.boxes_turned_back(found, position, size).tolist() == [[1, 2, 9, 5]]
+
+
+def test_boxes_of_several_views_are_merged_into_one() -> None:
+    def view(*items: tuple[list[float], int, float]) -> Any:
+        boxes = torch.tensor([box for box, _, _ in items], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor([label for _, label, _ in items], dtype=torch.int64)
+        return boxes, labels, torch.tensor([score for _, _, score in items], dtype=torch.float32)
+
+    first = view(([0, 0, 10, 10], 1, 0.9), ([0, 0, 10, 10], 2, 0.4))
+    second = view(([1, 0, 11, 10], 1, 0.6), ([1, 0, 11, 10], 1, 0.5), ([50, 50, 60, 60], 1, 0.8))
+    boxes, labels, scores = detector._fused([first, second], 0.5)
+    assert labels.tolist() == [1, 1, 2]
+    # The first object is in both views: its box is the weighted mean of three boxes.
+    assert scores.tolist() == pytest.approx([(0.9 + 0.6) / 2, 0.8 / 2, 0.4 / 2])
+    shift = (0.6 + 0.5) / (0.9 + 0.6 + 0.5)
+    torch.testing.assert_close(boxes[0], torch.tensor([shift, 0, 10 + shift, 10]))
+    assert boxes[1].tolist() == [50, 50, 60, 60]
+    assert len(detector._fused([view(), view()], 0.5)[0]) == 0
+    assert len(detector._fused([first], 1.0)[0]) == 2
 
 
 class TestDevice:
