@@ -11,15 +11,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.errors import PackageError, PreconditionFailedError
+from tasks.errors import BadInputError, PackageError, PreconditionFailedError
 from tasks.host import HostProcess
+from tasks.infer.score_layout import score_layout
+from tasks.infer.scores import ScoreLayout
 from tasks.infer.shards import TileGeometry
 from tasks.package import Package
 from tasks.settings import settings
 from tasks.store import ObjectStore, join, run_key
 
 # Bumped when what is kept here changes.
-DESCRIPTION_VERSION = 1
+DESCRIPTION_VERSION = 2
 
 
 class FunctionDescription(BaseModel):
@@ -32,6 +34,8 @@ class FunctionDescription(BaseModel):
         output_dtype: numpy name of what ``updatePixels`` returns.
         output_nodata: its nodata value, where it states one.
         fields: names of the fields that its objects have.
+        scores: layout of its scores; None where they cannot be had.
+        no_scores: why not.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +46,8 @@ class FunctionDescription(BaseModel):
     output_dtype: str
     output_nodata: float | None
     fields: list[str]
+    scores: ScoreLayout | None = None
+    no_scores: str = ""
 
 
 # docs/formats/python-raster-function.md §5
@@ -131,15 +137,25 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
     nodata = output.get("noData")
     if isinstance(nodata, list | tuple):
         nodata = nodata[0] if nodata else None
+    geometry = TileGeometry(rows=rows, cols=cols, padding=padding)
+    scores, no_scores = _scores(host, package, geometry)
     return FunctionDescription(
         scalars=host.scalars,
-        geometry=TileGeometry(
-            rows=rows,
-            cols=cols,
-            padding=padding,
-        ),
+        geometry=geometry,
         extract_bands=None if bands is None else list(bands),
         output_dtype=_PIXEL_TYPES.get(str(output.get("pixelType", "i4")).lower(), "int32"),
         output_nodata=None if nodata is None else float(nodata),
         fields=[str(field["name"]) for field in host.fields if "name" in field],
+        scores=scores,
+        no_scores=no_scores,
     )
+
+
+def _scores(host: HostProcess, package: Package, geometry: TileGeometry) -> tuple[ScoreLayout | None, str]:
+    if not host.offers_scores:
+        return None, f"the function of {package.name} offers no predict_scores"
+    values = [item.value for item in package.definition.classes or []]
+    try:
+        return score_layout(host.configuration, values, geometry), ""
+    except BadInputError as error:
+        return None, f"those of {package.name} cannot be read: {error}"

@@ -6,40 +6,34 @@ Everything is written into the run's folder, which stays invisible until its man
 from __future__ import annotations
 
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tasks.imagery.identity import unsigned
+from tasks.infer.finish_rasters import PREVIEW_BYTES, write_rasters
 from tasks.infer.items import (
     ITEM,
     MOST_PREVIEWS,
     label_classes,
     layer_item,
     preview_name,
-    raster_item,
 )
 from tasks.infer.layer import Layer, gather_layer, reprojected
 from tasks.infer.objects import Objects
-from tasks.infer.operators import PixelFormat, read_pixels
+from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_features import write_features
-from tasks.infer.outputs_raster import RasterFormat, write_raster
 from tasks.infer.part import reports
 from tasks.infer.picture import Outlines, picture
-from tasks.infer.plan import Plan, PlannedClass, output_name
+from tasks.infer.planned import Plan, output_name
 from tasks.infer.reconcile import reconciled
-from tasks.infer.shards import SEMANTICS_VERSION, Shard, ShardStore
-from tasks.infer.stac import COG_TYPE, GEOPACKAGE_TYPE, GEOPARQUET_TYPE
-from tasks.settings import settings
-from tasks.store import FileRecord, Manifest, ObjectStore, Publication, read_manifest, set_current
-
-RESULTS_AHEAD = 4
-PREVIEW_BYTES = 140_000  # as a data URI a third larger: what a run's page should carry
+from tasks.infer.results import shard_results
+from tasks.infer.shards import SEMANTICS_VERSION, Shard
+from tasks.infer.stac import GEOPACKAGE_TYPE, GEOPARQUET_TYPE
+from tasks.store import Manifest, ObjectStore, Publication, read_manifest, set_current
 
 
 @dataclass(frozen=True)
@@ -74,10 +68,10 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
     manifest = published(store, plan)
     already_done = manifest is not None
     if manifest is None:
-        outputs = _Outputs(Publication(store, plan.folder))
+        outputs = Outputs(Publication(store, plan.folder))
         with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
             if plan.pixel_format is not None:
-                _write_rasters(store, plan, outputs, Path(folder))
+                write_rasters(store, plan, outputs, Path(folder))
             else:
                 _write_objects(store, plan, outputs, Path(folder))
         part = outputs.publication.put_part("outputs", outputs.records)
@@ -100,94 +94,7 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
     return Finished(manifest, already_done)
 
 
-def shard_results(store: ObjectStore, shards: Sequence[Shard]) -> Iterator[tuple[Shard, bytes]]:
-    """The shards' stored results in the given order, fetched a few ahead."""
-    sink = ShardStore(store, settings().root)
-    coming = iter(shards)
-    waiting: deque[tuple[Shard, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(RESULTS_AHEAD, thread_name_prefix="chipline-fetch") as pool:
-        try:
-            for shard in islice(coming, RESULTS_AHEAD):
-                waiting.append((shard, pool.submit(sink.get, shard)))
-            while waiting:
-                shard, future = waiting.popleft()
-                data = future.result()
-                for following in islice(coming, 1):
-                    waiting.append((following, pool.submit(sink.get, following)))
-                yield shard, data
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-@dataclass
-class _Outputs:
-    """What has been put into the folder so far."""
-
-    publication: Publication
-    records: list[FileRecord] = field(default_factory=list)
-    described: list[dict[str, Any]] = field(default_factory=list)
-
-    def put(self, path: Path, media_type: str) -> None:
-        """Upload a file and remove it here: the disk holds one output at a time."""
-        self.records.append(self.publication.put_file(path.name, path, media_type))
-        path.unlink()
-
-    def put_bytes(self, name: str, data: bytes, media_type: str) -> None:
-        """Upload a small file."""
-        self.records.append(self.publication.put_file(name, data, media_type))
-
-
-def _write_rasters(store: ObjectStore, plan: Plan, outputs: _Outputs, folder: Path) -> None:
-    assert plan.pixel_format is not None
-    form = _raster_format(plan.pixel_format, plan.package.classes)
-    by_grid = _by_grid(plan)
-    for number, planned in enumerate(plan.grids):
-        row, col = planned.region[:2]
-        blocks = (
-            (shard.target.shift(-row, -col), read_pixels(data))
-            for shard, data in shard_results(store, by_grid[number])
-        )
-        files = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
-        if number < MOST_PREVIEWS:
-            infos = [plan.rasters[index] for index in planned.shown]
-            shown = picture(
-                infos,
-                form.classes,
-                classified=str(files.cog) if form.classes else None,
-                grid=planned.output_grid,
-                max_bytes=PREVIEW_BYTES,
-            )
-            outputs.put_bytes(preview_name(planned), shown, "image/jpeg")
-        outputs.put_bytes(
-            f"{planned.name}.stac.json",
-            raster_item(plan, planned, form, preview=number < MOST_PREVIEWS),
-            ITEM,
-        )
-        outputs.put(files.cog, COG_TYPE)
-        for path in files.side_cars:
-            outputs.put(path, "application/xml")
-        outputs.described.append(
-            {
-                "name": planned.name,
-                "path": files.cog.name,
-                "media_type": COG_TYPE,
-                "bounds": list(planned.output_grid.bounds),
-                "crs_wkt": planned.crs_wkt,
-                "rows": planned.output_grid.rows,
-                "cols": planned.output_grid.cols,
-                "dtype": form.dtype,
-                "pixels_per_class": {str(value): count for value, count in files.counts.items()},
-            }
-        )
-
-
-def _raster_format(pixels: PixelFormat, classes: Sequence[PlannedClass]) -> RasterFormat:
-    if pixels.dtype == "float32":
-        return RasterFormat(pixels.dtype, pixels.nodata, overviews="average")
-    return RasterFormat(pixels.dtype, pixels.nodata, classes=label_classes(classes))
-
-
-def _write_objects(store: ObjectStore, plan: Plan, outputs: _Outputs, folder: Path) -> None:
+def _write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path) -> None:
     layer = objects_of_plan(store, plan)
     name = output_name(plan.output)
     files = write_features(folder, name, layer.crs_wkt, layer.features)

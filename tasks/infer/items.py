@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +12,7 @@ import pyproj
 
 from tasks.imagery.identity import unsigned
 from tasks.infer.outputs_raster import RasterFormat
-from tasks.infer.plan import Plan, PlannedClass, PlannedGrid, output_name
+from tasks.infer.planned import Plan, PlannedClass, PlannedGrid, output_name
 from tasks.infer.stac import (
     COG_TYPE,
     GEOPACKAGE_TYPE,
@@ -42,8 +42,15 @@ def preview_name(planned: PlannedGrid) -> str:
     return f"{planned.name}.preview.jpg"
 
 
-def raster_item(plan: Plan, planned: PlannedGrid, form: RasterFormat, *, preview: bool) -> bytes:
-    """The item of one classified raster, which lies beside it."""
+def raster_item(
+    plan: Plan,
+    planned: PlannedGrid,
+    form: RasterFormat,
+    *,
+    preview: bool,
+    kept: Mapping[str, RasterFormat] | None = None,
+) -> bytes:
+    """The item of one classified raster, which lies beside it; ``kept``: further rasters by their suffix."""
     assets = {
         "raster": ResultAsset(
             f"./{planned.name}.tif",
@@ -55,6 +62,16 @@ def raster_item(plan: Plan, planned: PlannedGrid, form: RasterFormat, *, preview
             classes=form.classes,
         )
     }
+    for suffix, more in (kept or {}).items():
+        assets[suffix] = ResultAsset(
+            f"./{planned.name}_{suffix}.tif",
+            COG_TYPE,
+            f"{suffix.capitalize()} by rank",
+            grid=planned.output_grid,
+            dtype=more.dtype,
+            nodata=more.nodata,
+            classes=more.classes,
+        )
     if preview:
         assets["preview"] = _preview(planned)
     what = "Changed pixels" if plan.tool == "detect_change" else "Classified pixels"

@@ -17,7 +17,7 @@ from tasks.imagery.collection import same_crs
 from tasks.imagery.identity import unsigned
 from tasks.infer.objects import Objects
 from tasks.infer.outputs_features import Features, FieldType
-from tasks.infer.plan import Plan, PlannedGrid
+from tasks.infer.planned import Plan, PlannedGrid
 from tasks.infer.suppression import suppress
 
 MIXED_CRS = "EPSG:4326"

@@ -42,6 +42,8 @@ class RasterFormat:
         classes: the classes of band 1; empty for a raster of continuous values.
         band_names: descriptions, one per band; empty for none.
         overviews: how overviews are made: ``mode`` or ``nearest`` for classes, ``average`` for values.
+        masked: whether the blocks bring a mask, which is kept inside the file, for values of which none can
+            stand for nodata.
     """
 
     dtype: str
@@ -50,6 +52,7 @@ class RasterFormat:
     classes: tuple[LabelClass, ...] = ()
     band_names: tuple[str, ...] = ()
     overviews: OverviewMethod = "mode"
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class RasterFiles:
 def write_raster(
     path: Path,
     grid: Grid,
-    blocks: Iterable[tuple[Window, NDArray[Any]]],
+    blocks: Iterable[tuple[Window, NDArray[Any]] | tuple[Window, NDArray[Any], NDArray[np.bool_]]],
     form: RasterFormat,
 ) -> RasterFiles:
     """Write blocks as one COG at ``path`` (ending in ``.tif``), with side-cars beside it.
@@ -80,7 +83,8 @@ def write_raster(
         path: local file; it appears only when it is complete.
         grid: the output's grid; pixels that no block covers hold ``form.nodata`` (or 0).
         blocks: windows with (rows, cols) or (bands, rows, cols) arrays of ``form.dtype``, best in
-            (row, col) order; what reaches outside of the grid is left out.
+            (row, col) order; what reaches outside of the grid is left out. With ``form.masked`` each comes
+            with its mask, (rows, cols), True where a pixel counts; what no block covers does not.
         form: type, nodata, bands, classes.
 
     Raises:
@@ -90,11 +94,13 @@ def write_raster(
     unfinished = path.with_name(path.stem + ".unfinished.tif")
     counter = _Counter(form.classes)
     try:
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True):
             with rasterio.open(scratch, "w", **_scratch_profile(grid, form)) as dataset:
                 _describe(dataset, form)
-                for window, values in blocks:
+                for window, values, *mask in blocks:
                     _write_block(dataset, grid, window, values, form, counter)
+                    if form.masked:
+                        _write_mask(dataset, grid, window, mask[0])
             _copy_to_cog(scratch, unfinished, form)
         unfinished.replace(path)
     except rasterio.errors.RasterioError as error:
@@ -245,6 +251,18 @@ def _write_block(
     stack = stack[:, *inside.slices_in(window)]
     counter.add(stack[0])
     dataset.write(stack, window=rasterio.windows.Window(inside.col, inside.row, inside.cols, inside.rows))
+
+
+def _write_mask(
+    dataset: DatasetWriter,
+    grid: Grid,
+    window: Window,
+    mask: NDArray[np.bool_],
+) -> None:
+    inside = window.intersection(grid.window)
+    if not inside.is_empty:
+        place = rasterio.windows.Window(inside.col, inside.row, inside.cols, inside.rows)
+        dataset.write_mask(mask[inside.slices_in(window)], window=place)
 
 
 def _copy_to_cog(scratch: Path, target: Path, form: RasterFormat) -> None:

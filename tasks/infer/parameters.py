@@ -9,10 +9,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from tasks.infer.parameters_outputs import ScoreParameters
 from tasks.parameters import ModelArgument, ToolParameters, check_extent
 
 ProcessingMode = Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"]
 ProcessorType = Literal["AUTO", "CPU", "GPU"]
+ExecutionEngine = Literal["AUTO", "TORCH", "ONNXRUNTIME", "OPENVINO"]
+Precision = Literal["AUTO", "FLOAT32", "BFLOAT16"]
 Tool = Literal["classify_pixels", "detect_objects", "detect_change"]
 
 WHAT_IMAGERY_IS = "URIs of rasters, a prefix or folder ending in '/', or patterns with '*'"
@@ -53,6 +56,17 @@ class EngineParameters(ToolParameters):
     processor_type: ProcessorType = Field(
         default="AUTO",
         description="AUTO takes a GPU where the workers have one; GPU insists on one and fails without; CPU",
+    )
+    execution_engine: ExecutionEngine = Field(
+        default="AUTO",
+        description="What computes the network of a pixel classifier made here. AUTO takes the fastest there "
+        "is on CPUs, and torch for less than 20 megapixels; an engine whose classes are not torch's (IoU of "
+        "0.999 on some tiles) gives way to it, and the run says so",
+    )
+    precision: Precision = Field(
+        default="AUTO",
+        description="Numbers that the network computes with. AUTO takes BFLOAT16 where a CPU has it and its "
+        "classes are those of FLOAT32 (IoU of 0.999 on some tiles)",
     )
     shard_size: int = Field(
         default=2048,
@@ -113,7 +127,7 @@ class ChangeImageryParameters(ToolParameters):
 
 
 # Bases in this order: the form shows the fields of the last one first.
-class ClassifyPixelsParameters(EngineParameters, ImageryParameters):
+class ClassifyPixelsParameters(ScoreParameters, EngineParameters, ImageryParameters):
     """Parameters of ``classify_pixels``."""
 
     tool: ClassVar[Tool] = "classify_pixels"

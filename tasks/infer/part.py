@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from rasterio.crs import CRS
 
 from tasks.errors import HostError, StoreError
 from tasks.host import HostProcess
-from tasks.imagery import GridReader, RasterInfo, Window
+from tasks.imagery import GridReader, Pixels, RasterInfo, Window
+from tasks.infer.blending import ScoreOperator
 from tasks.infer.change import PairReader
 from tasks.infer.describe import description_of
 from tasks.infer.engine import Operator, Progress, Source, run_shards
+from tasks.infer.execution import settle_engine
 from tasks.infer.operators import ObjectOperator, PixelOperator
-from tasks.infer.plan import Plan, PlannedGrid
+from tasks.infer.planned import Plan, PlannedGrid
+from tasks.infer.scores import ChipHost
 from tasks.infer.shards import Shard, ShardStore
 from tasks.package import Package
 from tasks.settings import settings
@@ -32,7 +36,10 @@ class PartReport(BaseModel):
     Attributes:
         device: the device that really ran, as the host says.
         containment: what confined the inference function.
-        counters: see ``tasks.infer.engine.Counters``.
+        execution: which engine computed in which precision, and why not the one that was asked for
+            (``tasks.infer.execution``); empty for functions without a choice.
+        counters: see ``tasks.infer.engine.Counters``; ``engine_fallbacks`` is 1 where another engine than
+            the one asked for computed.
         seconds_starting: until the function was ready.
         seconds: of the engine.
     """
@@ -42,6 +49,7 @@ class PartReport(BaseModel):
     part: int
     device: str
     containment: dict[str, Any]
+    execution: dict[str, Any] = {}
     counters: dict[str, float]
     seconds_starting: float
     seconds: float
@@ -117,11 +125,12 @@ def compute_part(
                 "than where it was planned.",
                 "Its configuration must not depend on the machine or the device; mend the function.",
             )
+        execution = settle_engine(store, plan, host, partial(_read, plan))
         ready = time.monotonic()
         counters = run_shards(
             shards,
             sources,
-            host,
+            host if plan.scoring is None else ChipHost(host, plan.geometry, plan.scoring.layout),
             operator_for(plan),
             ShardStore(store, settings().root),
             geometry=plan.geometry,
@@ -131,12 +140,18 @@ def compute_part(
             part=part,
             device=host.device,
             containment=host.containment,
-            counters=asdict(counters),
+            execution=execution,
+            counters={**asdict(counters), "engine_fallbacks": float(bool(execution.get("fell_back")))},
             seconds_starting=round(ready - started, 3),
             seconds=round(time.monotonic() - ready, 3),
         )
     store.put(_report_uri(plan, part), report.model_dump_json().encode(), content_type="application/json")
     return report
+
+
+def _read(plan: Plan, shard: Shard, window: Window) -> Pixels:
+    with opened_sources(plan, [shard]) as sources:
+        return sources[shard.grid].reader.read(window)
 
 
 def reports(store: ObjectStore, plan: Plan) -> list[PartReport]:
@@ -150,11 +165,12 @@ def reports(store: ObjectStore, plan: Plan) -> list[PartReport]:
 
 def operator_for(plan: Plan) -> Operator[Any]:
     """The operator of the plan's tool."""
-    if plan.pixel_format is not None:
+    regions = {number: planned.region for number, planned in enumerate(plan.grids)}
+    if plan.pixel_format is None:
+        return ObjectOperator(plan.geometry, regions)
+    if plan.scoring is None:
         return PixelOperator(plan.geometry, plan.pixel_format)
-    return ObjectOperator(
-        plan.geometry, {number: planned.region for number, planned in enumerate(plan.grids)}
-    )
+    return ScoreOperator(plan.geometry, plan.pixel_format, plan.scoring, regions)
 
 
 @contextmanager

@@ -10,10 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
-
-from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInputError, DeviceError, PackageError
 from tasks.host.devices import visible_gpus
@@ -22,19 +20,22 @@ from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.identity import unsigned
 from tasks.infer.change import bands_of_pair, is_for_pairs
 from tasks.infer.describe import FunctionDescription, function_arguments
-from tasks.infer.operators import PixelFormat, pixel_format
+from tasks.infer.execution import chosen_engine
+from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
+    ClassifyPixelsParameters,
     DetectChangeParameters,
     DetectObjectsParameters,
     InferenceTool,
     ProcessorType,
     Tool,
 )
+from tasks.infer.planned import Plan, PlannedClass, PlannedGrid, PlannedPackage, Processor, output_name
+from tasks.infer.score_layout import scoring_for
 from tasks.infer.shards import (
     SEMANTICS_VERSION,
     Footprint,
     Shard,
-    TileGeometry,
     plan_shards,
     split_parts,
     tiles_per_shard,
@@ -43,8 +44,6 @@ from tasks.package import Package
 from tasks.package.contract import check_contract
 from tasks.parameters import arguments_as_dict
 from tasks.store import check_allowed, output_folder, run_key
-
-Processor = Literal["CPU", "GPU"]
 
 LARGEST_OUTPUT_PIXELS = 100_000_000_000
 INSPECTED_AT_ONCE = 16
@@ -55,122 +54,6 @@ _MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "detect_objects": ("ObjectDetection", "InstanceDetection"),
     "detect_change": ("ImageClassification",),
 }
-
-
-class PlannedClass(BaseModel):
-    """One class of the package: value, name, colour (red, green, blue)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: int
-    name: str
-    color: tuple[int, int, int] | None
-
-
-class PlannedPackage(BaseModel):
-    """The package that is applied.
-
-    ``foreign``: approved, but not made here, so the host contains it; ``trust``: by what it is trusted.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    uri: str
-    name: str
-    digest: str
-    foreign: bool
-    trust: str = ""
-    classes: list[PlannedClass]
-
-
-class PlannedGrid(BaseModel):
-    """One target grid and the rasters that it is computed from.
-
-    Attributes:
-        name: stem of the output's file.
-        crs_wkt, transform, rows, cols: the grid, see ``tasks.imagery.Grid``.
-        region: (row, col, rows, cols) of what is computed.
-        rasters: positions in the plan's list, in the collection's order.
-        footprints: per raster, its (row, col, rows, cols) on the grid.
-        after, after_footprints: the same for the second date of a change detection.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    crs_wkt: str
-    transform: tuple[float, float, float, float, float, float]
-    rows: int
-    cols: int
-    region: tuple[int, int, int, int]
-    rasters: list[int]
-    footprints: list[tuple[int, int, int, int]]
-    after: list[int] = []
-    after_footprints: list[tuple[int, int, int, int]] = []
-
-    @property
-    def shown(self) -> list[int]:
-        """The rasters that a picture of the result lies on: of two dates the second."""
-        return self.after or self.rasters
-
-    @property
-    def grid(self) -> Grid:
-        """The target grid."""
-        return Grid(self.crs_wkt, self.transform, self.rows, self.cols)
-
-    @property
-    def output_grid(self) -> Grid:
-        """The grid of the region alone."""
-        window = Window(*self.region)
-        return Grid(self.crs_wkt, self.grid.window_transform(window), window.rows, window.cols)
-
-
-class Plan(BaseModel):
-    """Everything that parts and finish need to know.
-
-    Attributes:
-        output: name or URI that the person gave.
-        folder: where the result is published.
-        run_key: hash of the ordered shard keys and the finishing parameters.
-        parameters: as given, for the record.
-        finishing: the parameters that decide what finish makes of the shards.
-        extract_bands: 0-based bands that the function takes, in its order.
-        after_bands: the same for the rasters of a change detection's second date, which the function takes
-            after the first one's.
-        arguments: what the function is given; the rest of its arguments keeps its defaults.
-        pixel_format: of the classified raster; None for objects.
-        processor: what the parts must run on.
-        parts: (start, stop) over ``shards``.
-        remarks: what a person should know, although it is no error.
-    """
-
-    # NaN is a nodata value, which plain JSON has no number for.
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    tool: Tool
-    output: str
-    folder: str
-    run_key: str
-    parameters: dict[str, Any]
-    finishing: dict[str, Any]
-    rasters: list[RasterInfo]
-    package: PlannedPackage
-    arguments: dict[str, str]
-    description: FunctionDescription
-    geometry: TileGeometry
-    extract_bands: list[int]
-    after_bands: list[int] = []
-    pixel_format: PixelFormat | None
-    processor: Processor
-    grids: list[PlannedGrid]
-    shards: list[Shard]
-    parts: list[tuple[int, int]]
-    remarks: list[str]
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of all regions."""
-        return sum(grid.region[2] * grid.region[3] for grid in self.grids)
 
 
 def check_addresses(parameters: InferenceTool) -> None:
@@ -288,8 +171,14 @@ def make_plan(
     if tool in ("classify_pixels", "detect_change"):
         values = [item.value for item in classes]
         output_format = pixel_format(description.output_dtype, values, description.output_nodata)
+    scoring = None
+    if isinstance(parameters, ClassifyPixelsParameters) and output_format is not None:
+        scoring = scoring_for(
+            parameters, description.scores, description.no_scores, geometry, output_format.dtype
+        )
     grids = _plan_grids(parameters, rasters, after)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
+    arguments |= chosen_engine(description)
     shards: list[Shard] = []
     for number, planned in enumerate(grids):
         block = rasters[planned.rasters[0]].block_shape
@@ -309,8 +198,9 @@ def make_plan(
                 "tiles": tiles,
                 "bands": [bands, after_bands] if after_bands else bands,
                 "pixels": None if output_format is None else [output_format.dtype, str(output_format.nodata)],
+                **({} if scoring is None else {"scores": scoring.model_dump()}),
                 "device": processor,
-                "precision": PRECISION,
+                "precision": str(description.scalars.get("precision", PRECISION)).lower(),
                 "batch": [
                     len(bands) + len(after_bands),
                     geometry.rows + 2 * geometry.padding,
@@ -335,6 +225,8 @@ def make_plan(
             footprints=footprints,
             after=after_footprints if tool == "detect_change" else None,
             base_key=base_key,
+            grid_window=planned.grid.window,
+            margin=0 if scoring is None else scoring.margin,
         )
     if not shards:
         raise BadInputError(
@@ -374,6 +266,7 @@ def make_plan(
         extract_bands=bands,
         after_bands=after_bands,
         pixel_format=output_format,
+        scoring=scoring,
         processor=processor,
         grids=grids,
         shards=shards,
@@ -389,11 +282,6 @@ def _on_record(parameters: InferenceTool) -> dict[str, Any]:
         if name in values:
             values[name] = [unsigned(uri) for uri in values[name]]
     return values
-
-
-def output_name(output: str) -> str:
-    """A short name for files and titles: the output's name, or the last segment of its URI."""
-    return PurePosixPath(urlsplit(output).path if "://" in output else output).name
 
 
 def _finishing(parameters: InferenceTool, tool: Tool) -> dict[str, Any]:

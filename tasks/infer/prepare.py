@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from tasks.infer.describe import describe, function_arguments
+from tasks.infer.execution import engine_arguments
 from tasks.infer.parameters import DetectChangeParameters, InferenceTool
-from tasks.infer.plan import (
-    Plan,
-    check_addresses,
-    check_package,
-    choose_processor,
-    inspect_collection,
-    make_plan,
-)
+from tasks.infer.plan import check_addresses, check_package, choose_processor, inspect_collection, make_plan
+from tasks.infer.planned import Plan
 from tasks.package.fetch import fetch_package
 from tasks.parameters import arguments_as_dict
 from tasks.settings import settings
@@ -35,6 +30,14 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
     check_package(package, parameters.tool)
     processor = choose_processor(parameters.processor_type, settings().worker_processor)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
+    arguments |= engine_arguments(
+        package,
+        arguments,
+        engine=parameters.execution_engine,
+        precision=parameters.precision,
+        processor=processor,
+        pixels=sum(info.width * info.height for info in rasters),
+    )
     return make_plan(
         parameters,
         rasters=rasters,

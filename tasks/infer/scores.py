@@ -159,7 +159,7 @@ class Decided:
     Attributes:
         classes: (rows, cols), class values, nodata where no imagery is.
         top: (kept, rows, cols), class values by rank, nodata where no imagery is.
-        probability: (kept, rows, cols) uint8, 255 is certainty; 0 where no imagery is.
+        probability: (kept, rows, cols) uint8, 255 is certainty; of the first rank 0 only where no imagery is.
     """
 
     classes: NDArray[Any]
@@ -192,6 +192,8 @@ class Decided:
         self.classes[where][valid] = values[0][valid]
         for rank in range(scoring.kept):
             share = np.rint(found[rank] * (255 / np.maximum(whole, 1e-9))).astype(np.uint8)
+            if rank == 0:
+                np.maximum(share, 1, out=share)  # 0 says that there is no imagery
             self.top[rank][where][valid] = values[rank][valid]
             self.probability[rank][where][valid] = share[valid]
 

@@ -13,7 +13,7 @@ from tasks.infer.parameters import InferenceTool
 
 if TYPE_CHECKING:
     from tasks.infer.finish import Finished
-    from tasks.infer.plan import Plan
+    from tasks.infer.planned import Plan
     from tasks.store import ObjectStore
 
 _LINK_SECONDS = 7 * 24 * 3600
@@ -88,6 +88,10 @@ def run_part(plan_uri: str, part: int) -> None:
             log.info("%d of %d shards done", done, in_all)
 
     report = compute_part(store, plan, part, package=package, progress=progress)
+    for reason in report.execution.get("fell_back", []):
+        log.warning("Another execution engine computes: %s", reason)
+    if report.execution:
+        log.info("Computed by %(execution_engine)s in %(precision)s", report.execution)
     log.info(
         "Ran on %s: %d tiles in %.1f s, after %.1f s of starting; %d shards were there already",
         report.device,
@@ -148,7 +152,7 @@ def addresses(plan: Plan, result: Finished) -> dict[str, str]:
             "uri": join(plan.folder, outputs[0]["path"]),
             "geopackage": join(plan.folder, outputs[1]["path"]),
         }
-    if len(outputs) == 1:
+    if len(plan.grids) == 1:
         return {"uri": join(plan.folder, outputs[0]["path"])}
     return {"uri": plan.folder.rstrip("/") + "/"}
 

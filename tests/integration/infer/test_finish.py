@@ -19,7 +19,8 @@ from tasks.infer.describe import describe
 from tasks.infer.finish import Finished, finish, published
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
 from tasks.infer.part import compute_part
-from tasks.infer.plan import Plan, inspect_collection, make_plan
+from tasks.infer.plan import inspect_collection, make_plan
+from tasks.infer.planned import Plan
 from tasks.infer.shards import ShardStore
 from tasks.settings import settings
 from tasks.store import current, iter_files, join
@@ -135,7 +136,7 @@ def test_running_the_same_again_does_no_work(
     def refuse(*_args: Any) -> None:
         raise AssertionError("work was done")
 
-    monkeypatch.setattr("tasks.infer.finish.shard_results", refuse)
+    monkeypatch.setattr("tasks.infer.finish_rasters.shard_results", refuse)
     second = finish(store, again, {"run": "b"})
     assert second.already_done
     assert second.manifest == first.manifest

@@ -15,7 +15,8 @@ from tasks.infer.describe import describe
 from tasks.infer.operators import read_pixels
 from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.part import compute_part, is_done, load_plan, reports, save_plan
-from tasks.infer.plan import Plan, inspect_collection, make_plan
+from tasks.infer.plan import inspect_collection, make_plan
+from tasks.infer.planned import Plan
 from tasks.infer.shards import ShardStore
 from tasks.settings import settings
 

@@ -17,7 +17,8 @@ from tasks.infer.describe import FunctionDescription
 from tasks.infer.engine import Source, run_shards
 from tasks.infer.operators import PixelOperator, read_pixels
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectChangeParameters
-from tasks.infer.plan import Plan, make_plan
+from tasks.infer.plan import make_plan
+from tasks.infer.planned import Plan
 from tasks.infer.shards import TileGeometry
 from tasks.package import ModelDefinition, Package
 

@@ -16,13 +16,8 @@ from tasks.imagery import RasterInfo, Window, inspect_raster
 from tasks.infer import plan as planning
 from tasks.infer.describe import FunctionDescription
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
-from tasks.infer.plan import (
-    Plan,
-    check_addresses,
-    choose_processor,
-    inspect_collection,
-    make_plan,
-)
+from tasks.infer.plan import check_addresses, choose_processor, inspect_collection, make_plan
+from tasks.infer.planned import Plan
 from tasks.infer.shards import TileGeometry, split_parts, tiles_per_shard
 from tasks.package import ModelDefinition, Package
 from tasks.parameters import validated

@@ -1,0 +1,151 @@
+"""Finish of classified rasters: one COG per grid, and the probabilities beside it where they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.imagery import Window
+from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, preview_name, raster_item
+from tasks.infer.operators import PixelFormat, read_pixels
+from tasks.infer.outputs import Outputs
+from tasks.infer.outputs_raster import RasterFiles, RasterFormat, write_raster
+from tasks.infer.picture import picture
+from tasks.infer.planned import Plan, PlannedClass, PlannedGrid
+from tasks.infer.results import shard_results
+from tasks.infer.scores import Decided
+from tasks.infer.seams import decided_blocks
+from tasks.infer.shards import Shard
+from tasks.infer.stac import COG_TYPE
+from tasks.store import ObjectStore
+
+PREVIEW_BYTES = 140_000  # as a data URI a third larger: what a run's page should carry
+
+
+def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path) -> None:
+    """Put the classified rasters of all grids into the result's folder.
+
+    Args:
+        store: holds the shards.
+        plan: of a tool that makes rasters.
+        outputs: takes the files.
+        folder: for files on their way.
+
+    Raises:
+        StoreError: a shard's result is missing, or the store cannot be written.
+    """
+    assert plan.pixel_format is not None
+    form = raster_format(plan.pixel_format, plan.package.classes)
+    shards: list[list[Shard]] = [[] for _ in plan.grids]
+    for shard in plan.shards:
+        shards[shard.grid].append(shard)
+    for number, planned in enumerate(plan.grids):
+        blocks = _classes(store, plan, planned, shards[number])
+        files = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
+        shown = number < MOST_PREVIEWS
+        if shown:
+            image = picture(
+                [plan.rasters[index] for index in planned.shown],
+                form.classes,
+                classified=str(files.cog) if form.classes else None,
+                grid=planned.output_grid,
+                max_bytes=PREVIEW_BYTES,
+            )
+            outputs.put_bytes(preview_name(planned), image, "image/jpeg")
+        kept = probability_formats(plan)
+        item = raster_item(plan, planned, form, preview=shown, kept=kept)
+        outputs.put_bytes(f"{planned.name}.stac.json", item, ITEM)
+        _put(outputs, planned, planned.name, files, form)
+        for suffix, kept_form in kept.items():
+            path = folder / f"{planned.name}_{suffix}.tif"
+            values = _kept(store, plan, planned, shards[number], suffix)
+            made = write_raster(path, planned.output_grid, values, kept_form)
+            _put(outputs, planned, f"{planned.name}_{suffix}", made, kept_form)
+
+
+def raster_format(pixels: PixelFormat, classes: Sequence[PlannedClass]) -> RasterFormat:
+    """How a classified raster is written."""
+    if pixels.dtype == "float32":
+        return RasterFormat(pixels.dtype, pixels.nodata, overviews="average")
+    return RasterFormat(pixels.dtype, pixels.nodata, classes=label_classes(classes))
+
+
+def probability_formats(plan: Plan) -> dict[str, RasterFormat]:
+    """The rasters of kept probabilities, by the suffix of their names.
+
+    ``probability`` holds the probabilities by rank, ``alternatives`` the classes from the second rank on;
+    those of the first rank are the classified raster itself.
+    """
+    if plan.scoring is None or not plan.scoring.kept or plan.pixel_format is None:
+        return {}
+    kept, classes = plan.scoring.kept, label_classes(plan.package.classes)
+    names = tuple(f"probability of rank {rank}" for rank in range(1, kept + 1))
+    formats = {
+        "probability": RasterFormat(
+            "uint8", None, count=kept, band_names=names, overviews="average", masked=True
+        )
+    }
+    if kept > 1:
+        formats["alternatives"] = RasterFormat(
+            plan.pixel_format.dtype,
+            plan.pixel_format.nodata,
+            count=kept - 1,
+            classes=classes,
+            band_names=tuple(f"class of rank {rank}" for rank in range(2, kept + 1)),
+        )
+    return formats
+
+
+def _classes(
+    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]
+) -> Iterator[tuple[Window, NDArray[Any]]]:
+    row, col = planned.region[:2]
+    if plan.scoring is None:
+        for shard, data in shard_results(store, shards):
+            yield shard.target.shift(-row, -col), read_pixels(data)
+        return
+    for window, made in _decided(store, plan, planned, shards):
+        yield window.shift(-row, -col), made.classes
+
+
+def _kept(
+    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard], suffix: str
+) -> Iterator[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
+    row, col = planned.region[:2]
+    for window, made in _decided(store, plan, planned, shards):
+        values = made.probability if suffix == "probability" else made.top[1:]
+        # Where imagery is, some class has the first rank.
+        yield window.shift(-row, -col), values, made.probability[0] > 0
+
+
+def _decided(
+    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]
+) -> Iterator[tuple[Window, Decided]]:
+    assert plan.scoring is not None
+    assert plan.pixel_format is not None
+    results = shard_results(store, shards)
+    return decided_blocks(results, shards, Window(*planned.region), plan.scoring, plan.pixel_format)
+
+
+def _put(outputs: Outputs, planned: PlannedGrid, name: str, files: RasterFiles, form: RasterFormat) -> None:
+    outputs.put(files.cog, COG_TYPE)
+    for path in files.side_cars:
+        outputs.put(path, "application/xml")
+    outputs.described.append(
+        {
+            "name": name,
+            "path": files.cog.name,
+            "media_type": COG_TYPE,
+            "bounds": list(planned.output_grid.bounds),
+            "crs_wkt": planned.crs_wkt,
+            "rows": planned.output_grid.rows,
+            "cols": planned.output_grid.cols,
+            "bands": form.count,
+            "dtype": form.dtype,
+            "pixels_per_class": {str(value): count for value, count in files.counts.items()},
+        }
+    )

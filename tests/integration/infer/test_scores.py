@@ -1,0 +1,162 @@
+"""Scores through the real host: blended classes, kept probabilities, and packages that offer none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from rio_cogeo.cogeo import cog_validate
+from scipy import ndimage
+
+from tasks.errors import BadInputError
+from tasks.infer.describe import describe
+from tasks.infer.finish import Finished, finish
+from tasks.infer.parameters import ClassifyPixelsParameters
+from tasks.infer.part import compute_part, load_plan, save_plan
+from tasks.infer.plan import inspect_collection, make_plan
+from tasks.infer.planned import Plan
+from tasks.package import ModelDefinition, Package, open_package, write_dlpk
+from tasks.store import join
+
+SCORER = '''
+
+class ScoreClassifier(BrightClassifier):
+    """The same filter, with scores: the brighter, the surer."""
+
+    def getConfiguration(self, **scalars):
+        return {
+            **super().getConfiguration(**scalars),
+            "predict_scores": True,
+            "number_of_scores": 2,
+            "score_values": (1, 2),
+            "tile_size": 32 + 2 * int(scalars["padding"]),
+        }
+
+    def predict_scores(self, batch):
+        total = batch.astype(np.int64).sum(axis=1)
+        padded = np.pad(total, ((0, 0), (3, 3), (3, 3)))
+        rows, cols = total.shape[1:]
+        mean = sum(padded[:, r : r + rows, c : c + cols] for r in range(7) for c in range(7)) / 147
+        bright = np.clip(mean / 256, 0, 1).astype(np.float32)
+        return np.stack([1 - bright, bright], axis=1)
+'''
+
+
+@pytest.fixture
+def scorer(tmp_path: Path, classifier: Package) -> Package:
+    """The classifier of this folder, offering scores for chips of 48 px."""
+    definition = ModelDefinition.model_validate(
+        {
+            "ModelType": "ImageClassification",
+            "InferenceFunction": "ScoreClassifier.py",
+            "ImageHeight": 80,
+            "ImageWidth": 80,
+            "ExtractBands": [0, 1, 2],
+            "Classes": [
+                {"Value": 1, "Name": "Dark", "Color": [10, 20, 30]},
+                {"Value": 2, "Name": "Bright", "Color": [250, 240, 0]},
+            ],
+        }
+    )
+    text = (classifier.folder / "BrightClassifier.py").read_text() + SCORER
+    path = tmp_path / "scorer.dlpk"
+    write_dlpk(path, definition, {"ScoreClassifier.py": text.encode()})
+    return open_package(path, tmp_path / "unpacked")
+
+
+def planned(store: Any, package: Package, uris: list[str], **more: Any) -> Plan:
+    values = {
+        "input_raster": uris,
+        "model": "m.dlpk",
+        "output_classified_raster": "classes",
+        "shard_size": 100,
+        **more,
+    }
+    return make_plan(
+        ClassifyPixelsParameters.model_validate(values),
+        rasters=inspect_collection(uris),
+        package=package,
+        package_uri="m.dlpk",
+        description=describe(package, {}, store, foreign=False),
+        processor="CPU",
+    )
+
+
+def applied(store: Any, package: Package, uris: list[str], **more: Any) -> tuple[Plan, Finished]:
+    plan = planned(store, package, uris, **more)
+    plan = load_plan(store, save_plan(store, plan))
+    for part in range(len(plan.parts)):
+        compute_part(store, plan, part, package=package)
+    return plan, finish(store, plan, {})
+
+
+def bright(array: Any) -> Any:
+    """255ths of the second score on the whole array."""
+    total = array.astype(np.int64).sum(axis=0)
+    for axis in (0, 1):
+        total = ndimage.correlate1d(total, np.ones(7, np.int64), axis=axis, mode="constant")
+    return np.rint(np.clip((total / 147 / 256).astype(np.float32), 0, 1) * 255).astype(int)
+
+
+@pytest.mark.parametrize("stitching", ["TRIM", "BLEND"])
+def test_probabilities_are_published_beside_the_classes(
+    store: Any, scorer: Any, write_scene: Any, texture: Any, stitching: str
+) -> None:
+    uris = [write_scene("west", texture[:, :, :99]), write_scene("east", texture[:, :, 99:], at=(0, 99))]
+    plan, result = applied(store, scorer, uris, stitching=stitching, keep_probabilities=True, top_classes=9)
+    assert plan.scoring is not None
+    assert (plan.scoring.margin > 0) is (stitching == "BLEND")
+    assert len(plan.shards) > 4
+    second = bright(texture)
+    # The filter sees 3 px, and what is mixed in has 4 px of context: nothing depends on the tiles.
+    with rasterio.open(join(plan.folder, "classes.tif")) as dataset:
+        classes = dataset.read(1)
+        clear = np.abs(second - 127.5) > 1  # the rest is a matter of rounding
+        np.testing.assert_array_equal(classes[clear], np.where(second > 127.5, 2, 1)[clear])
+    with rasterio.open(join(plan.folder, "classes_probability.tif")) as dataset:
+        assert dataset.count == 2
+        probability = dataset.read()
+        assert (dataset.read_masks(1) == 255).all()
+    best = np.maximum(second, 255 - second)
+    assert np.abs(probability[0] - best).max() <= 1
+    assert np.abs(probability.astype(int).sum(axis=0) - 255).max() <= 1
+    with rasterio.open(join(plan.folder, "classes_alternatives.tif")) as dataset:
+        np.testing.assert_array_equal(dataset.read(1), 3 - classes)
+        assert dataset.colormap(1)[2] == (250, 240, 0, 255)
+    for name in ("classes", "classes_probability", "classes_alternatives"):
+        valid, errors, _ = cog_validate(join(plan.folder, f"{name}.tif"))
+        assert valid, errors
+    assert [output["name"] for output in result.manifest.details["outputs"]] == [
+        "classes",
+        "classes_probability",
+        "classes_alternatives",
+    ]
+
+
+def test_keeping_probabilities_changes_no_class(
+    store: Any, scorer: Any, write_scene: Any, texture: Any
+) -> None:
+    holed = texture.copy()
+    holed[:, 90:180, 70:140] = 0
+    uri = write_scene("scene", holed, nodata=0)
+    made = []
+    for more in ({}, {"keep_probabilities": True, "top_classes": 1}):
+        plan, _ = applied(store, scorer, [uri], model_arguments=[], **more)
+        with rasterio.open(join(plan.folder, "classes.tif")) as dataset:
+            made.append(dataset.read(1))
+            empty = dataset.read_masks(1) == 0
+    assert set(np.unique(made[0])) == {0, 1, 2}
+    np.testing.assert_array_equal(made[0], made[1])
+    with rasterio.open(join(plan.folder, "classes_probability.tif")) as dataset:
+        np.testing.assert_array_equal(dataset.read_masks(1) == 0, empty)
+
+
+@pytest.mark.parametrize("wish", [{"stitching": "BLEND"}, {"keep_probabilities": True}])
+def test_a_package_without_scores_is_refused_with_the_reason(
+    store: Any, classifier: Any, write_scene: Any, texture: Any, wish: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInputError, match=r"function of bright offers no predict_scores.*TRIM without"):
+        planned(store, classifier, [write_scene("scene", texture)], **wish)
