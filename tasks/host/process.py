@@ -33,12 +33,12 @@ from tasks.host.frames import by_band, dicts, fields, mapping
 from tasks.host.interpreters import VARIABLE, framework_of, interpreter_for
 from tasks.host.limits import HostLimits
 from tasks.host.link import ChildLink, Frame
+from tasks.host.permission import permit
 from tasks.host.remedies import cause_and_remedy
 from tasks.host.ring import Ring
 from tasks.host.target import class_names, default_raster_info, function_path
 from tasks.host.wire import PROTOCOL_VERSION, WireError
 from tasks.package.definition import ModelDefinition
-from tasks.settings import settings
 
 Operation = Literal["updatePixels", "vectorize", "predict_scores"]
 Pixels = npt.NDArray[Any]
@@ -268,7 +268,7 @@ class HostProcess:
             }
         )
         self.containment = mapping(self._first_answer().get("report"))
-        self._permit()
+        permit(self._package.folder, self.containment, foreign=self._foreign)
         link.send({"op": "load"})
         loaded = self._answer("loaded")
         self.takes_batches = loaded.get("several_rasters") is True
@@ -285,16 +285,6 @@ class HostProcess:
             "read": list(dict.fromkeys((str(self._package.folder.resolve()), str(self._function.parent)))),
             "gpu": self._processor_type == "GPU",
         }
-
-    def _permit(self) -> None:
-        missing = [what for what in ("network", "files") if not self.containment.get(what)]
-        if self._foreign and missing and not settings().allow_uncontained:
-            raise HostError(
-                f"The package {self._package.folder.name} was not made here, and this machine cannot contain "
-                f"its function ({', '.join(missing)} stay open).",
-                "Run it on a Linux with Landlock or user namespaces, or give the operator's word: "
-                "CHIPLINE_ALLOW_UNCONTAINED=true.",
-            )
 
     def _take_configuration(self, ready: Frame) -> None:
         self.configuration = mapping(ready.get("configuration"))

@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,11 @@ def test_foreign_package_needs_containment_or_the_operators_word(
         HostProcess(package, limits=limits).__enter__()
     with HostProcess(package, foreign=False, limits=limits) as host:
         assert host.containment["network"] is False
+    # Weights that are programs are as foreign as a function, whoever made the package.
+    with zipfile.ZipFile(package.folder / "net.pt", "w") as archive:
+        archive.writestr("net/constants.pkl", b"")
+    with pytest.raises(HostError, match=r"carry code \(net.pt: TorchScript\).*network stay open"):
+        HostProcess(package, foreign=False, limits=limits).__enter__()
     monkeypatch.setattr(settings(), "allow_uncontained", True)
     with HostProcess(package, limits=limits) as host:
         assert host.containment["network"] is False
