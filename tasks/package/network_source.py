@@ -32,14 +32,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tasks.errors import PackageError
+from tasks.package.network_trace import REMEDY, is_same_convolution, is_torch_layer, trace
 
 DetectorName = Literal["FCOS", "RETINANET", "FASTERRCNN"]
 
 _INLINE_NUMBERS = 4096  # a tensor that is no part of the state_dict is written out up to this size
-_REMEDY = (
-    "Build the network from plain torch.nn layers and tensor operations whose path does not depend on the "
-    "data, or register the module with a source of its own."
-)
 
 # A TensorFlow-style convolution pads by the input's size, which no trace can follow: it is one layer here.
 _SAME_CONVOLUTION = '''
@@ -54,7 +51,6 @@ class SamePadConv2d(nn.Conv2d):
         x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
         return F.conv2d(x, self.weight, self.bias, stride, 0, dilation, self.groups)
 '''
-_SAME_CONVOLUTION_CLASSES = {"Conv2dSame", "Conv2dDynamicSamePadding"}  # timm; efficientnet_pytorch
 
 
 def emit_network(module: nn.Module, class_name: str = "Network") -> str:
@@ -203,23 +199,6 @@ def load_network(source: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
 # -- tracing -----------------------------------------------------------------------------------------------
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - fx's name
-        if _is_same_convolution(m):
-            return True
-        # Only classes of torch.nn itself are written as constructor calls; subclasses are followed inside.
-        return _is_torch_layer(m) and not isinstance(m, nn.Sequential)
-
-
-def _is_torch_layer(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind.__module__.startswith("torch.nn.modules.") and getattr(nn, kind.__name__, None) is kind
-
-
-def _is_same_convolution(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and type(module).__name__ in _SAME_CONVOLUTION_CLASSES
-
-
 @contextmanager
 def _inference_mode_of(module: nn.Module) -> Iterator[None]:
     """``module`` in evaluation mode and without smp's check of the input size; restored afterwards."""
@@ -248,15 +227,14 @@ def _class_source(module: nn.Module, class_name: str) -> tuple[str, str]:
     if not class_name.isidentifier():
         raise PackageError(f"{class_name!r} is no name for a Python class.", "Use letters, digits and _.")
     with _inference_mode_of(module):
-        tracer = _Tracer()
         try:
-            graph = tracer.trace(module)
+            graph = trace(module)
         except PackageError:
             raise
         except Exception as error:  # foreign forward code may raise anything while it is traced
             name, kind = type(module).__name__, type(error).__name__
             raise PackageError(
-                f"The network {name} cannot be written out: {kind}: {error}.", _REMEDY
+                f"The network {name} cannot be written out: {kind}: {error}.", REMEDY
             ) from error
         for node in graph.nodes:
             node.type = None  # annotations name things of the original's own module
@@ -334,7 +312,7 @@ def _forward_source(graph: fx.Graph) -> str:
     for name, value in code.globals.items():
         known = name in ("inf", "nan") or value in (_FORWARD_NAMES.get(name), getattr(builtins, name, None))
         if name in used and not known:
-            raise PackageError(f"The network calls {name} ({value!r}), which is no part of torch.", _REMEDY)
+            raise PackageError(f"The network calls {name} ({value!r}), which is no part of torch.", REMEDY)
     return source
 
 
@@ -356,8 +334,8 @@ def _layers(module: nn.Module, graph: fx.Graph) -> tuple[list[str], bool]:
             lines.append(f"put(self, {name!r}, self.get_submodule({written[id(child)]!r}))")
             inside.append(name + ".")
             continue
-        is_same = _is_same_convolution(child)
-        if name and (is_same or (_is_torch_layer(child) and not _is_container(child))):
+        is_same = is_same_convolution(child)
+        if name and (is_same or (is_torch_layer(child) and not _is_container(child))):
             if name in called or child.state_dict():
                 lines.append(f"put(self, {name!r}, {_constructor(child, name, is_same)})")
                 written[id(child)] = name
@@ -403,7 +381,7 @@ def _constructor(layer: nn.Module, name: str, is_same: bool) -> str:
             by_name = True
             continue
         if not hasattr(layer, key):
-            raise PackageError(f"The layer {name} ({kind.__name__}) does not keep its {key}.", _REMEDY)
+            raise PackageError(f"The layer {name} ({kind.__name__}) does not keep its {key}.", REMEDY)
         value = getattr(layer, key)
         if key == "bias" and not isinstance(value, bool):
             value = value is not None
@@ -442,7 +420,7 @@ def _plain(value: Any, what: str) -> Any:
         )
     elif isinstance(value, Mapping):
         return {str(key): _plain(item, what) for key, item in value.items()}
-    raise PackageError(f"The {what} is {value!r}, which source cannot state.", _REMEDY)
+    raise PackageError(f"The {what} is {value!r}, which source cannot state.", REMEDY)
 
 
 def _constants(module: nn.Module, graph: fx.Graph) -> list[str]:
@@ -453,7 +431,7 @@ def _constants(module: nn.Module, graph: fx.Graph) -> list[str]:
         owner, _, key = path.rpartition(".")
         tensor = getattr(module.get_submodule(owner), key)
         if not isinstance(tensor, Tensor):
-            raise PackageError(f"The network uses {path}, which is no tensor.", _REMEDY)
+            raise PackageError(f"The network uses {path}, which is no tensor.", REMEDY)
         if tensor.numel() > _INLINE_NUMBERS:
             raise PackageError(
                 f"The network uses the tensor {path} of {tensor.numel()} numbers, which its state_dict "

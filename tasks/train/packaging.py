@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from tasks.package.build import build_package
-from tasks.package.network_source import emit_detector, emit_network
 from tasks.train.models.options import DetectorOptions
 from tasks.train.modules import ObjectModule, PixelModule
 from tasks.train.parameters import TrainParameters
@@ -52,7 +50,7 @@ def build(
     return build_package(
         kind=parameters.kind,
         name=parameters.output_name,
-        network_source=_source(parameters, trained),
+        network_source=trained.source,
         state_dict=module.network.state_dict(),
         classes=data.classes,
         normalisation=trained.normalisation,
@@ -72,13 +70,3 @@ def build(
         batch_size=_BATCH,
         **specific,
     )
-
-
-def _source(parameters: TrainParameters, trained: Trained) -> str:
-    network = trained.module.network
-    if trained.arguments is None:
-        return emit_network(network)
-    backbone = network.get_submodule("backbone")
-    assert isinstance(backbone, nn.Module)
-    name: Any = parameters.model_type
-    return emit_detector(backbone, name, trained.arguments)

@@ -6,17 +6,33 @@ description says what ours does.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.parameters import ModelArgument, ToolParameters
+from tasks.train.models.backbones import BACKBONES, check_backbone
 
-ModelType = Literal["UNET", "FCOS", "RETINANET"]
-BackboneModel = Literal["EFFICIENTNET_LITE0", "RESNET18", "RESNET34", "RESNET50", "MOBILENET_V2"]
+ModelType = Literal[
+    "UNET",
+    "UNETPLUSPLUS",
+    "MANET",
+    "LINKNET",
+    "FPN",
+    "PSPNET",
+    "DEEPLAB",
+    "UPERNET",
+    "SEGFORMER",
+    "FCOS",
+    "RETINANET",
+]
+# A text, not a Literal: timm's encoders are too many for a list, and a form still takes them.
+BackboneModel = Annotated[str, AfterValidator(check_backbone)]
 Monitor = Literal["VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE", "ACCURACY", "MIOU"]
 
-PIXEL_MODELS = frozenset({"UNET"})
+PIXEL_MODELS = frozenset(
+    {"UNET", "UNETPLUSPLUS", "MANET", "LINKNET", "FPN", "PSPNET", "DEEPLAB", "UPERNET", "SEGFORMER"}
+)
 _MONITORS = {
     "pixels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
     "objects": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
@@ -36,13 +52,20 @@ class TrainParameters(ToolParameters):
         description="Name of the model, of its package and of its entry in the model registry",
     )
     model_type: ModelType = Field(
-        description="UNET classifies pixels (Classified_Tiles and other formats with masks); FCOS and "
-        "RETINANET detect objects (PASCAL_VOC_rectangles and other formats with boxes)",
+        description="UNET, UNETPLUSPLUS, MANET, LINKNET, FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER classify "
+        "pixels (Classified_Tiles and other formats with masks); FCOS and RETINANET detect objects "
+        "(PASCAL_VOC_rectangles and other formats with boxes)",
     )
     backbone_model: BackboneModel = Field(
         default="EFFICIENTNET_LITE0",
-        description="Encoder of the network. The ImageNet weights of EFFICIENTNET_LITE0 are installed; those "
-        "of the others are fetched from the Hugging Face hub",
+        description=f"Encoder of the network: {', '.join(BACKBONES)}, or an encoder of timm's such as "
+        "timm:convnext_tiny. The ImageNet weights of EFFICIENTNET_LITE0 are installed; those of the others "
+        "are fetched from the Hugging Face hub",
+    )
+    weight_init_scheme: Literal["RANDOM", "RED_BAND", "ALL_RANDOM"] = Field(
+        default="RANDOM",
+        description="First layer over bands other than red, green and blue (told by their names, else the "
+        "first three): RANDOM weights; those of red (RED_BAND); or random weights for all bands (ALL_RANDOM)",
     )
     max_epochs: int = Field(
         default=20, ge=1, le=100_000, description="Passes over the training chips, one crop of each per pass"
@@ -72,7 +95,8 @@ class TrainParameters(ToolParameters):
     model_arguments: list[ModelArgument] = Field(
         default=[],
         description="Arguments of the model, as names and values. preset = light trains on a CPU in minutes; "
-        "further: pretrained, downscale; UNET: class_balancing, focal_loss, dice_loss, ignore_classes; "
+        "further: pretrained, downscale; models of pixels: class_balancing, focal_loss, dice_loss, "
+        "ignore_classes, decoder, width; "
         "FCOS and RETINANET: stride, levels, width, anchor_size, nms_overlap, detect_min_iou",
     )
     stop_training: bool = Field(

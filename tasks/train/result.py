@@ -19,7 +19,7 @@ class Trained:
 
     Attributes:
         module: with the best weights, on the CPU, in evaluation mode.
-        arguments: the detector's plain arguments; None for pixels.
+        source: of the network, for the package.
         normalisation: of the input.
         split: indices into ``chips``.
         metrics: values of the best weights on the validation chips, and what led to them.
@@ -28,7 +28,7 @@ class Trained:
     """
 
     module: TrainingModule
-    arguments: dict[str, Any] | None
+    source: str
     normalisation: Normalisation
     chips: list[Chip]
     split: Split

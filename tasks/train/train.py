@@ -11,24 +11,21 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from tasks.errors import BadInputError, DeviceError, TrainingDataError
-from tasks.labels import ClassSchema
 from tasks.tracking import Tracker
-from tasks.train import augmentation, datasets
+from tasks.train import datasets
+from tasks.train.assembly import assemble, budget_of, samples_of
 from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
 from tasks.train.data_formats import check_format
-from tasks.train.models import detectors, pixels
-from tasks.train.models.options import DetectorOptions, PixelOptions, check_sizes, options_of
-from tasks.train.modules import ObjectModule, PixelModule, TrainingModule
-from tasks.train.normalisation import Normalisation, normalisation_of
+from tasks.train.models.options import check_batch, check_sizes, options_of
+from tasks.train.modules import TrainingModule
+from tasks.train.normalisation import normalisation_of
 from tasks.train.packaging import build
 from tasks.train.parameters import TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
-from tasks.train.schedule import Budget
 from tasks.train.splits import Split, check_no_leak, split_spatially
 from tasks.training_data import Chip, TrainingData, read_boxes, read_chip_image, read_class_mask
 
@@ -119,9 +116,10 @@ def fit(
     rows, cols = data[0].tile_size
     chip_size = parameters.chip_size or min(rows, cols) // options.size_divisor * options.size_divisor
 
-    train_set = _dataset(parameters, options, [chips[i] for i in split.train], normalisation, chip_size)
-    validation = _dataset(parameters, options, [chips[i] for i in split.validation], normalisation, None)
+    train_set = samples_of(parameters, options, [chips[i] for i in split.train], normalisation, chip_size)
+    validation = samples_of(parameters, options, [chips[i] for i in split.validation], normalisation, None)
     batch = min(parameters.batch_size, len(train_set))
+    check_batch(parameters, batch)
     sampler = datasets.DrawSampler(len(train_set), seed=parameters.seed)
     accelerator = _accelerator(parameters)
     loader: dict[str, Any] = {
@@ -130,9 +128,13 @@ def fit(
         "collate_fn": datasets.collate_pixels if parameters.kind == "pixels" else datasets.collate_objects,
     }
     steps = max(1, len(train_set) // batch)
-    seconds = None if parameters.time_limit_minutes is None else parameters.time_limit_minutes * 60.0
-    budget = Budget(steps=steps * parameters.max_epochs, seconds=seconds)
-    module, arguments = _module(parameters, options, schema, data[0].bands, train_set, budget)
+    shared = {
+        "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
+        "budget": budget_of(parameters, steps),
+        "freeze": parameters.freeze_model,
+    }
+    assembled = assemble(parameters, options, schema, data[0].band_names, train_set, shared)
+    module = assembled.module
 
     curves = Curves(lambda row, epoch: tracker.metrics(_plain(row), epoch), progress)
     best = BestWeights(parameters.monitor, patience=_PATIENCE if parameters.stop_training else None)
@@ -188,7 +190,7 @@ def fit(
     tracker.metrics({**_final_values(metrics), **effort}, epochs)
     return Trained(
         module=module,
-        arguments=arguments,
+        source=assembled.source,
         normalisation=normalisation,
         chips=chips,
         split=split,
@@ -230,68 +232,6 @@ def _label_amount(chip: Chip, parameters: TrainParameters) -> float:
     if parameters.kind == "objects":
         return float(len(read_boxes(chip)))
     return float(np.count_nonzero(read_class_mask(chip)))
-
-
-def _dataset(
-    parameters: TrainParameters,
-    options: PixelOptions | DetectorOptions,
-    chips: list[Chip],
-    normalisation: Normalisation,
-    size: int | None,
-) -> datasets.PixelChips | datasets.ObjectChips:
-    recipe = augmentation.DEFAULT if parameters.augmentation == "DEFAULT" else augmentation.NONE
-    shared: dict[str, Any] = {
-        "normalisation": normalisation,
-        "size": size,
-        "recipe": recipe,
-        "multiple": options.size_divisor,
-    }
-    if isinstance(options, PixelOptions):
-        return datasets.PixelChips(chips, ignored=options.ignored, **shared)
-    return datasets.ObjectChips(chips, **shared)
-
-
-def _module(
-    parameters: TrainParameters,
-    options: PixelOptions | DetectorOptions,
-    schema: ClassSchema,
-    bands: int,
-    train_set: datasets.PixelChips | datasets.ObjectChips,
-    budget: Budget,
-) -> tuple[TrainingModule, dict[str, Any] | None]:
-    shared: dict[str, Any] = {
-        "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
-        "budget": budget,
-        "freeze": parameters.freeze_model,
-        "schema": schema,
-    }
-    backbone = parameters.backbone_model
-    if isinstance(options, PixelOptions):
-        assert isinstance(train_set, datasets.PixelChips)
-        network = pixels.build_unet(
-            backbone, options, bands=bands, channels=len(schema) + 1, pretrained=options.pretrained
-        )
-        weights: list[float] | None = None
-        if options.class_balancing:
-            counts = datasets.count_labels(train_set, len(schema)).astype(np.float64)
-            present = counts > 0
-            shares = np.where(present, counts[present].sum() / np.maximum(counts, 1) / present.sum(), 0.0)
-            weights = shares.tolist()
-        encoder = network.get_submodule("segmentation.encoder")
-        _channels_last(network)
-        return PixelModule(network, encoder=encoder, options=options, class_weights=weights, **shared), None
-    pyramid = detectors.build_pyramid(backbone, options, bands=bands, pretrained=options.pretrained)
-    arguments = detectors.detector_arguments(parameters.model_type, options, classes=len(schema), bands=bands)
-    detector = detectors.build_object_detector(parameters.model_type, pyramid, arguments)
-    _channels_last(detector)
-    return ObjectModule(detector, encoder=pyramid.encoder, options=options, **shared), arguments
-
-
-def _channels_last(network: nn.Module) -> None:
-    """Put the weights into the layout in which convolutions run fastest on CPUs and GPUs."""
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _accelerator(parameters: TrainParameters) -> str:

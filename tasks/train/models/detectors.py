@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from tasks.errors import BadInputError
 from tasks.package.network_source import DetectorName, build_detector
-from tasks.train.models.encoders import build_encoder
+from tasks.train.models.encoders import WeightInit, build_encoder
 from tasks.train.models.options import DetectorOptions
 
 
@@ -62,13 +64,27 @@ class FeaturePyramid(nn.Module):
 
 
 def build_pyramid(
-    backbone_model: str, options: DetectorOptions, *, bands: int, pretrained: bool
+    backbone_model: str,
+    options: DetectorOptions,
+    *,
+    bands: Sequence[str],
+    pretrained: bool,
+    scheme: WeightInit = "RANDOM",
 ) -> FeaturePyramid:
-    """The detector's backbone; its features start at ``options.stride`` image pixels."""
+    """The detector's backbone; its features start at ``options.stride`` image pixels.
+
+    Raises:
+        BadInputError: the encoder gives no features at that stride.
+    """
     finest = int(math.log2(options.stride // options.downscale))
     depth = max(options.depth, finest + options.levels - 1)
-    encoder = build_encoder(backbone_model, bands=bands, depth=depth, pretrained=pretrained)
+    encoder = build_encoder(backbone_model, bands=bands, depth=depth, pretrained=pretrained, scheme=scheme)
     channels = [int(size) for size in cast(list[int], encoder.out_channels)]
+    if 0 in channels[finest:]:
+        raise BadInputError(
+            f"The backbone {backbone_model} gives no features at a stride of {options.stride} pixels.",
+            f"Give the model argument stride = {2 * options.stride}, or choose another backbone_model.",
+        )
     return FeaturePyramid(
         encoder,
         channels,

@@ -8,6 +8,7 @@ excitation, ReLU6, fixed stem. TensorFlow's "same" padding is asymmetric where t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +34,28 @@ FEATURE_CHANNELS = tuple(_STAGES[stage][3] for stage in _FEATURE_STAGES)
 _BATCH_NORM_EPS = 1e-3
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
+def _convolution(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    groups: int = 1,
+    *,
+    dilation: int = 1,
+    dense: bool = False,
+) -> list[nn.Module]:
+    """A convolution; with stride 2 after a layer that pads. ``dense`` leaves that stride out."""
+    reach = dilation * (kernel // 2)
+    shared: dict[str, Any] = {"groups": groups, "dilation": dilation, "bias": False}
     if stride == 1:
-        return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)]
+        return [nn.Conv2d(inputs, outputs, kernel, padding=reach, **shared)]
+    if dense:
+        return [nn.ZeroPad2d(reach), nn.Conv2d(inputs, outputs, kernel, **shared)]
     total = kernel - stride
     before, after = total // 2, total - total // 2
     return [
         nn.ZeroPad2d((before, after, before, after)),
-        nn.Conv2d(inputs, outputs, kernel, stride=stride, groups=groups, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, **shared),
     ]
 
 
@@ -52,13 +67,24 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class InvertedResidual(nn.Module):
     """Expand (1×1), depthwise, project (1×1); the input is added where the shapes agree."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        *,
+        dilation: int = 1,
+        dense: bool = False,
+    ) -> None:
         super().__init__()
         width = inputs * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
             layers += [nn.Conv2d(inputs, width, 1, bias=False), _norm(width), nn.ReLU6(inplace=True)]
-        layers += [*_convolution(width, width, kernel, stride, groups=width), _norm(width)]
+        layers += _convolution(width, width, kernel, stride, width, dilation=dilation, dense=dense)
+        layers += [_norm(width)]
         layers += [nn.ReLU6(inplace=True), nn.Conv2d(width, outputs, 1, bias=False), _norm(outputs)]
         self.layers = nn.Sequential(*layers)
         self.residual = stride == 1 and inputs == outputs
@@ -74,7 +100,8 @@ class EfficientNetLite0(nn.Module):
     Args:
         in_channels: number of input bands.
         depth: 1 to 5, how many resolutions are computed; later stages are not built.
-        output_stride: taken for segmentation-models-pytorch's sake; only the natural one is there.
+        output_stride: 32, or 16 or 8: the strides beyond are left out, and the layers after them look as far
+            as before through dilated convolutions.
 
     ``forward`` and ``out_channels`` are those of an encoder of segmentation-models-pytorch: the input comes
     first, then the features, finest first.
@@ -82,21 +109,25 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, in_channels: int = 3, depth: int = 5, output_stride: int = 32) -> None:
         super().__init__()
-        if output_stride != 32:
-            raise ValueError("EfficientNetLite0 has no dilated form: output_stride must be 32")
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride is {output_stride}, must be 8, 16 or 32")
         self.stem = nn.Sequential(*_convolution(in_channels, 32, 3, 2), _norm(32), nn.ReLU6(inplace=True))
         stages: list[nn.Module] = []
-        inputs = 32
+        inputs, reached, dilation = 32, 2, 1
         for kernel, stride, expansion, outputs, repeats in _STAGES[: _FEATURE_STAGES[depth - 1] + 1]:
             blocks = []
             for repeat in range(repeats):
+                step = stride if repeat == 0 else 1
+                dense = step == 2 and reached >= output_stride
+                reached *= 1 if dense else step
                 blocks.append(
-                    InvertedResidual(inputs, outputs, kernel, stride if repeat == 0 else 1, expansion)
+                    InvertedResidual(inputs, outputs, kernel, step, expansion, dilation=dilation, dense=dense)
                 )
+                dilation *= 2 if dense else 1
                 inputs = outputs
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        self.output_stride = 2**depth
+        self.output_stride = min(output_stride, 2**depth)
         self.out_channels = [in_channels, *FEATURE_CHANNELS[:depth]]
 
     def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
@@ -137,8 +168,7 @@ def load_imagenet(network: EfficientNetLite0) -> None:
     """Puts the ImageNet weights into ``network``.
 
     The file uses the names of the TensorFlow port (``_blocks.3._project_conv``); both lists are in the order
-    of the computation, so names are derived block by block. More or fewer than three bands: the stem's
-    weights are repeated over the bands and scaled, which keeps the size of its output.
+    of the computation, so names are derived block by block. They are of three bands.
     """
     source = torch.load(pretrained_weights_file(), map_location="cpu", weights_only=True)
     state = imagenet_state(source, network)
@@ -176,11 +206,4 @@ def imagenet_state(source: dict[str, Tensor], network: EfficientNetLite0) -> dic
                 convolution(f"{theirs}.{name}", f"{ours}.{position}")
                 normalisation(f"{theirs}.{norm_name}", f"{ours}.{position + 1}")
             index += 1
-    stem = state["stem.1.weight"]
-    first = network.stem[1]
-    assert isinstance(first, nn.Conv2d)
-    if first.in_channels != stem.shape[1]:
-        bands = first.in_channels
-        repeated = stem.repeat(1, -(-bands // stem.shape[1]), 1, 1)[:, :bands]
-        state["stem.1.weight"] = repeated * (stem.shape[1] / bands)
     return state

@@ -1,74 +1,183 @@
-"""Encoders by their ArcGIS names; each gives features at strides 2, 4, 8, 16 and 32."""
+"""Encoders by their ArcGIS or timm names; each gives features at strides 2, 4, 8, 16 and 32."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from tasks.errors import BadInputError, ChiplineError
+from tasks.errors import BadInputError
+from tasks.train.models.backbones import LITE, TIMM_PREFIX, smp_name
 from tasks.train.models.efficientnet_lite import EfficientNetLite0, load_imagenet
 
-LITE = "EFFICIENTNET_LITE0"
-_SMP_NAMES = {
-    "RESNET18": "resnet18",
-    "RESNET34": "resnet34",
-    "RESNET50": "resnet50",
-    "MOBILENET_V2": "mobilenet_v2",
-}
+WeightInit = Literal["RANDOM", "RED_BAND", "ALL_RANDOM"]
+_RGB = ("red", "green", "blue")
+_REMEDY = (
+    "Give the model argument pretrained = False, or take the backbone EFFICIENTNET_LITE0, whose weights are "
+    "installed."
+)
 
 
-def build_encoder(backbone_model: str, *, bands: int, depth: int, pretrained: bool) -> nn.Module:
+def build_encoder(
+    backbone_model: str,
+    *,
+    bands: Sequence[str],
+    depth: int,
+    pretrained: bool,
+    scheme: WeightInit = "RANDOM",
+    output_stride: int = 32,
+) -> nn.Module:
     """An encoder as segmentation-models-pytorch has them: it gives ``[x, stride 2, stride 4, …]``.
 
+    Encoders whose features start at stride 4 (ConvNeXt, Swin) give an empty one at stride 2.
+
     Args:
-        backbone_model: EFFICIENTNET_LITE0, RESNET18, RESNET34, RESNET50 or MOBILENET_V2.
-        bands: number of input bands.
+        backbone_model: a checked name, see :func:`tasks.train.models.backbones.check_backbone`.
+        bands: names of the input bands.
         depth: 1 to 5, the number of resolutions.
-        pretrained: start from ImageNet weights. Those of EFFICIENTNET_LITE0 are installed with Chipline,
-            the others are fetched from the Hugging Face hub.
+        pretrained: start from ImageNet weights. Those of EFFICIENTNET_LITE0 are installed with Chipline, the
+            others are fetched from the Hugging Face hub, or taken from its local cache.
+        scheme: how the first layer starts, see :func:`first_layer`.
+        output_stride: 32, or 16 or 8 for dilated convolutions in place of the last strides.
 
     Raises:
-        BadInputError: an unknown name, or the weights cannot be fetched.
+        BadInputError: timm has no such encoder, it cannot be used so, or the weights cannot be fetched.
     """
-    if backbone_model == LITE:
-        encoder = EfficientNetLite0(bands, depth)
-        if pretrained:
-            load_imagenet(encoder)
-        return encoder
-    name = smp_name(backbone_model)
-    from segmentation_models_pytorch.encoders import (
-        get_encoder,
+    network = _plain(backbone_model, len(bands), depth, output_stride)
+    if not pretrained:
+        return network
+    # Three bands are what the weights are of; their first layer is then fitted to the bands at hand.
+    source = network if len(bands) == len(_RGB) else _plain(backbone_model, len(_RGB), depth, output_stride)
+    if isinstance(source, EfficientNetLite0):
+        load_imagenet(source)
+    else:
+        source = _fetched(backbone_model, depth, output_stride)
+    state = source.state_dict()
+    first = _first_layer_of(source, len(_RGB)) + ".weight"
+    own = network.state_dict()[first]
+    state[first] = first_layer(state[first], bands, scheme, own)
+    network.load_state_dict(state)
+    return network
+
+
+def first_layer(weight: Tensor, bands: Sequence[str], scheme: WeightInit, fresh: Tensor) -> Tensor:
+    """Weights of the first convolution for any bands, from those for red, green and blue.
+
+    The colours of the weights go to the bands of that name, where all three are there, else to the first
+    three bands. RANDOM: other bands start with random weights; RED_BAND: with those of red; ALL_RANDOM: all
+    bands start with random weights. Fewer than three bands get the mean of the colours each, scaled so that
+    the size of the response stays, whatever the scheme says but ALL_RANDOM.
+
+    Args:
+        weight: (out, 3, rows, cols) of the trained encoder.
+        bands: names of the bands.
+        scheme: see above.
+        fresh: (out, bands, rows, cols), random weights.
+    """
+    if scheme == "ALL_RANDOM":
+        return fresh
+    if len(bands) < len(_RGB):
+        return weight.sum(dim=1, keepdim=True).expand_as(fresh) / len(bands)
+    result = fresh.clone()
+    if scheme == "RED_BAND":
+        result[:] = weight[:, :1]
+    for colour, band in enumerate(_colours(bands)):
+        result[:, band] = weight[:, colour]
+    return result
+
+
+def _colours(bands: Sequence[str]) -> list[int]:
+    names = [name.strip().lower() for name in bands]
+    if all(names.count(colour) == 1 for colour in _RGB):
+        return [names.index(colour) for colour in _RGB]
+    return [0, 1, 2]
+
+
+def _first_layer_of(encoder: nn.Module, bands: int) -> str:
+    for name, child in encoder.named_modules():
+        if isinstance(child, nn.Conv2d) and child.in_channels == bands:
+            return str(name)
+    raise BadInputError(
+        "The encoder has no first convolution over the bands, which its ImageNet weights could be fitted to.",
+        "Give the model argument pretrained = False, or choose another backbone_model.",
     )
+
+
+def _plain(backbone_model: str, bands: int, depth: int, output_stride: int) -> nn.Module:
+    """The encoder with random weights."""
+    if backbone_model == LITE:
+        return EfficientNetLite0(bands, depth, output_stride)
+    from segmentation_models_pytorch.encoders import get_encoder
 
     try:
         return cast(
             nn.Module,
             get_encoder(
-                name,
+                smp_name(backbone_model),
                 in_channels=bands,
                 depth=depth,
-                weights="imagenet" if pretrained else None,
+                weights=None,
+                output_stride=output_stride,
             ),
         )
-    except (OSError, ValueError) as error:
-        if isinstance(error, ChiplineError) or not pretrained:
-            raise
+    # RuntimeError: timm knows no such model.
+    except (ValueError, RuntimeError, TypeError, KeyError, IndexError) as error:
         raise BadInputError(
-            f"The ImageNet weights of {backbone_model} cannot be fetched: {error}.",
-            "Give the model argument pretrained = False, or take the backbone EFFICIENTNET_LITE0, whose "
-            "weights are installed.",
+            f"The backbone {backbone_model} cannot be used here: {error}.",
+            "Choose another backbone_model. Of timm's, those fit that give features at strides 4 to 32 for "
+            "pictures of any size"
+            + (", and that can be dilated (DEEPLAB needs it)." if output_stride != 32 else "."),
         ) from error
 
 
-def smp_name(backbone_model: str) -> str:
-    """The name of a backbone in segmentation-models-pytorch.
+def _fetched(backbone_model: str, depth: int, output_stride: int) -> nn.Module:
+    """The encoder of three bands with its ImageNet weights, from the hub or its local cache."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    try:
+        return cast(
+            nn.Module,
+            get_encoder(
+                smp_name(backbone_model),
+                in_channels=len(_RGB),
+                depth=depth,
+                weights="imagenet",
+                output_stride=output_stride,
+            ),
+        )
+    # KeyError, RuntimeError: there are no ImageNet weights under this name.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+    ) as error:
+        raise BadInputError(
+            f"The ImageNet weights of {backbone_model} cannot be fetched: {error}.", _REMEDY
+        ) from error
+
+
+def check_exists(backbone_model: str) -> None:
+    """Refuse a ``timm:`` name that timm does not know; loads timm only where it is asked for.
 
     Raises:
-        BadInputError: an unknown backbone.
+        BadInputError: with names that come near.
     """
-    if backbone_model not in _SMP_NAMES:
-        raise BadInputError(
-            f"There is no backbone {backbone_model!r}.", f"Choose one of {', '.join([LITE, *_SMP_NAMES])}."
-        )
-    return _SMP_NAMES[backbone_model]
+    if not backbone_model.startswith(TIMM_PREFIX):
+        return
+    import difflib
+
+    import timm
+
+    name = backbone_model.removeprefix(TIMM_PREFIX)
+    if timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
+    raise BadInputError(
+        f"timm has no encoder {name!r}.",
+        f"Close to it: {', '.join(near)}." if near else "Look at timm.list_models() for the names.",
+    )

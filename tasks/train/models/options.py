@@ -31,7 +31,7 @@ class _Options(BaseModel):
 
 
 class PixelOptions(_Options):
-    """Arguments of UNET."""
+    """Arguments of the models of pixels."""
 
     @property
     def size_divisor(self) -> int:
@@ -43,7 +43,15 @@ class PixelOptions(_Options):
     dice_loss: bool = Field(True, description="add the soft Dice loss over the classes")
     ignore_classes: str = Field("", description="class values, comma separated, that count as unknown; 0 too")
     decoder: tuple[int, int, int, int, int] = Field(
-        (256, 128, 64, 32, 16), description="channels of the decoder"
+        (256, 128, 64, 32, 16), description="channels of the decoder (UNET, UNETPLUSPLUS, MANET)"
+    )
+    width: int | None = Field(
+        None,
+        ge=32,
+        le=1024,
+        multiple_of=32,
+        description="channels of the decoder (FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER); the library's own "
+        "where it is not given",
     )
 
     @property
@@ -100,7 +108,7 @@ class DetectorOptions(_Options):
         return self
 
 
-_LIGHT_PIXELS = {"downscale": 2, "decoder": (128, 96, 64, 32, 16)}
+_LIGHT_PIXELS = {"downscale": 2, "decoder": (128, 96, 64, 32, 16), "width": 96}
 _LIGHT_DETECTOR = {"downscale": 2, "levels": 1, "depth": 4, "width": 64, "head_convolutions": 2}
 
 Options = TypeVar("Options", PixelOptions, DetectorOptions)
@@ -170,4 +178,21 @@ def check_sizes(
         raise BadInputError(
             "freeze_model would freeze random weights, for pretrained is False.",
             "Give one of the two another value.",
+        )
+
+
+# Their decoders normalise a feature that is averaged over the whole chip: of one chip it would be zero.
+_TWO_CHIPS = frozenset({"DEEPLAB", "UPERNET"})
+
+
+def check_batch(parameters: TrainParameters, batch: int) -> None:
+    """Refuse batches of one chip for networks that cannot learn from them.
+
+    Raises:
+        BadInputError: with what to change.
+    """
+    if batch < 2 and parameters.model_type in _TWO_CHIPS:
+        raise BadInputError(
+            f"{parameters.model_type} learns from at least two chips at once; here a batch is {batch}.",
+            "Raise batch_size, or train on more chips.",
         )

@@ -1,0 +1,128 @@
+"""What a training consists of, by kind of model: samples, network, its source, the module that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks.labels import ClassSchema
+from tasks.package.network_source import emit_detector, emit_network
+from tasks.train import augmentation, datasets
+from tasks.train.models import detectors, pixels
+from tasks.train.models.options import DetectorOptions, PixelOptions
+from tasks.train.modules import ObjectModule, PixelModule, TrainingModule
+from tasks.train.normalisation import Normalisation
+from tasks.train.parameters import TrainParameters
+from tasks.train.schedule import Budget
+from tasks.training_data import Chip
+
+Samples = datasets.PixelChips | datasets.ObjectChips
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What is trained.
+
+    Attributes:
+        module: the network and how it learns.
+        source: of the network, as the package carries it; written before the training, so that a network
+            that cannot travel is refused before it costs an hour.
+    """
+
+    module: TrainingModule
+    source: str
+
+
+def samples_of(
+    parameters: TrainParameters,
+    options: PixelOptions | DetectorOptions,
+    chips: list[Chip],
+    normalisation: Normalisation,
+    size: int | None,
+) -> Samples:
+    """Chips as samples.
+
+    Args:
+        size: edge of the crops, pixels; None takes whole chips (validation).
+    """
+    recipe = augmentation.DEFAULT if parameters.augmentation == "DEFAULT" else augmentation.NONE
+    shared: dict[str, Any] = {
+        "normalisation": normalisation,
+        "size": size,
+        "recipe": recipe,
+        "multiple": options.size_divisor,
+    }
+    if isinstance(options, PixelOptions):
+        return datasets.PixelChips(chips, ignored=options.ignored, **shared)
+    return datasets.ObjectChips(chips, **shared)
+
+
+def assemble(
+    parameters: TrainParameters,
+    options: PixelOptions | DetectorOptions,
+    schema: ClassSchema,
+    bands: Sequence[str],
+    train_set: Samples,
+    shared: dict[str, Any],
+) -> Assembled:
+    """The network of the model type, ready to train.
+
+    Args:
+        bands: their names.
+        shared: what every module takes: ``learning_rate``, ``budget``, ``freeze``.
+
+    Raises:
+        BadInputError, PackageError: a backbone that does not fit, or that cannot be written out.
+    """
+    shared = {**shared, "schema": schema}
+    encoder: dict[str, Any] = {
+        "bands": bands,
+        "pretrained": options.pretrained,
+        "scheme": parameters.weight_init_scheme,
+    }
+    if isinstance(options, PixelOptions):
+        assert isinstance(train_set, datasets.PixelChips)
+        network = pixels.build_pixel_network(
+            parameters.model_type, parameters.backbone_model, options, channels=len(schema) + 1, **encoder
+        )
+        source = emit_network(network)
+        _channels_last(network)
+        weights = _class_weights(train_set, len(schema)) if options.class_balancing else None
+        part = network.get_submodule("segmentation.encoder")
+        module = PixelModule(network, encoder=part, options=options, class_weights=weights, **shared)
+        return Assembled(module, source)
+    pyramid = detectors.build_pyramid(parameters.backbone_model, options, **encoder)
+    arguments = detectors.detector_arguments(
+        parameters.model_type, options, classes=len(schema), bands=len(bands)
+    )
+    detector = detectors.build_object_detector(parameters.model_type, pyramid, arguments)
+    source = emit_detector(pyramid, cast(Any, parameters.model_type), arguments)
+    _channels_last(detector)
+    return Assembled(ObjectModule(detector, encoder=pyramid.encoder, options=options, **shared), source)
+
+
+def budget_of(parameters: TrainParameters, steps: int) -> Budget:
+    """How long the training lasts; ``steps`` are those of one epoch."""
+    minutes = parameters.time_limit_minutes
+    return Budget(steps=steps * parameters.max_epochs, seconds=None if minutes is None else minutes * 60.0)
+
+
+def _class_weights(train_set: datasets.PixelChips, classes: int) -> list[float]:
+    """The inverse of each label's frequency, 1 on average over the pixels; 0 for labels that do not occur."""
+    counts = datasets.count_labels(train_set, classes).astype(np.float64)
+    present = counts > 0
+    shares = np.where(present, counts[present].sum() / np.maximum(counts, 1) / present.sum(), 0.0)
+    weights: list[float] = shares.tolist()
+    return weights
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Put the weights into the layout in which convolutions run fastest on CPUs and GPUs."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
