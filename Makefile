@@ -1,10 +1,11 @@
 # Chipline. `make` builds .venv; `make demo` runs the whole chain; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := venv
-.PHONY: all venv lock lint format test test-all demo up down status bench clean help FORCE
+.PHONY: all venv tensorflow lock lint format test test-all demo up down status bench clean help FORCE
 
 PY := .venv/bin/python
 STAMP := .venv/.chipline-installed
+TENSORFLOW := .venv-tensorflow/.chipline-installed
 TESTS := $(wildcard tests/unit tests/integration tests/browser)
 
 # Another torch build than the locked one: UV_TORCH_BACKEND=cpu make (or cu126, cu130, rocm…).
@@ -23,6 +24,12 @@ $(STAMP): pyproject.toml locks/requirements.lock locks/torch.lock infra/setup/bo
 	@bash infra/setup/bootstrap.sh
 	@touch $@
 
+tensorflow: $(TENSORFLOW)  ## build .venv-tensorflow, where TensorFlow and Keras packages run
+
+$(TENSORFLOW): locks/tensorflow.lock infra/setup/tensorflow.sh | $(STAMP)
+	@bash infra/setup/tensorflow.sh
+	@touch $@
+
 lock:  ## make the locks again from pyproject.toml
 	@bash infra/setup/lock.sh
 
@@ -39,7 +46,7 @@ format: venv  ## let ruff format the code
 test: venv  ## unit, integration and browser tests, without the slow ones
 	$(PY) -m pytest -m "not slow and not gpu" $(TESTS)
 
-test-all: venv  ## every test, the slow and the fault ones too
+test-all: venv tensorflow  ## every test, the slow and the fault ones too
 	$(PY) -m pytest -m "not gpu" tests
 
 demo: venv  ## the whole chain on the real stack, which stays up for a look
