@@ -6,7 +6,9 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.chipline-installed
 TENSORFLOW := .venv-tensorflow/.chipline-installed
-TESTS := $(wildcard tests/unit tests/integration tests/browser)
+# Unit tests share nothing and run side by side; integration tests share one running stack.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+SHARING := $(wildcard tests/integration tests/browser)
 
 # Another torch build than the locked one: UV_TORCH_BACKEND=cpu make (or cu126, cu130, rocm…).
 # The choice is remembered in .venv; asking for another one installs again.
@@ -44,10 +46,12 @@ format: venv  ## let ruff format the code
 	$(PY) -m ruff format .
 
 test: venv  ## unit, integration and browser tests, without the slow ones
-	$(PY) -m pytest -m "not slow and not gpu" $(TESTS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu" tests/unit
+	$(PY) -m pytest -m "not slow and not gpu" $(SHARING)
 
 test-all: venv tensorflow  ## every test, the slow and the fault ones too
-	$(PY) -m pytest -m "not gpu" tests
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not gpu" tests/unit
+	$(PY) -m pytest -m "not gpu" $(SHARING) tests/fault
 
 demo: venv  ## the whole chain on the real stack, which stays up for a look
 	$(PY) -m infra.demo
