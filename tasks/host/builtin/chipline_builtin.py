@@ -72,7 +72,7 @@ class Definition:
 
     @property
     def padding(self) -> int:
-        """Pixels of a chip's side that its neighbour answers for, where no one says: a quarter of the chip."""
+        """Pixels of a chip's side that its neighbour answers for, unless said: a quarter of the chip."""
         quarter = min(self.height, self.width) // 4
         return int(self.number("Padding", max(quarter, self.number("ModelPadding", 0))))
 
@@ -305,7 +305,7 @@ FIELDS = (("OID", "OID"), ("Class", "String"), ("Confidence", "Double"))
 LABEL_FIELDS = (("OID", "OID"), ("Label", "String"), ("Confidence", "String"))
 """Of labelled features."""
 
-_Fields = "tuple[tuple[str, str], ...]"  # a text: Python 3.9 reads it
+_Fields = tuple[tuple[str, str], ...]
 
 
 def fields_text(fields: _Fields = FIELDS) -> str:
