@@ -7,7 +7,7 @@ import math
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tasks.package.checks import Problem, UnpackLimits, inside, read_root_defini
 from tasks.package.definition import CellSize, ModelDefinition
 from tasks.package.dlpk import existing_digest, unpack_and_check
 from tasks.package.function_source import FunctionArgument, function_arguments
+from tasks.package.weights_check import weights_rows
 
 _METRIC_KEYS = ("accuracy", "average_precision_score", "PSNR", "SSIM")
 _MONITORED = "monitored_"
@@ -43,6 +44,7 @@ class Examination:
         arguments: of the packaged function, as far as its source says; None: the function is built in,
             missing or cannot be parsed.
         problems: all of them, in the order of the checks; empty for a package that can be used.
+        weights: what the weight file says about itself, as rows of the card.
     """
 
     file: str
@@ -53,6 +55,7 @@ class Examination:
     definition: ModelDefinition | None
     arguments: list[FunctionArgument] | None
     problems: list[Problem]
+    weights: list[tuple[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the card, the whole definition and the problems with their remedies."""
@@ -81,8 +84,12 @@ def examine_package(dlpk: Path, limits: UnpackLimits | None = None) -> Examinati
         folder, problems = unpack_and_check(dlpk, Path(scratch), limits)
         definition = None
         arguments = None
+        weights: list[tuple[str, str]] = []
         if folder is not None:
             definition, _ = read_root_definition(folder)
+        if folder is not None and definition is not None and definition.model_file:
+            file = inside(folder, definition.model_file)
+            weights = weights_rows(file) if file is not None and file.is_file() else []
         if folder is not None and definition is not None and definition.builtin_function is None:
             function = inside(folder, definition.inference_function or "")
             if function is not None and function.is_file():
@@ -96,6 +103,7 @@ def examine_package(dlpk: Path, limits: UnpackLimits | None = None) -> Examinati
         definition=definition,
         arguments=arguments,
         problems=problems,
+        weights=weights,
     )
 
 
@@ -117,7 +125,7 @@ def card_rows(examination: Examination) -> list[tuple[str, str]]:
     ]
     if examination.definition is None:
         return rows
-    return rows + definition_rows(examination.definition)
+    return rows + definition_rows(examination.definition) + examination.weights
 
 
 def definition_rows(definition: ModelDefinition) -> list[tuple[str, str]]:

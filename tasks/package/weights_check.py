@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
-from tasks.package.onnx_check import onnx_problems
+from tasks.package.onnx_check import onnx_problems, onnx_summary
 
 _TORCH_SUFFIXES = {".pth", ".pt", ".pt2", ".bin", ".ckpt", ".pkl", ".pickle"}
 ArchiveKind = Literal["TorchScript", "torch.export"]
@@ -115,6 +115,28 @@ def weights_remedy(path: Path) -> str:
         "Save the weights alone: torch.save(model.state_dict(), path); "
         "the inference function builds the model."
     )
+
+
+def weights_rows(path: Path) -> list[tuple[str, str]]:
+    """What a weight file says about itself, as rows of a card; nothing of formats that say nothing."""
+    if path.suffix.lower() == ".onnx":
+        try:
+            found = onnx_summary(path)
+        except ValueError:
+            return []  # told among the problems
+        opset = ", ".join(f"{domain} {version}" for domain, version in sorted(found.opset.items()))
+        return [
+            ("format", f"ONNX, operators {opset}"),
+            ("inputs", "; ".join(found.inputs)),
+            ("outputs", "; ".join(found.outputs)),
+        ]
+    if path.suffix.lower() not in _TORCH_SUFFIXES:
+        return []
+    try:
+        kind = archive_kind(path)
+    except _BROKEN:
+        return []
+    return [("format", f"{kind} archive: carries code, is loaded contained only")] if kind else []
 
 
 def archive_kind(path: Path) -> ArchiveKind | None:

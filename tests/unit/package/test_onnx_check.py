@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from tasks.errors import PackageError
+from tasks.package.examine import card_rows, examine_package
 from tasks.package.onnx_check import onnx_problems, onnx_summary
+from tasks.package.pack import pack_package
 
 
 def _external(location: str, name: str = "w") -> Any:
@@ -105,3 +109,28 @@ def test_garbage_is_no_model(tmp_path: Path) -> None:
     for data in (b"", b"hello", onnx.ModelProto().SerializeToString(), bytes(100)):
         path.write_bytes(data)
         assert "no ONNX model" in onnx_problems(path, tmp_path)[0]
+
+
+def test_a_packed_onnx_model_shows_opset_inputs_and_outputs(tmp_path: Path) -> None:
+    model = _written(tmp_path, _model(_external("net.data")))
+    (tmp_path / "net.data").write_bytes(bytes(8))
+    (tmp_path / "Runs.py").write_text("class Runs: pass\n")
+    emd = {"ModelType": "ObjectClassification", "ModelFile": "net.onnx"}
+    (tmp_path / "net.emd").write_text(json.dumps(emd))
+
+    def pack(extra: dict[str, Path]) -> Path:
+        return pack_package(
+            name="net",
+            definition=tmp_path / "net.emd",
+            weights=model,
+            function=tmp_path / "Runs.py",
+            extra=extra,
+            into=tmp_path / "out",
+        )[0]
+
+    with pytest.raises(PackageError, match=r"'net.data', which is not in the package"):
+        pack({})
+    rows = dict(card_rows(examine_package(pack({"net.data": tmp_path / "net.data"}))))
+    assert rows["format"] == "ONNX, operators ai.onnx 17, x.y 2"
+    assert rows["inputs"] == "image float32 (n, 3, 8, ?)"
+    assert rows["outputs"] == "scores float32 (n, 2, 8, 8)"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.package.weights_check import code_archives, weights_problems
+from tasks.package.weights_check import code_archives, weights_problems, weights_rows
 
 
 class Attack:
@@ -143,6 +143,7 @@ def test_archives_with_code_are_recognised_and_pass(archives: Path) -> None:
         (archives / "scripted.pt", "TorchScript"),
         (archives / "traced.pt", "TorchScript"),
     ]
+    assert [len(weights_rows(path)) for path in sorted(archives.iterdir())] == [1, 0, 1, 1]
 
 
 def _with_member(archive: Path, into: Path, ending: str, data: bytes) -> Path:
