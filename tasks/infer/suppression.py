@@ -7,7 +7,8 @@ equal confidences in the order of the input, and overlap is measured on the poly
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from tasks.errors import BadInputError
 
-_CHUNK = 50_000
+_FIRST_RUN = 4096
+_PAIRS_PER_RUN = 2_000_000
 _NOISE = 1e-7
 """An overlap below this share of the smaller area is rounding: two objects that only touch."""
 
@@ -52,18 +54,50 @@ def suppress(
             f"{int(np.isnan(scores).sum())} of {len(scores)} features have no confidence.",
             "Name a field that holds a number for every feature in confidence_score_field.",
         )
+    if not len(scores):
+        return np.empty(0, np.bool_)
     order = np.argsort(-scores, kind="stable")
-    kinds = np.zeros(len(order), np.intp)
+    usable = _usable(geometries[order])
+    kinds = None
     if classes is not None:
         kinds = np.unique(np.asarray(classes)[order], return_inverse=True)[1]
-    surer, weaker = _overlapping(_usable(geometries[order]), max_overlap_ratio)
-    stays = np.ones(len(order), dtype=np.bool_)
-    same = kinds[surer] == kinds[weaker]
-    _remove(stays, surer[same], weaker[same])
-    _remove(stays, surer, weaker)
+    stays = _surest(usable, kinds, max_overlap_ratio)
+    if kinds is not None and kinds.max() > 0:
+        left = np.flatnonzero(stays)
+        stays[left] = _surest(usable[left], None, max_overlap_ratio)
     result = np.empty_like(stays)
     result[order] = stays
     return result
+
+
+def _surest(
+    geometries: NDArray[np.object_], kinds: NDArray[np.intp] | None, max_overlap_ratio: float
+) -> NDArray[np.bool_]:
+    """What stays of features in order of falling confidence, each class by itself where there are classes.
+
+    The features go through in runs, and those that an earlier run removed look for no partners: memory holds
+    the pairs of one run, however crowded the layer is.
+    """
+    layer = _Measured.of(geometries)
+    stays = np.ones(len(geometries), dtype=np.bool_)
+    start, length = 0, _FIRST_RUN
+    while start < len(geometries):
+        ranks = start + np.flatnonzero(stays[start : start + length])
+        surer, weaker = layer.partners(ranks)
+        # Most partners of a crowded layer are gone already.
+        open_pairs = stays[weaker]
+        if kinds is not None:
+            open_pairs &= kinds[surer] == kinds[weaker]
+        _remove(stays, *layer.overlapping(surer[open_pairs], weaker[open_pairs], max_overlap_ratio))
+        start += length
+        # As many pairs per run as memory may hold: the first, surest ones meet the most.
+        length = _next_length(length, len(surer))
+    return stays
+
+
+def _next_length(length: int, pairs: int) -> int:
+    fitting = length * _PAIRS_PER_RUN // max(pairs, 1)
+    return int(np.clip(fitting, _FIRST_RUN // 8, 4 * length))
 
 
 def _remove(stays: NDArray[np.bool_], surer: NDArray[np.intp], weaker: NDArray[np.intp]) -> None:
@@ -76,42 +110,48 @@ def _remove(stays: NDArray[np.bool_], surer: NDArray[np.intp], weaker: NDArray[n
             stays[partners] = False
 
 
-def _overlapping(
-    geometries: NDArray[np.object_], max_overlap_ratio: float
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """All pairs of ranks (surer, weaker) whose intersection over union exceeds the ratio."""
-    found = list(_overlapping_chunks(geometries, max_overlap_ratio))
-    empty = np.empty(0, dtype=np.intp)
-    if not found:
-        return empty, empty
-    return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+@dataclass(frozen=True)
+class _Measured:
+    """Features with what is asked of them again and again; ``is_box`` where the envelope is the feature."""
 
+    geometries: NDArray[np.object_]
+    areas: NDArray[np.float64]
+    bounds: NDArray[np.float64]  # (features, 4)
+    is_box: NDArray[np.bool_]
+    tree: shapely.STRtree
 
-def _overlapping_chunks(
-    geometries: NDArray[np.object_], max_overlap_ratio: float
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    tree = shapely.STRtree(geometries)
-    areas = shapely.area(geometries)
-    bounds = shapely.bounds(geometries)
-    # A box is as large as its envelope; among boxes, and that is most detectors, arithmetic will do.
-    sides = bounds[:, 2:] - bounds[:, :2]
-    is_box = (np.abs(areas - sides[:, 0] * sides[:, 1]) <= 1e-12 * areas) & (areas > 0)
-    for start in range(0, len(geometries), _CHUNK):
-        one, other = tree.query(geometries[start : start + _CHUNK])  # envelopes that touch
-        one = one + start
+    @staticmethod
+    def of(geometries: NDArray[np.object_]) -> _Measured:
+        """The features, measured and indexed."""
+        areas, bounds = shapely.area(geometries), shapely.bounds(geometries).reshape(-1, 4)
+        # A box is as large as its envelope; among boxes, and that is most detectors, arithmetic will do.
+        sides = bounds[:, 2:] - bounds[:, :2]
+        is_box = (np.abs(areas - sides[:, 0] * sides[:, 1]) <= 1e-12 * areas) & (areas > 0)
+        return _Measured(geometries, areas, bounds, is_box, shapely.STRtree(geometries))
+
+    def partners(self, ranks: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Pairs (surer, weaker) of these features and less sure ones whose envelopes touch."""
+        one, other = self.tree.query(self.geometries[ranks])
+        one = ranks[one]
         later = other > one
-        one, other = one[later], other[later]
+        return one[later], other[later]
+
+    def overlapping(
+        self, one: NDArray[np.intp], other: NDArray[np.intp], ratio: float
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Of these pairs those whose intersection over union exceeds the ratio."""
+        areas, bounds = self.areas, self.bounds
         smaller = np.minimum(areas[one], areas[other])
         # The envelopes' overlap bounds the polygons' from above: most pairs end here.
         shared = _shared_envelope(bounds[one], bounds[other])
-        possible = _exceeds(shared, areas[one], areas[other], smaller, max_overlap_ratio)
+        possible = _exceeds(shared, areas[one], areas[other], smaller, ratio)
         one, other, shared, smaller = one[possible], other[possible], shared[possible], smaller[possible]
-        inexact = ~(is_box[one] & is_box[other])
+        inexact = ~(self.is_box[one] & self.is_box[other])
         shared[inexact] = shapely.area(
-            shapely.intersection(geometries[one[inexact]], geometries[other[inexact]])
+            shapely.intersection(self.geometries[one[inexact]], self.geometries[other[inexact]])
         )
-        exceeds = _exceeds(shared, areas[one], areas[other], smaller, max_overlap_ratio)
-        yield one[exceeds], other[exceeds]
+        exceeds = _exceeds(shared, areas[one], areas[other], smaller, ratio)
+        return one[exceeds], other[exceeds]
 
 
 def _shared_envelope(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

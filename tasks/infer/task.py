@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.infer.parameters import InferenceTool
+from tasks.infer.parameters_suppression import SuppressionParameters
 
 if TYPE_CHECKING:
     from tasks.infer.finish import Finished
@@ -138,6 +139,41 @@ def finish_inference(plan_uri: str) -> dict[str, str]:
         **addresses(plan, result),
         "folder": plan.folder,
         "run_key": plan.run_key,
+        "already_done": str(result.already_done).lower(),
+    }
+
+
+@task(name="suppress")
+def suppress_features(parameters: SuppressionParameters) -> dict[str, str]:
+    """Thin a layer out and publish what stays.
+
+    Returns:
+        ``uri`` of the layer as GeoParquet, ``geopackage``, ``folder``, ``already_done``: "true" where an
+        earlier run had published the same.
+    """
+    from tasks.infer.suppress_layer import suppress_layer
+    from tasks.store import ObjectStore, join
+
+    log = get_run_logger()
+    store = ObjectStore()
+    result = suppress_layer(store, parameters, {"flow_run": flow_run.get_id()})
+    before, after = result.details["objects_before_suppression"], result.details["objects"]
+    log.info("%d of %d objects stay", after, before)
+    rows = []
+    for output in result.details["outputs"]:
+        uri = join(result.folder, output["path"])
+        link = store.presign(uri, _LINK_SECONDS)
+        rows.append({"output": output["path"], "URI": uri, "link": f"[open]({link})"})
+    state = "already done by an earlier run" if result.already_done else "done"
+    create_table_artifact(
+        key="non-maximum-suppression-outputs",
+        table=rows,
+        description=f"**{parameters.out_features}**, {state}: {after:,} of {before:,} objects stay",
+    )
+    return {
+        "uri": rows[0]["URI"],
+        "geopackage": rows[1]["URI"],
+        "folder": result.folder,
         "already_done": str(result.already_done).lower(),
     }
 
