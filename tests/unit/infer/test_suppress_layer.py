@@ -79,7 +79,7 @@ def test_memory_holds_the_pairs_of_one_run_only(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(suppression, "_remove", counted)
     monkeypatch.setattr(suppression, "_FIRST_RUN", 32)
     monkeypatch.setattr(suppression, "_PAIRS_PER_RUN", 500)
-    heap = np.repeat(shapely.box(0, 0, 1, 1), 3000)  # four and a half million pairs
+    heap = np.full(3000, shapely.box(0, 0, 1, 1), dtype=object)  # four and a half million pairs
     stays = suppress(heap, np.arange(3000.0))
     assert stays.sum() == 1
     assert sum(seen) < 100_000
