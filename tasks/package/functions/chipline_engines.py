@@ -100,8 +100,10 @@ class Execution:
         wanted: list[np.ndarray] = []
         chips = list(batches)
         reasons: list[str] = []
+        if not chips:
+            reasons.append("there was no imagery to compare engines on")
         for choice in _ladder(self._asked):
-            if choice == REFERENCE:
+            if choice == REFERENCE or not chips:
                 break
             words = " in ".join(choice)
             try:
