@@ -34,7 +34,7 @@ from torch import Tensor, fx, nn
 from tasks.errors import PackageError
 from tasks.package.network_trace import REMEDY, is_same_convolution, is_torch_layer, trace
 
-DetectorName = Literal["FCOS", "RETINANET", "FASTERRCNN"]
+DetectorName = Literal["FCOS", "RETINANET", "SSD", "FASTERRCNN", "MASKRCNN"]
 
 _INLINE_NUMBERS = 4096  # a tensor that is no part of the state_dict is written out up to this size
 
@@ -125,17 +125,18 @@ def build_detector(backbone: nn.Module, detector: DetectorName, arguments: Mappi
 
     Args:
         backbone: see :func:`emit_detector`.
-        detector: FCOS, RETINANET or FASTERRCNN.
-        arguments: ``num_classes`` (int; with the background for RETINANET and FASTERRCNN, whose label 0 it
-            is; FCOS labels start at 0 in torchvision too, so keep 0 free there as well), ``anchor_sizes``
-            and ``aspect_ratios`` (one tuple per feature map; FCOS: one size each, aspect ratio 1),
-            ``head_convolutions`` (int, layers of the head; FCOS only), ``score_thresh``, ``nms_thresh``,
-            ``detections_per_img``, ``topk_candidates`` and further plain keywords of the torchvision class,
-            ``featmap_names`` for FASTERRCNN.
+        detector: FCOS, RETINANET, SSD, FASTERRCNN or MASKRCNN.
+        arguments: ``num_classes`` (int; with the background, whose label is 0; FCOS labels start at 0 in
+            torchvision, so keep 0 free there as well), ``anchor_sizes`` and ``aspect_ratios`` (one tuple per
+            feature map; FCOS: one size each, aspect ratio 1), ``head_convolutions`` (int, layers of the head;
+            FCOS only), ``size_divisible`` (int, images are filled up to a multiple of it), ``score_thresh``,
+            ``nms_thresh``, ``detections_per_img``, ``topk_candidates`` and further plain keywords of the
+            torchvision class, ``featmap_names`` for FASTERRCNN and MASKRCNN.
 
     Returns:
         The detector: ``model([image (bands, rows, cols) float32, ...])`` in evaluation mode gives dicts of
-        boxes (n, 4) xmin, ymin, xmax, ymax in pixels, labels (n,) and scores (n,).
+        boxes (n, 4) xmin, ymin, xmax, ymax in pixels, labels (n,) and scores (n,); MASKRCNN: masks
+        (n, 1, rows, cols) 0-1, too.
     """
     # -- travels from here: torch and torchvision only, names fully imported --
     from torchvision.models import detection
@@ -157,14 +158,24 @@ def build_detector(backbone: nn.Module, detector: DetectorName, arguments: Mappi
         model = detection.FCOS(backbone, number_of_classes, anchor_generator=anchors, head=head, **values)
     elif detector == "RETINANET":
         model = detection.RetinaNet(backbone, number_of_classes, anchor_generator=anchors, **values)
-    elif detector == "FASTERRCNN":
+    elif detector == "SSD":
+        divisor = values.pop("size_divisible", 1)
+        channels = [backbone.out_channels] * len(values.pop("featmap_names"))
+        head = detection.ssd.SSDHead(channels, anchors.num_anchors_per_location(), number_of_classes)
+        # Anchors in pixels, so that they keep their size in tiles of any size; SSD's own are shares of one.
+        model = detection.ssd.SSD(backbone, anchors, (1, 1), number_of_classes, head=head, **values)
+        model.transform.size_divisible = divisor
+    elif detector in ("FASTERRCNN", "MASKRCNN"):
         from torchvision.ops import MultiScaleRoIAlign
 
-        names = values.pop("featmap_names", ["0"])
-        pool = MultiScaleRoIAlign(featmap_names=list(names), output_size=7, sampling_ratio=2)
-        model = detection.FasterRCNN(
-            backbone, number_of_classes, rpn_anchor_generator=anchors, box_roi_pool=pool, **values
-        )
+        names = list(values.pop("featmap_names", ["0"]))
+        pool = MultiScaleRoIAlign(featmap_names=names, output_size=7, sampling_ratio=2)
+        values.update(rpn_anchor_generator=anchors, box_roi_pool=pool)
+        if detector == "MASKRCNN":
+            pool = MultiScaleRoIAlign(featmap_names=names, output_size=14, sampling_ratio=2)
+            model = detection.MaskRCNN(backbone, number_of_classes, mask_roi_pool=pool, **values)
+        else:
+            model = detection.FasterRCNN(backbone, number_of_classes, **values)
     else:
         raise ValueError(f"unknown detector {detector!r}")
     # torchvision honours _skip_resize in training only.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -173,12 +174,8 @@ class ObjectModule(TrainingModule):
 
     def validation_step(self, batch: tuple[list[Tensor], list[Target]], _index: int) -> None:
         images, targets = batch
-        # torchvision computes losses in training mode only; its layers stay in evaluation mode here.
-        self.network.training = True
-        try:
+        with _giving_losses(self.network):
             losses: dict[str, Tensor] = self.network(images, targets)
-        finally:
-            self.network.training = False
         self._validation_losses.append(float(torch.stack(list(losses.values())).sum()))
         for image, found, target in zip(images, self.network(images), targets, strict=True):
             rows, cols = image.shape[-2:]
@@ -188,6 +185,20 @@ class ObjectModule(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         values, self.per_class = score_chips(self.chips, self.schema)
         self.finish_validation(values)
+
+
+@contextmanager
+def _giving_losses(detector: nn.Module) -> Iterator[None]:
+    """torchvision computes losses in training mode only; the detector's layers stay in evaluation mode."""
+    parts = [detector, *(getattr(detector, name, None) for name in ("rpn", "roi_heads"))]
+    chosen = [part for part in parts if part is not None]
+    try:
+        for part in chosen:
+            part.training = True
+        yield
+    finally:
+        for part in chosen:
+            part.training = False
 
 
 def _dice_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ ModelType = Literal[
     "SEGFORMER",
     "FCOS",
     "RETINANET",
+    "SSD",
+    "FASTERRCNN",
 ]
 # A text, not a Literal: timm's encoders are too many for a list, and a form still takes them.
 BackboneModel = Annotated[str, AfterValidator(check_backbone)]
@@ -53,8 +55,8 @@ class TrainParameters(ToolParameters):
     )
     model_type: ModelType = Field(
         description="UNET, UNETPLUSPLUS, MANET, LINKNET, FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER classify "
-        "pixels (Classified_Tiles and other formats with masks); FCOS and RETINANET detect objects "
-        "(PASCAL_VOC_rectangles and other formats with boxes)",
+        "pixels (Classified_Tiles and other formats with masks); FCOS, RETINANET, SSD and FASTERRCNN detect "
+        "objects (PASCAL_VOC_rectangles and other formats with boxes)",
     )
     backbone_model: BackboneModel = Field(
         default="EFFICIENTNET_LITE0",
@@ -97,7 +99,7 @@ class TrainParameters(ToolParameters):
         description="Arguments of the model, as names and values. preset = light trains on a CPU in minutes; "
         "further: pretrained, downscale; models of pixels: class_balancing, focal_loss, dice_loss, "
         "ignore_classes, decoder, width; "
-        "FCOS and RETINANET: stride, levels, width, anchor_size, nms_overlap, detect_min_iou",
+        "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou",
     )
     stop_training: bool = Field(
         default=True,

@@ -14,6 +14,9 @@ from tasks.package.network_source import DetectorName, build_detector
 from tasks.train.models.encoders import WeightInit, build_encoder
 from tasks.train.models.options import DetectorOptions
 
+TWO_STAGES = frozenset({"FASTERRCNN", "MASKRCNN"})
+_LEAST_SCORE = 0.05  # weaker boxes are not worth a thought
+
 
 class FeaturePyramid(nn.Module):
     """Encoder features, merged from coarse to fine (Lin et al., "Feature Pyramid Networks", 2017).
@@ -103,29 +106,45 @@ def detector_arguments(
     Label 0 is the background, labels 1 to ``classes`` are the classes in the order of the package.
     """
     sizes: tuple[tuple[float, ...], ...]
-    if model_type == "FCOS":
-        sizes = tuple((float(options.anchor_size * 2**level),) for level in range(options.levels))
-        own: dict[str, Any] = {
-            "head_convolutions": options.head_convolutions,
-            "center_sampling_radius": options.center_radius,
-        }
+    levels = range(options.levels)
+    kept = 300
+    if model_type in ("FCOS", *TWO_STAGES):
+        sizes = tuple((float(options.anchor_size * 2**level),) for level in levels)
     else:
         sizes = tuple(
-            tuple(options.anchor_size * 2 ** (level + third / 3) for third in range(3))
-            for level in range(options.levels)
+            tuple(options.anchor_size * 2 ** (level + third / 3) for third in range(3)) for level in levels
         )
-        own = {}
     ratios = ((1.0,) if model_type == "FCOS" else (0.5, 1.0, 2.0),) * options.levels
-    return {
+    shared = {
         "num_classes": classes + 1,
         "bands": bands,
         "anchor_sizes": sizes,
         "aspect_ratios": ratios,
-        "score_thresh": 0.05,
-        "nms_thresh": options.nms_overlap,
-        "detections_per_img": 300,
-        "topk_candidates": 1000,
         "size_divisible": options.size_divisor,
+    }
+    names = [str(level) for level in levels]
+    if model_type in TWO_STAGES:
+        return {
+            **shared,
+            "featmap_names": names,
+            "box_score_thresh": _LEAST_SCORE,
+            "box_nms_thresh": options.nms_overlap,
+            "box_detections_per_img": kept,
+        }
+    own: dict[str, Any] = {}
+    if model_type == "FCOS":
+        own = {
+            "head_convolutions": options.head_convolutions,
+            "center_sampling_radius": options.center_radius,
+        }
+    if model_type == "SSD":
+        own = {"featmap_names": names}
+    return {
+        **shared,
+        "score_thresh": _LEAST_SCORE,
+        "nms_thresh": options.nms_overlap,
+        "detections_per_img": kept,
+        "topk_candidates": 1000,
         **own,
     }
 

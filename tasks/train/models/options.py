@@ -69,7 +69,7 @@ class PixelOptions(_Options):
 
 
 class DetectorOptions(_Options):
-    """Arguments of FCOS and RETINANET. Pixel sizes are those of the image, not of the downscaled one."""
+    """Arguments of the detectors. Pixel sizes are those of the image, not of the downscaled one."""
 
     stride: Literal[4, 8, 16] = Field(8, description="pixels per cell of the finest feature map")
     levels: int = Field(3, ge=1, le=4, description="number of feature maps, each half the size of the last")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from tests.unit.train.packaged import packaged_function
 
 MakeData = Callable[..., TrainingData]
 TINY = "timm:lcnet_035"
-QUICK = {"DEEPLAB", "SEGFORMER"}  # one with dilation, one whose decoder asks for shapes
+# One with dilation, one whose decoder asks for shapes, one with two stages.
+QUICK = {"DEEPLAB", "SEGFORMER", "FASTERRCNN"}
 
 
 def parameters(model_type: str, arguments: dict[str, str], **values: Any) -> TrainParameters:
@@ -72,6 +74,41 @@ def test_a_model_of_pixels_travels(model_type: str, make_data: MakeData, tmp_pat
     assert scores.shape == (2, 3, 64, 64)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert np.ptp(scores) > 0.01
+
+
+def vectorized(function: Any, pixels: np.ndarray) -> list[dict[str, Any]]:
+    """The features that the function finds in one tile without padding."""
+    answer = function.vectorize(raster_pixels=pixels, raster_mask=np.ones(pixels.shape, np.uint8))
+    features: list[dict[str, Any]] = json.loads(answer["output_vectors"])["features"]
+    return features
+
+
+@pytest.mark.parametrize("model_type", few({"FCOS", "RETINANET", "SSD", "FASTERRCNN"}))
+def test_a_detector_travels(model_type: str, make_data: MakeData, tmp_path: Path) -> None:
+    data = make_data(size=64, count=12)
+    arguments = {"width": "32", "levels": "2", "head_convolutions": "1"}
+    result, function = trained(parameters(model_type, arguments), data, tmp_path)
+    function.getConfiguration(padding="0", batch_size="1", threshold="0.0", nms_overlap="1.0")
+    detector: Any = result.module.network
+    for part in (detector, getattr(detector, "roi_heads", None)):
+        if part is not None and hasattr(part, "score_thresh"):
+            part.score_thresh, part.nms_thresh = 0.0, 1.0
+    pixels = read_chip_image(data.chips[0])
+    features = vectorized(function, pixels)
+    with torch.inference_mode():
+        image = torch.from_numpy(result.normalisation.apply(pixels))
+        expected = detector([image])[0]
+    inside = (expected["boxes"][:, :2] + expected["boxes"][:, 2:]) / 2
+    real = (expected["labels"] > 0) & ((inside >= 0) & (inside < 64)).all(dim=1)
+    real &= (expected["boxes"][:, 2:] > expected["boxes"][:, :2]).all(dim=1)
+    assert len(features) == int(real.sum()) > 20
+    corners = [feature["geometry"]["rings"][0] for feature in features]
+    found = np.array([[*ring[0], *ring[2]] for ring in corners])
+    scores = np.array([feature["attributes"]["Confidence"] for feature in features])
+    order = np.lexsort((*found.T, -scores))
+    theirs = torch.cat([expected["boxes"], 100 * expected["scores"][:, None]], dim=1)[real].numpy()
+    theirs = theirs[np.lexsort((*theirs[:, :4].T, -theirs[:, 4]))]
+    np.testing.assert_allclose(scores[order], theirs[:, 4], atol=1e-3)
 
 
 @pytest.mark.slow
