@@ -5,14 +5,17 @@ from tasks.imagery.grid import Bounds, Grid, Transform
 from tasks.imagery.prefetch import prefetch
 from tasks.imagery.raster import RasterInfo, inspect_raster
 from tasks.imagery.reader import GridReader, Pixels
+from tasks.imagery.sample import BandSample, RasterSample, sample_raster
 from tasks.imagery.windows import Window
 
 __all__ = [
+    "BandSample",
     "Bounds",
     "Grid",
     "GridReader",
     "Pixels",
     "RasterInfo",
+    "RasterSample",
     "Transform",
     "Window",
     "expand_rasters",
@@ -21,4 +24,5 @@ __all__ = [
     "grid_of_raster",
     "inspect_raster",
     "prefetch",
+    "sample_raster",
 ]

@@ -7,14 +7,16 @@ Source: ``docs/formats/python-raster-function.md`` §6: the earlier raster's ban
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from tasks.errors import BadInputError, PackageError
 from tasks.imagery import GridReader, Pixels, RasterInfo, Window
 from tasks.imagery.identity import unsigned
+from tasks.infer.fit import Fit, Samples, check_fit
+from tasks.infer.parameters import InferenceTool
 from tasks.package import Package
-from tasks.package.contract import check_contract
 
 CHANGE_MODEL = "ChangeDetector"
 """``ModelName`` of packages made for pairs."""
@@ -62,19 +64,21 @@ def is_for_pairs(package: Package) -> bool:
 
 
 def bands_of_pair(
+    parameters: InferenceTool,
     package: Package,
     wanted: Sequence[int | str] | None,
     before: Sequence[RasterInfo],
     after: Sequence[RasterInfo],
-    cell_size: float | None,
-) -> tuple[list[int], list[int], list[str]]:
-    """The bands to hand over of each date's rasters, and what the person should know about the fit.
+    samples: Samples = (),
+) -> tuple[list[int], list[int], Fit]:
+    """The bands to hand over of each date's rasters, and how the earlier date's fit; its remarks are of both.
 
     Args:
+        parameters: the tool's parameters.
         package: the package.
         wanted: bands of the stack that the function asks for; None: the definition's ExtractBands.
         before, after: the rasters of each date.
-        cell_size: of the target grid, where it is given.
+        samples: a look into the rasters of both dates; empty: nothing was read.
 
     Raises:
         PackageError: the package does not take two dates.
@@ -91,20 +95,20 @@ def bands_of_pair(
             "Use a package trained for change detection: its ExtractBands are 0 to 2n - 1, n bands of the "
             "earlier date and then n of the later one. For single images use classify_pixels.",
         )
-    remarks: dict[str, None] = {}
-    for infos, bands in ((before, first), (after, second)):
+    both = []
+    looks = (samples[: len(before)], samples[len(before) :])
+    for infos, bands, looked in zip((before, after), (first, second), looks, strict=True):
         # Each date must fit by itself; what the definition says of the stack does not apply to one raster.
         names = package.definition.bands
         own = names[:half] if names is not None and len(names) >= half else None
         one_date = package.definition.model_copy(update={"extract_bands": bands, "bands": own})
-        for info in infos:
-            contract = check_contract(one_date, info, cell_size=cell_size)
-            contract.raise_refusals(unsigned(info.uri))
-            if contract.bands != bands:
+        fit = check_fit(parameters, one_date, infos, looked)
+        for info, found in zip(infos, fit.bands, strict=True):
+            if found != bands:
                 raise BadInputError(
                     f"The bands of {unsigned(info.uri)} are in another order than the package's.",
                     "Bring the bands of both dates into the order that the package was trained on.",
                 )
-            for finding in contract.findings:
-                remarks[f"{finding.text}. {finding.remedy}".strip()] = None
-    return first, second, list(remarks)
+        both.append(fit)
+    remarks = list(dict.fromkeys([*both[0].remarks, *both[1].remarks]))
+    return first, second, replace(both[0], remarks=remarks)

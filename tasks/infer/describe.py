@@ -6,6 +6,7 @@ in the store, so that planning the same work again touches no framework.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +22,7 @@ from tasks.settings import settings
 from tasks.store import ObjectStore, join, run_key
 
 # Bumped when what is kept here changes.
-DESCRIPTION_VERSION = 2
+DESCRIPTION_VERSION = 3
 
 
 class FunctionDescription(BaseModel):
@@ -36,6 +37,7 @@ class FunctionDescription(BaseModel):
         fields: names of the fields that its objects have.
         scores: layout of its scores; None where they cannot be had.
         no_scores: why not.
+        data_range: (lowest, highest) value that pixels are to be rescaled to; None: as they are.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,6 +50,7 @@ class FunctionDescription(BaseModel):
     fields: list[str]
     scores: ScoreLayout | None = None
     no_scores: str = ""
+    data_range: tuple[float, float] | None = None
 
 
 # docs/formats/python-raster-function.md §5
@@ -112,15 +115,9 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
     """The description that a running host gives.
 
     Raises:
-        PackageError: no tile size, or pixels on a scale of the function's own.
+        PackageError: no tile size, or no range of pixel values that can be used.
     """
     configuration: dict[str, Any] = host.configuration
-    if configuration.get("dataRange"):
-        raise PackageError(
-            f"The function of {package.name} asks for pixels rescaled to {configuration['dataRange']}, which "
-            "needs the range of the imagery.",
-            "Rescale in the function itself, or rescale the imagery to this range and drop DataRange.",
-        )
     definition = package.definition
     padding = int(configuration.get("padding") or 0)
     rows = int(configuration.get("ty") or 0) or (definition.image_height or 0) - 2 * padding
@@ -148,7 +145,23 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
         fields=[str(field["name"]) for field in host.fields if "name" in field],
         scores=scores,
         no_scores=no_scores,
+        data_range=_data_range(configuration.get("dataRange"), package),
     )
+
+
+def _data_range(stated: Any, package: Package) -> tuple[float, float] | None:
+    if stated is None or stated in ((), []):
+        return None
+    try:
+        low, high = (float(value) for value in stated)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low != high):
+        raise PackageError(
+            f"The function of {package.name} asks for pixels rescaled to {stated}, which is no range.",
+            "State dataRange in getConfiguration as two different numbers, or leave it out.",
+        )
+    return low, high
 
 
 def _scores(host: HostProcess, package: Package, geometry: TileGeometry) -> tuple[ScoreLayout | None, str]:

@@ -21,6 +21,7 @@ from tasks.infer.change import PairReader
 from tasks.infer.describe import description_of
 from tasks.infer.engine import Operator, Progress, Source, run_shards
 from tasks.infer.execution import settle_engine
+from tasks.infer.fit import RescaledReader
 from tasks.infer.operators import ObjectOperator, PixelOperator
 from tasks.infer.planned import Plan, PlannedGrid
 from tasks.infer.scores import ChipHost
@@ -183,11 +184,13 @@ def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, So
             here = [shard for shard in shards if shard.grid == number]
             infos = _touched(plan, planned.rasters, planned.footprints, here)
             before = stack.enter_context(GridReader(infos, planned.grid, tuple(plan.extract_bands)))
-            reader: GridReader | PairReader = before
+            reader: GridReader | PairReader | RescaledReader = before
             if planned.after:
                 later = _touched(plan, planned.after, planned.after_footprints, here)
                 after = stack.enter_context(GridReader(later, planned.grid, tuple(plan.after_bands)))
                 reader, infos = PairReader(before, after), [*infos, *later]
+            if plan.rescaling is not None:
+                reader = RescaledReader(reader, plan.rescaling)
             sources[number] = Source(
                 grid=planned.grid,
                 reader=reader,

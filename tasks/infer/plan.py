@@ -21,10 +21,10 @@ from tasks.imagery.identity import unsigned
 from tasks.infer.change import bands_of_pair, is_for_pairs
 from tasks.infer.describe import FunctionDescription, function_arguments
 from tasks.infer.execution import chosen_engine
+from tasks.infer.fit import Samples, agreed_bands, check_fit, rescaling_for, separately, target_sr
 from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
     ClassifyPixelsParameters,
-    DetectChangeParameters,
     DetectObjectsParameters,
     InferenceTool,
     ProcessorType,
@@ -41,7 +41,6 @@ from tasks.infer.shards import (
     tiles_per_shard,
 )
 from tasks.package import Package
-from tasks.package.contract import check_contract
 from tasks.parameters import arguments_as_dict
 from tasks.store import check_allowed, output_folder, run_key
 
@@ -137,6 +136,7 @@ def make_plan(
     package_uri: str,
     description: FunctionDescription,
     processor: Processor,
+    samples: Samples = (),
 ) -> Plan:
     """The plan, from checked parts. Nothing is read from or written to the store.
 
@@ -148,6 +148,7 @@ def make_plan(
         package_uri: where it lies.
         description: of its function.
         processor: device class of the workers.
+        samples: a look into the rasters of both dates, see ``tasks.infer.fit``; empty: nothing was read.
 
     Raises:
         BadInputError: imagery that does not fit the package or the parameters.
@@ -162,11 +163,14 @@ def make_plan(
     geometry = description.geometry
     after_bands: list[int] = []
     if tool == "detect_change":
-        bands, after_bands, remarks = bands_of_pair(
-            package, description.extract_bands, rasters, after, parameters.cell_size
+        bands, after_bands, fit = bands_of_pair(
+            parameters, package, description.extract_bands, rasters, after, samples
         )
     else:
-        bands, remarks = _agreed_bands(package, description, rasters, parameters.cell_size)
+        fit = check_fit(parameters, package.definition, rasters, samples)
+        bands = agreed_bands(fit, package, description, rasters)
+    rescaling = rescaling_for(description.data_range, [*rasters, *after], bands, samples)
+    remarks = [*fit.remarks, *([] if rescaling is None else [rescaling.remark])]
     output_format = None
     if tool in ("classify_pixels", "detect_change"):
         values = [item.value for item in classes]
@@ -176,7 +180,7 @@ def make_plan(
         scoring = scoring_for(
             parameters, description.scores, description.no_scores, geometry, output_format.dtype
         )
-    grids = _plan_grids(parameters, rasters, after)
+    grids = _plan_grids(parameters, rasters, after, fit.cell_sizes)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     arguments |= chosen_engine(description)
     shards: list[Shard] = []
@@ -199,6 +203,7 @@ def make_plan(
                 "bands": [bands, after_bands] if after_bands else bands,
                 "pixels": None if output_format is None else [output_format.dtype, str(output_format.nodata)],
                 **({} if scoring is None else {"scores": scoring.model_dump()}),
+                **({} if rescaling is None else {"rescaling": rescaling.model_dump()}),
                 "device": processor,
                 "precision": str(description.scalars.get("precision", PRECISION)).lower(),
                 "batch": [
@@ -267,6 +272,7 @@ def make_plan(
         after_bands=after_bands,
         pixel_format=output_format,
         scoring=scoring,
+        rescaling=rescaling,
         processor=processor,
         grids=grids,
         shards=shards,
@@ -312,16 +318,15 @@ def _check_fields(suppression: Mapping[str, Any] | None, description: FunctionDe
 
 
 def _plan_grids(
-    parameters: InferenceTool, rasters: Sequence[RasterInfo], after: Sequence[RasterInfo]
+    parameters: InferenceTool,
+    rasters: Sequence[RasterInfo],
+    after: Sequence[RasterInfo],
+    cell_sizes: Sequence[float | None],
 ) -> list[PlannedGrid]:
-    separately = (
-        not isinstance(parameters, DetectChangeParameters)
-        and parameters.processing_mode == "PROCESS_ITEMS_SEPARATELY"
-    )
-    # Separate items are detected in their own coordinate system; only their features are reprojected.
-    keeps_own = separately and isinstance(parameters, DetectObjectsParameters)
-    out_sr = None if parameters.out_sr is None or keeps_own else f"EPSG:{parameters.out_sr}"
-    if not separately:
+    apart = separately(parameters)
+    code = target_sr(parameters)
+    out_sr = None if code is None else f"EPSG:{code}"
+    if not apart:
         groups = [(output_name(parameters.output), list(range(len(rasters))))]
     else:
         names = _distinct_names([PurePosixPath(urlsplit(info.uri).path).stem for info in rasters])
@@ -329,13 +334,14 @@ def _plan_grids(
     planned = []
     for name, indices in groups:
         infos = [rasters[index] for index in indices]
-        grid = grid_of_collection(infos, out_sr=out_sr, cell_size=parameters.cell_size)
+        cell_size = parameters.cell_size if parameters.cell_size is not None else cell_sizes[indices[0]]
+        grid = grid_of_collection(infos, out_sr=out_sr, cell_size=cell_size)
         region = _region(grid, parameters.extent, infos)
         places = [_place(info, grid) for info in after]
         if after:
             region = _common_region(grid, region, places)
         if region.is_empty:
-            if not separately:
+            if not apart:
                 raise _extent_misses(grid, parameters.extent)
             continue  # of many items, an extent need not touch each
         if region.rows * region.cols > LARGEST_OUTPUT_PIXELS:
@@ -426,53 +432,3 @@ def _distinct_names(stems: Sequence[str]) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
-
-
-def _extract_bands(wanted: Sequence[int | str] | None, rasters: Sequence[RasterInfo]) -> list[int]:
-    first = rasters[0]
-    bands: list[int] = []
-    for item in range(first.band_count) if wanted is None else wanted:
-        if isinstance(item, int):
-            bands.append(item)
-            continue
-        names = [name.lower() for name in first.band_names]
-        if item.lower() not in names:
-            raise BadInputError(
-                f"The package takes a band {item!r}, and {first.uri} has {', '.join(first.band_names)}.",
-                "Give imagery with this band, or name its bands.",
-            )
-        bands.append(names.index(item.lower()))
-    for info in rasters:
-        if max(bands) >= info.band_count or min(bands) < 0:
-            raise BadInputError(
-                f"The package takes the bands {', '.join(str(band + 1) for band in bands)}, and {info.uri} "
-                f"has {info.band_count}.",
-                "Give imagery with the bands that the package was trained on, in the same order.",
-            )
-    return bands
-
-
-def _agreed_bands(
-    package: Package, description: FunctionDescription, rasters: Sequence[RasterInfo], cell_size: float | None
-) -> tuple[list[int], list[str]]:
-    """Bands to hand over, and what the person should know about how package and imagery fit."""
-    definition = package.definition
-    remarks: dict[str, None] = {}
-    by_raster: list[list[int]] = []
-    for info in rasters:
-        contract = check_contract(definition, info, cell_size=cell_size)
-        contract.raise_refusals(unsigned(info.uri))
-        by_raster.append(contract.bands)
-        for finding in contract.findings:
-            remarks[f"{finding.text}. {finding.remedy}".strip()] = None
-    if definition.extract_bands is None or description.extract_bands != list(definition.extract_bands):
-        # The function decides for itself, by its arguments for instance.
-        return _extract_bands(description.extract_bands, rasters), list(remarks)
-    for info, bands in zip(rasters, by_raster, strict=True):
-        if bands != by_raster[0]:
-            raise BadInputError(
-                f"The bands of {unsigned(info.uri)} are in another order than those of "
-                f"{unsigned(rasters[0].uri)}.",
-                "Process them in separate runs, or bring their bands into one order.",
-            )
-    return by_raster[0], list(remarks)

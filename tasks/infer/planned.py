@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.imagery import Grid, RasterInfo, Window
 from tasks.infer.describe import FunctionDescription
+from tasks.infer.fit import Rescaling
 from tasks.infer.operators import PixelFormat
 from tasks.infer.parameters import Tool
 from tasks.infer.scores import Scoring
@@ -101,6 +102,7 @@ class Plan(BaseModel):
         arguments: what the function is given; the rest of its arguments keeps its defaults.
         pixel_format: of the classified raster; None for objects.
         scoring: how classes are made of scores; None where the function gives the classes.
+        rescaling: what becomes of pixel values before the function gets them; None: nothing.
         processor: what the parts must run on.
         parts: (start, stop) over ``shards``.
         remarks: what a person should know, although it is no error.
@@ -124,6 +126,7 @@ class Plan(BaseModel):
     after_bands: list[int] = []
     pixel_format: PixelFormat | None
     scoring: Scoring | None = None
+    rescaling: Rescaling | None = None
     processor: Processor
     grids: list[PlannedGrid]
     shards: list[Shard]

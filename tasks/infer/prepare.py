@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.infer.describe import describe, function_arguments
 from tasks.infer.execution import engine_arguments
+from tasks.infer.fit import check_fit, sample_collection
 from tasks.infer.parameters import DetectChangeParameters, InferenceTool
 from tasks.infer.plan import check_addresses, check_package, choose_processor, inspect_collection, make_plan
 from tasks.infer.planned import Plan
@@ -28,6 +29,9 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
     uri = package_uri(parameters.model)
     package = fetch_package(uri, store)
     check_package(package, parameters.tool)
+    samples = sample_collection([*rasters, *after])
+    if not after:
+        check_fit(parameters, package.definition, rasters, samples)  # refused before any function starts
     processor = choose_processor(parameters.processor_type, settings().worker_processor)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     arguments |= engine_arguments(
@@ -46,6 +50,7 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
         package_uri=uri,
         description=describe(package, arguments, store, foreign=not package.made_here),
         processor=processor,
+        samples=samples,
     )
 
 
