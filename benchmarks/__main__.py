@@ -15,6 +15,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("host", "host_boundary.py", ()),
     ("export", "export_chips.py", ("--large", "32768")),
     ("upload", "upload_chips.py", ()),
+    ("vectorise", "infer_vectorise.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
     ("engine", "infer_overhead.py", ("--size", "10000")),
     ("train-objects", "train_accuracy.py", ("--model", "FCOS", "--minutes", "5", "--area", "south")),

@@ -1,0 +1,139 @@
+"""Polygons of a classified raster, block by block, against ``rasterio.features.shapes`` on the whole array.
+
+python benchmarks/infer_vectorise.py [--size 16384] [--polygons 100000]
+
+Both read the same COG, in processes of their own, and write every polygon as WKB into a file. Their number,
+area and vertices must be equal. ``filled``: the ground between the objects is a class of its own, one polygon
+with a hole for each object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import rasterio.features
+import rasterio.shutil
+import shapely
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.scenes import CRS, TRANSFORM
+from benchmarks.watched import Clock, watched
+
+BLOCK = 1024
+
+
+def make_classes(path: Path, size: int, count: int) -> None:
+    """About ``count`` ragged objects of classes 1 to 4 on ground of class 5; a COG of uint8."""
+    random = np.random.default_rng(3)
+    cell = int(size / count**0.5)
+    strip = np.empty((cell, size), np.uint8)
+    rows, cols = np.mgrid[:cell, :cell]
+    distance = np.hypot(rows - cell / 2, cols - cell / 2)
+    profile = {"driver": "GTiff", "count": 1, "height": size, "width": size, "dtype": "uint8", "crs": CRS}
+    tiling = {
+        "tiled": True,
+        "blockxsize": 512,
+        "blockysize": 512,
+        "transform": TRANSFORM,
+        "compress": "deflate",
+    }
+    plain = path.with_suffix(".plain.tif")
+    with rasterio.open(plain, "w", **profile, **tiling) as dataset:
+        for top in range(0, size, cell):
+            strip[:] = 5
+            for left in range(0, size - cell + 1, cell):
+                coarse = np.kron(random.random((cell // 4 + 1, cell // 4 + 1)) * 6, np.ones((4, 4)))
+                ragged = distance + coarse[:cell, :cell] < random.uniform(0.2, 0.5) * cell
+                strip[:, left : left + cell][ragged] = random.integers(1, 5)
+            height = min(cell, size - top)
+            dataset.write(strip[None, :height], window=rasterio.windows.Window(0, top, size, height))
+    rasterio.shutil.copy(plain, path, driver="COG", compress="deflate", blocksize=512)
+    plain.unlink()
+
+
+def whole(path: Path, nodata: int | None, target: Path) -> dict[str, float]:
+    """The whole array at once."""
+    clock = Clock()
+    with rasterio.open(path) as dataset:
+        values = dataset.read(1)
+    mask = None if nodata is None else values != nodata
+    found = list(rasterio.features.shapes(values, mask=mask))
+    geometry = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+    with target.open("wb") as stream:
+        stream.writelines(shapely.to_wkb(geometry))
+    return {**clock.read(), **_measured(geometry)}
+
+
+def blockwise(path: Path, nodata: int | None, target: Path) -> dict[str, float]:
+    """Block by block, nothing kept that is done."""
+    from tasks.imagery import Window
+    from tasks.infer.vectorise import polygons_of
+
+    clock, total = Clock(), {"polygons": 0.0, "area": 0.0, "vertices": 0.0}
+    # Blocks are read once: a large cache would only count as memory.
+    with rasterio.Env(GDAL_CACHEMAX=32 * 2**20), rasterio.open(path) as dataset, target.open("wb") as stream:
+
+        def read(window: Window) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+            place = rasterio.windows.Window(window.col, window.row, window.cols, window.rows)
+            values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = dataset.read(1, window=place)
+            return values
+
+        for part in polygons_of(read, dataset.shape, nodata=nodata, block=BLOCK):
+            stream.writelines(shapely.to_wkb(part.geometry))
+            for name, value in _measured(part.geometry).items():
+                total[name] += value
+    return {**clock.read(), **total}
+
+
+def _measured(geometry: np.ndarray[tuple[int, ...], np.dtype[np.object_]]) -> dict[str, float]:
+    return {
+        "polygons": len(geometry),
+        "area": float(shapely.area(geometry).sum()),
+        "vertices": float(shapely.get_num_coordinates(geometry).sum()),
+    }
+
+
+def main() -> None:
+    """Measure, or be the process that is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", type=int, default=16384)
+    parser.add_argument("--polygons", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        way, path, nodata = given.one
+        kinds = {"whole": whole, "blocks": blockwise}
+        with tempfile.TemporaryDirectory() as folder:
+            made = kinds[way](
+                Path(path), None if nodata == "none" else int(nodata), Path(folder, "polygons.wkb")
+            )
+        sys.stdout.write(json.dumps(made) + "\n")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "classes.tif")
+        make_classes(path, given.size, given.polygons)
+        sys.stdout.write("| raster | way | wall s, each run | peak MiB | polygons |\n|---|---|---|---|---|\n")
+        for kind, nodata in (("objects", "5"), ("filled", "none")):
+            content = set()
+            for way in ("whole", "blocks"):
+                command = [sys.executable, __file__, "--one", way, str(path), nodata]
+                runs = [watched(command, Path(folder)) for _ in range(given.runs)]
+                content |= {(run["polygons"], run["area"], run["vertices"]) for run in runs}
+                walls = ", ".join(f"{run['wall_s']:.1f}" for run in runs)
+                peak = max(run["peak_mib"] for run in runs)
+                sys.stdout.write(f"| {kind} | {way} | {walls} | {peak:.0f} | {runs[0]['polygons']:.0f} |\n")
+                sys.stdout.flush()
+            if len(content) != 1:
+                raise SystemExit(f"The two ways differ: {content}")
+
+
+if __name__ == "__main__":
+    main()
