@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=20_000, help="polygons on it")
     parser.add_argument("--tile", type=int, default=256, help="edge of a chip, px")
     parser.add_argument("--stride", type=int, default=256, help="distance of chips, px")
+    parser.add_argument("--processes", type=int, default=0, help="that cut; 0: one for each core")
     parser.add_argument("--large", type=int, default=0, help="edge of a second, larger raster, px")
     parser.add_argument("--geoai", default="", help="a Python that has geoai; else an environment is made")
     parser.add_argument("--without-geoai", action="store_true")
@@ -49,7 +50,10 @@ def main() -> None:
     if chosen.case:
         case, metadata_format, folder = chosen.case
         sizes = Path(folder), metadata_format, chosen.tile, chosen.stride
-        answer = _ours(*sizes) if case == "ours" else _bare(*sizes, by_gdal=case == "bare-gdal")
+        if case == "ours":
+            answer = _ours(*sizes, processes=chosen.processes)
+        else:
+            answer = _bare(*sizes, by_gdal=case == "bare-gdal")
         sys.stdout.write(json.dumps(answer) + "\n")
         return
     with tempfile.TemporaryDirectory(prefix="export-benchmark-", dir=chosen.folder) as folder:
@@ -102,6 +106,7 @@ def _table(folder: Path, chosen: argparse.Namespace) -> Iterator[str]:
 def _case(case: str, metadata_format: str, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--case", case, metadata_format, str(folder)]
     sizes = ["--tile", str(chosen.tile), "--stride", str(chosen.stride)]
+    sizes += ["--processes", str(chosen.processes)]
     environment = {
         "CHIPLINE_ROOT": f"{folder}/store/{uuid.uuid4().hex}",
         "CHIPLINE_CACHE": f"{folder}/cache",
@@ -128,7 +133,10 @@ def _geoai_environment(folder: Path) -> str:
     return str(python)
 
 
-def _ours(folder: Path, metadata_format: str, tile: int, stride: int) -> dict[str, Any]:
+def _ours(
+    folder: Path, metadata_format: str, tile: int, stride: int, *, processes: int = 0
+) -> dict[str, Any]:
+    from tasks.export.crew import Crew
     from tasks.export.cut import cut_part
     from tasks.export.finish import finish
     from tasks.export.inputs import inspect_inputs
@@ -149,10 +157,11 @@ def _ours(folder: Path, metadata_format: str, tile: int, stride: int) -> dict[st
     )
     store, whole, phases = ObjectStore(), Clock(), {}
     clock = Clock()
-    plan = make_plan(store, parameters, inspect_inputs(parameters))
-    phases["plan"], clock = clock.read()["wall_s"], Clock()
-    for part in range(len(plan.parts)):
-        cut_part(store, plan, part)
+    with Crew(processes or None) as crew:
+        plan = make_plan(store, parameters, inspect_inputs(parameters))
+        phases["plan"], clock = clock.read()["wall_s"], Clock()
+        for part in range(len(plan.parts)):
+            cut_part(store, plan, part, crew=crew)
     phases["cut"], clock = clock.read()["wall_s"], Clock()
     finish(store, plan, {})
     phases["finish"] = clock.read()["wall_s"]

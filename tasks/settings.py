@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         default="AUTO",
         description="what the workers of pool gpu compute on; AUTO: as the machine that plans",
     )
+    export_processes: int = Field(
+        default=0, ge=0, description="processes that cut chips in one part; 0: one for each usable core"
+    )
     approved_packages: list[str] = Field(
         default=[], description="SHA-256 digests of approved foreign packages"
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import RunError
-from tasks.export.cut import PartResult, label_sets, read_result
+from tasks.export.cut import PartResult, read_result
+from tasks.export.cutter import label_sets
 from tasks.export.inputs import KIND, ExportItem
 from tasks.export.parameters import ExportParameters
 from tasks.export.plan import ExportPlan

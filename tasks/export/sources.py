@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -50,6 +51,10 @@ class VectorSource:
         self.transform = transform
         self.min_overlap = min_overlap
 
+    def reach(self, window: Window) -> None:
+        """Say that questions will be about places in a window."""
+        self.labels.reach(self.transform, window)
+
     def near(self, window: Window) -> PixelLabels:
         """The labels that touch a window."""
         return self.labels.near(self.transform, window)
@@ -71,17 +76,25 @@ class VectorSource:
 
     def view(self, places: Sequence[Place]) -> VectorView:
         """The labels of some places, for cutting."""
-        near = self.near(around(places))
-        return VectorView(near, near.at(places, min_overlap_ratio=self.min_overlap), list(places))
+        return VectorView(self, list(places))
 
 
 class VectorView:
-    """Vector labels of a run of places."""
+    """Vector labels of a run of places, looked up when they are asked for."""
 
-    def __init__(self, near: PixelLabels, found: list[LabelsInWindow], places: list[Place]) -> None:
-        self.near = near
-        self.found = found
+    def __init__(self, source: VectorSource, places: list[Place]) -> None:
+        self.source = source
         self.places = places
+
+    @cached_property
+    def near(self) -> PixelLabels:
+        """The labels that touch any of the places."""
+        return self.source.near(around(self.places))
+
+    @cached_property
+    def found(self) -> list[LabelsInWindow]:
+        """For each place the labels that count in it."""
+        return self.near.at(self.places, min_overlap_ratio=self.source.min_overlap)
 
     def objects(self, index: int, mask: Array | None) -> LabelsInWindow:  # noqa: ARG002
         """The objects of the place ``index``, in record order."""
@@ -89,11 +102,12 @@ class VectorView:
 
     def mask(self, index: int, burnt: Array | None) -> Array:
         """Class values of the place; ``burnt`` is the stream's answer for its window, still unturned."""
-        place, found = self.places[index], self.found[index]
-        if burnt is not None and place.is_exact and not len(found.left_out):
+        place = self.places[index]
+        left_out = self.found[index].left_out.tolist() if self.source.min_overlap > 0 else []
+        if burnt is not None and place.is_exact and not left_out:
             return np.rot90(burnt, -place.quarters, axes=(-2, -1))
         # Some labels do not count in this chip, though they do in its neighbours; or pixels are no grid's.
-        return self.near.burn_at(place, leave_out=found.left_out.tolist())
+        return self.near.burn_at(place, leave_out=left_out)
 
     def instances(self, index: int, mask: Array | None) -> dict[int, Array]:  # noqa: ARG002
         """Numbered objects of the place, by class value."""

@@ -68,19 +68,25 @@ def plan_export(parameters: ExportParameters) -> PlannedExport:
 @task(name="cut chips")
 def run_part(plan_uri: str, part: int) -> None:
     """Cut the chips of one part, unless they are in the store already."""
-    from tasks.export.cut import cut_part
-    from tasks.export.plan import load_plan
-    from tasks.store import ObjectStore
+    from tasks.export.crew import Crew
 
-    log = get_run_logger()
-    store = ObjectStore()
-    plan = load_plan(store, plan_uri)
+    # First of all: the other processes load what they need while this one does.
+    with Crew() as crew:
+        from tasks.export.cut import cut_part
+        from tasks.export.plan import load_plan
+        from tasks.store import ObjectStore
 
-    def progress(written: int, total: int) -> None:
-        if written % _REPORT_EVERY == 0 or written == total:
-            log.info("%d of %d chips written", written, total)
+        log = get_run_logger()
+        store = ObjectStore()
+        reported = 0
 
-    cut_part(store, plan, part, progress=progress)
+        def progress(written: int, total: int) -> None:
+            nonlocal reported
+            if written - reported >= _REPORT_EVERY or written == total:
+                reported = written
+                log.info("%d of %d chips written", written, total)
+
+        cut_part(store, load_plan(store, plan_uri), part, crew=crew, progress=progress)
 
 
 def is_part_done(plan_uri: str, part: int) -> bool:

@@ -167,6 +167,15 @@ def open_labels(path: Path, facts: LabelFacts) -> PreparedLabels:
 
 
 @dataclass(frozen=True)
+class _Held:
+    """The labels that touch a window of a grid."""
+
+    key: tuple[float, ...]
+    window: Window
+    labels: PixelLabels
+
+
+@dataclass(frozen=True)
 class PreparedLabels:
     """Labels behind a spatial index. Usable from many threads."""
 
@@ -174,6 +183,7 @@ class PreparedLabels:
     facts: LabelFacts
     _kept: dict[str, LabelBatch] = field(default_factory=dict, repr=False, compare=False)
     _on_grids: dict[tuple[float, ...], PixelLabels] = field(default_factory=dict, repr=False, compare=False)
+    _held: list[_Held] = field(default_factory=list, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
@@ -191,8 +201,9 @@ class PreparedLabels:
             window: pixels of the grid; it may lie outside.
         """
         frame = shapely.box(window.col, window.row, window.col_stop, window.row_stop)
-        if self._is_small:
-            whole = self._on_grid(grid_transform)
+        held = self._holds(grid_transform, window)
+        if held is not None or self._is_small:
+            whole = self._on_grid(grid_transform) if held is None else held
             chosen = np.sort(whole.tree.query(frame, predicate="intersects"))
         else:
             whole = self._placed(self._read(_map_bounds(grid_transform, window)), grid_transform)
@@ -202,9 +213,39 @@ class PreparedLabels:
             whole.geometries[chosen], whole.values[chosen], whole.schema, whole.numbers[chosen]
         )
 
+    def reach(self, grid_transform: Sequence[float], window: Window) -> None:
+        """Keep the labels that touch a window in memory, if they are few, in place of an earlier window's.
+
+        Args:
+            grid_transform: as for :meth:`near`.
+            window: all windows that will be asked for lie inside; others are answered all the same.
+        """
+        key = tuple(float(value) for value in grid_transform)
+        if key in self._on_grids or self._holds(key, window) is not None:
+            return
+        bounds = _map_bounds(grid_transform, window)
+        share = _share(self.facts.bounds, bounds)
+        if not self._are_few(share):
+            self._held.clear()
+            return
+        placed = self._placed(self._read(bounds), grid_transform)
+        _ = placed.tree
+        self._held[:] = [_Held(key, window, placed)]
+
+    def _holds(self, grid_transform: Sequence[float], window: Window) -> PixelLabels | None:
+        for held in list(self._held):  # it may be replaced meanwhile
+            if held.key == tuple(grid_transform) and held.window.contains(window):
+                return held.labels
+        return None
+
+    def _are_few(self, share: float) -> bool:
+        """Whether a share of the labels' area may be expected to hold few of them."""
+        # Labels lie unevenly, though a few times as many do no harm.
+        return self.facts.features * share <= _KEPT_FEATURES and self.facts.bytes * share <= _KEPT_BYTES
+
     @property
     def _is_small(self) -> bool:
-        return self.facts.features <= _KEPT_FEATURES and self.facts.bytes <= _KEPT_BYTES
+        return self._are_few(1.0)
 
     def _all(self) -> LabelBatch:
         with self._lock:
@@ -283,6 +324,14 @@ def _sorted(
     order = np.argsort(index, kind="stable")
     geometries = np.asarray(shapely.from_wkb(wkb), dtype=object).reshape(len(index))[order]
     return LabelBatch(index[order].astype(np.int64), value[order].astype(np.int64), geometries)
+
+
+def _share(whole: Bounds, part: Bounds) -> float:
+    """Which share of a rectangle's area lies in another one; 1 where it has none."""
+    area = (whole[2] - whole[0]) * (whole[3] - whole[1])
+    width = min(whole[2], part[2]) - max(whole[0], part[0])
+    height = min(whole[3], part[3]) - max(whole[1], part[1])
+    return max(0.0, width) * max(0.0, height) / area if area > 0 else 1.0
 
 
 def _map_bounds(grid_transform: Sequence[float], window: Window) -> Bounds:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import StoreError
-from tasks.export import candidates, cut, finish, inputs, plan
+from tasks.export import candidates, cut, cutter, finish, inputs, plan
 from tasks.export.parameters import ExportParameters
 from tasks.labels import prepared
 from tasks.store import ObjectStore, Publication
@@ -117,14 +117,14 @@ def test_two_names_at_once_do_not_disturb_each_other(
     one, two = plans
     _cut(store, one, list(range(len(one.parts))))
 
-    lanes = cut._lanes
+    lanes = cutter.Cutter.lanes
 
     def finish_the_other(*arguments: Any) -> Any:
         # It cleans up behind itself, while this one has a part open.
         finish.finish(store, one, {})
         return lanes(*arguments)
 
-    monkeypatch.setattr(cut, "_lanes", finish_the_other)
+    monkeypatch.setattr(cutter.Cutter, "lanes", finish_the_other)
     _cut(store, two, list(range(len(two.parts))))
     finish.finish(store, two, {})
     for made in plans:
