@@ -8,14 +8,15 @@ A frozen graph is a serialised ``GraphDef``: field 1 repeats ``NodeDef``, whose 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from tasks.package.builtin import Builtin, NotBuiltIn, resolve
 from tasks.package.definition import ModelDefinition
 
-BuiltinCheck = Literal["function", "weights", "numbers"]
+Fault = tuple[Literal["function", "weights", "numbers"], str, str]
+Locate = Callable[[str], Path | None]
 
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _VARIABLES = ("Variable", "VariableV2", "VarHandleOp")
@@ -28,12 +29,12 @@ _RENAME = "Export the graph as the {configuration} exporter does: it needs the t
 _SAVE_KERAS = "Save the whole model: model.save('model.h5') or model.save('model.keras')."
 
 
-def builtin_problems(definition: ModelDefinition, folder: Path) -> Iterator[tuple[BuiltinCheck, str, str]]:
+def builtin_problems(definition: ModelDefinition, locate: Locate) -> Iterator[Fault]:
     """(check, what is wrong, remedy) for a definition that asks for a built-in function; else nothing.
 
     Args:
         definition: of the package.
-        folder: the unpacked package.
+        locate: a path inside the package, None for what leaves it.
     """
     builtin = resolve(definition)
     if builtin is None:
@@ -49,9 +50,9 @@ def builtin_problems(definition: ModelDefinition, folder: Path) -> Iterator[tupl
                 f"Set {key} to the size of the network's input in pixels.",
             )
     if builtin.configuration == "MaskRCNN":
-        yield from _module_problems(definition, folder)
-    weights = _weights(definition, folder)
-    if weights is None or not builtin.endings:
+        yield from _module_problems(definition, locate)
+    weights = locate(definition.model_file) if definition.model_file else None
+    if weights is None or not weights.is_file() or not builtin.endings:
         return
     if weights.suffix.lower() not in builtin.endings:
         listed = " or ".join(builtin.endings)
@@ -67,15 +68,7 @@ def builtin_problems(definition: ModelDefinition, folder: Path) -> Iterator[tupl
         yield from _keras_problems(weights)
 
 
-def _weights(definition: ModelDefinition, folder: Path) -> Path | None:
-    named = definition.model_file
-    if not named or named == "." or "\0" in named:
-        return None
-    path = (folder / named).resolve()
-    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
-
-
-def _module_problems(definition: ModelDefinition, folder: Path) -> Iterator[tuple[BuiltinCheck, str, str]]:
+def _module_problems(definition: ModelDefinition, locate: Locate) -> Iterator[Fault]:
     given = definition.model_configuration
     for key in ("Architecture", "Config"):
         named = given.get(key) if isinstance(given, dict) else None
@@ -86,9 +79,9 @@ def _module_problems(definition: ModelDefinition, folder: Path) -> Iterator[tupl
                 'Write {"Name": "MaskRCNN", "Architecture": "mrcnn/network", "Config": "mrcnn/network"}.',
             )
             continue
-        path = folder / named.removesuffix(".py")
-        there = not {"..", ""} & set(path.relative_to(folder).parts) and "\0" not in named
-        if not there or not (path.with_name(path.name + ".py").is_file() or (path / "__init__.py").is_file()):
+        stem = named.removesuffix(".py")
+        paths = [locate(f"{stem}.py"), locate(f"{stem}/__init__.py")]
+        if not any(path is not None and path.is_file() for path in paths):
             yield (
                 "function",
                 f"ModelConfiguration.{key} {named!r} is no module in the package",
@@ -96,7 +89,7 @@ def _module_problems(definition: ModelDefinition, folder: Path) -> Iterator[tupl
             )
 
 
-def _keras_problems(weights: Path) -> Iterator[tuple[BuiltinCheck, str, str]]:
+def _keras_problems(weights: Path) -> Iterator[Fault]:
     with weights.open("rb") as file:
         start = file.read(8)
     wanted = _ZIP if weights.suffix.lower() == ".keras" else _HDF5
@@ -105,7 +98,7 @@ def _keras_problems(weights: Path) -> Iterator[tuple[BuiltinCheck, str, str]]:
         yield "weights", f"ModelFile {weights.name} is not {kind}, as its name says", _SAVE_KERAS
 
 
-def _graph_problems(weights: Path, builtin: Builtin) -> Iterator[tuple[BuiltinCheck, str, str]]:
+def _graph_problems(weights: Path, builtin: Builtin) -> Iterator[Fault]:
     try:
         nodes = graph_nodes(weights)
     except ValueError as error:

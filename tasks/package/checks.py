@@ -11,6 +11,7 @@ import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -231,7 +232,7 @@ def package_problems(folder: Path) -> list[Problem]:
         found += _class_problems(definition)
     found += [problem("numbers", text) for text in _number_problems(definition)]
     if not wrong & {"InferenceFunction", "Framework", "ModelConfiguration"}:
-        found += [problem(*fault) for fault in builtin_problems(definition, folder)]
+        found += [problem(*fault) for fault in builtin_problems(definition, partial(inside, folder))]
     return in_order(found)
 
 

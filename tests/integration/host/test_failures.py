@@ -319,7 +319,7 @@ def test_gpu_that_is_not_there_is_an_error_not_a_cpu_run(
 @pytest.mark.parametrize(
     ("definition", "words"),
     [
-        ({"InferenceFunction": "[Functions]System\\DeepLearning\\ImageClassifier.py"}, "built into ArcGIS"),
+        ({"InferenceFunction": "[Functions]System\\DeepLearning\\Segment.py"}, "built into ArcGIS"),
         ({"InferenceFunction": "..\\outside.py"}, "is not in the package"),
         ({"InferenceFunction": "Missing.py"}, "is not in the package"),
     ],
