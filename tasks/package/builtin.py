@@ -45,7 +45,7 @@ class Builtin:
     @property
     def label(self) -> str:
         """For a card: ``built in: TensorFlow DeepLab``."""
-        return f"built in: {self.framework} {self.configuration}"
+        return f"built in: {' '.join(filter(None, (self.framework, self.configuration)))}"
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,17 @@ BUILTIN: dict[tuple[str, str], dict[SystemFunction, Builtin]] = {
 }
 """By framework and configuration (lower case), then by the system function that is asked for."""
 
-GENERIC: dict[SystemFunction, Builtin] = {}
+GENERIC: dict[SystemFunction, Builtin] = {
+    "objectdetector.py": Builtin("GenericObjectDetector.py", "", "ChildObjectDetector"),
+    "imageclassifier.py": Builtin("GenericImageClassifier.py", "", "ChildImageClassifier"),
+}
 """For any other framework and configuration: a module in the package that defines ``Child…`` classes."""
+
+ONNX: dict[SystemFunction, Builtin] = {
+    "objectdetector.py": Builtin("OnnxObjectDetector.py", "ONNX", "detector"),
+    "imageclassifier.py": Builtin("OnnxImageClassifier.py", "ONNX", "classifier"),
+}
+"""For weights in the format ONNX: its file says how it is called, and no configuration is needed."""
 
 _OWN_FUNCTION = "Give the package an inference function of its own and name it in InferenceFunction."
 _LATER = {
@@ -134,6 +143,10 @@ def resolve(definition: ModelDefinition) -> Builtin | NotBuiltIn | None:
         of_arcgis = framework.startswith("arcgis.") or named.lower().startswith("arcgis")
         remedy = "Save the model again with save_inference_file=True." if of_arcgis else _OWN_FUNCTION
         return NotBuiltIn(f"the function {named} is built into ArcGIS and not here (here: {listed})", remedy)
+    if definition.is_plain_onnx:
+        return ONNX.get(system) or NotBuiltIn(
+            f"no function for ONNX is built in for the ModelType {definition.model_type}", _OWN_FUNCTION
+        )
     pair = (framework, configuration)
     if pair in _LATER:
         return _LATER[pair]

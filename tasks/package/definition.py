@@ -229,7 +229,15 @@ class ModelDefinition(_Tolerant):
         for (framework, configuration), file in PREDEFINED.items():
             if pair == (framework.lower(), configuration.lower()):
                 return file
-        return _BUILTIN_BY_TYPE.get(self.model_type or "") if all(pair) else None
+        return _BUILTIN_BY_TYPE.get(self.model_type or "") if all(pair) or self.is_plain_onnx else None
+
+    @property
+    def is_plain_onnx(self) -> bool:
+        """Whether the weights are an ONNX file that no module of the package is there to run."""
+        framework = (self.framework or "").strip().lower()
+        if not (self.model_file or "").lower().endswith(".onnx"):
+            return False
+        return framework in ("onnx", "onnxruntime") or not self.configuration_name
 
     @property
     def extras(self) -> dict[str, Any]:
