@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import HostError, PackageError
-from tasks.host import FunctionFailure, HostLimits, HostProcess
+from tasks.host import FunctionFailure, HostLimits, HostProcess, interpreters
 from tasks.package import Package
 from tasks.settings import settings
 
@@ -109,6 +109,17 @@ def test_missing_framework_gives_the_command_for_its_interpreter(
     assert (
         command if has_pip else f"uv pip install --python {environment} tensorflow"
     ) in caught.value.remedy
+
+
+def test_built_in_function_without_its_framework_gives_the_command(
+    make_package: MakePackage, limits: HostLimits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(interpreters, "_places", lambda _: [tmp_path / "nowhere"])
+    definition = {"Framework": "TensorFlow", "ModelConfiguration": "DeepLab", "InferenceFunction": None}
+    package = make_package(definition={**definition, "ModelFile": "m.pb"}, files={"m.pb": ""})
+    with pytest.raises(FunctionFailure, match="No module named 'tensorflow'") as caught:
+        HostProcess(package, limits=limits).__enter__()
+    assert f"make -C {Path(interpreters.__file__).parents[2]} tensorflow" in caught.value.remedy
 
 
 def test_framework_that_lives_apart_is_not_put_into_the_main_environment(
