@@ -93,6 +93,8 @@ def vector_files(store: ObjectStore, uri: str) -> list[str]:
         names = [record.path for record in iter_files(store, folder)]
     else:
         names = [info.uri.removeprefix(folder + "/") for info in store.list(folder + "/")]
+    # Candidates lie beside their layer for another threshold; they are no result.
+    names = [name for name in names if not PurePosixPath(name).stem.endswith("_candidates")]
     by_stem: dict[str, str] = {}
     for ending in reversed(_FORMATS):
         by_stem.update({name[: -len(ending)]: name for name in names if name.lower().endswith(ending)})

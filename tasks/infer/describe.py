@@ -22,7 +22,7 @@ from tasks.settings import settings
 from tasks.store import ObjectStore, join, run_key
 
 # Bumped when what is kept here changes.
-DESCRIPTION_VERSION = 3
+DESCRIPTION_VERSION = 4
 
 
 class FunctionDescription(BaseModel):
@@ -38,6 +38,8 @@ class FunctionDescription(BaseModel):
         scores: layout of its scores; None where they cannot be had.
         no_scores: why not.
         data_range: (lowest, highest) value that pixels are to be rescaled to; None: as they are.
+        crops: ``batch_size``, ``CropSizeFixed`` and ``BlackenAroundFeature`` as a function of several rasters
+            states them; empty for all others.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +53,7 @@ class FunctionDescription(BaseModel):
     scores: ScoreLayout | None = None
     no_scores: str = ""
     data_range: tuple[float, float] | None = None
+    crops: dict[str, int] = {}
 
 
 # docs/formats/python-raster-function.md §5
@@ -146,7 +149,17 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
         scores=scores,
         no_scores=no_scores,
         data_range=_data_range(configuration.get("dataRange"), package),
+        crops=_crops(configuration) if host.takes_batches else {},
     )
+
+
+def _crops(configuration: dict[str, Any]) -> dict[str, int]:
+    """What a function of several rasters says about its crops."""
+    found = {}
+    for key in ("batch_size", "CropSizeFixed", "BlackenAroundFeature"):
+        with suppress(TypeError, ValueError):
+            found[key] = int(configuration[key]) if key in configuration else -1
+    return {"batch_size": 1, **{key: value for key, value in found.items() if value >= 0}}
 
 
 def _data_range(stated: Any, package: Package) -> tuple[float, float] | None:

@@ -6,33 +6,20 @@ Everything is written into the run's folder, which stays invisible until its man
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tasks.imagery.identity import unsigned
-from tasks.infer.finish_rasters import PREVIEW_BYTES, write_rasters
-from tasks.infer.items import (
-    ITEM,
-    MOST_PREVIEWS,
-    label_classes,
-    layer_item,
-    preview_name,
-)
-from tasks.infer.layer import Layer, gather_layer, reprojected
-from tasks.infer.objects import Objects
+from tasks.infer.finish_crops import write_labelled
+from tasks.infer.finish_features import write_objects
+from tasks.infer.finish_rasters import write_rasters
 from tasks.infer.outputs import Outputs
-from tasks.infer.outputs_features import write_features
 from tasks.infer.part import reports
-from tasks.infer.picture import Outlines, picture
 from tasks.infer.planned import Plan, output_name
-from tasks.infer.reconcile import reconciled
-from tasks.infer.results import shard_results
-from tasks.infer.shards import SEMANTICS_VERSION, Shard
-from tasks.infer.stac import GEOPACKAGE_TYPE, GEOPARQUET_TYPE
+from tasks.infer.shards import SEMANTICS_VERSION
 from tasks.store import Manifest, ObjectStore, Publication, read_manifest, set_current
 
 
@@ -72,8 +59,10 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
         with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
             if plan.pixel_format is not None:
                 write_rasters(store, plan, outputs, Path(folder))
+            elif plan.crops is not None:
+                write_labelled(store, plan, outputs, Path(folder))
             else:
-                _write_objects(store, plan, outputs, Path(folder))
+                write_objects(store, plan, outputs, Path(folder))
         part = outputs.publication.put_part("outputs", outputs.records)
         noted = [*plan.remarks, *remarks(outputs.described)]
         manifest = outputs.publication.finish(
@@ -92,66 +81,6 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
     if "://" not in plan.output and not plan.output.startswith("/"):
         set_current(store, f"outputs/{plan.tool}", plan.output, plan.folder)
     return Finished(manifest, already_done)
-
-
-def _write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path) -> None:
-    layer = objects_of_plan(store, plan)
-    name = output_name(plan.output)
-    files = write_features(folder, name, layer.crs_wkt, layer.features)
-    classes = label_classes(plan.package.classes)
-    for planned in plan.grids[:MOST_PREVIEWS]:
-        outlines = reprojected(layer.features.geometry, layer.crs_wkt, planned.crs_wkt)
-        shown = picture(
-            [plan.rasters[index] for index in planned.rasters],
-            classes,
-            outlines=Outlines(outlines, layer.features.class_name),
-            grid=planned.output_grid,
-            max_bytes=PREVIEW_BYTES,
-        )
-        outputs.put_bytes(preview_name(planned), shown, "image/jpeg")
-    outputs.put_bytes(f"{name}.stac.json", layer_item(plan, layer.crs_wkt, plan.grids[:MOST_PREVIEWS]), ITEM)
-    outputs.put(files.geoparquet, GEOPARQUET_TYPE)
-    outputs.put(files.geopackage, GEOPACKAGE_TYPE)
-    common = {
-        "name": name,
-        "objects": files.count,
-        "objects_per_class": files.counts,
-        "objects_before_suppression": layer.before_suppression,
-        "objects_larger_than_halo": layer.larger_than_halo,
-        "bounds": None if files.bounds is None else list(files.bounds),
-        "crs_wkt": layer.crs_wkt,
-        "fields": files.fields,
-    }
-    outputs.described += [
-        {"path": files.geoparquet.name, "media_type": GEOPARQUET_TYPE, **common},
-        {"path": files.geopackage.name, "media_type": GEOPACKAGE_TYPE, **common},
-    ]
-
-
-def objects_of_plan(store: ObjectStore, plan: Plan) -> Layer:
-    """All objects of all grids, each once, in one coordinate system."""
-    found = []
-    by_grid = _by_grid(plan)
-    for number in range(len(plan.grids)):
-        rows = _shard_rows(shard_results(store, by_grid[number]))
-        found.append(Objects.joined([table for table in reconciled(rows, plan.geometry) if len(table)]))
-    return gather_layer(plan, found)
-
-
-def _by_grid(plan: Plan) -> list[list[Shard]]:
-    shards: list[list[Shard]] = [[] for _ in plan.grids]
-    for shard in plan.shards:
-        shards[shard.grid].append(shard)
-    return shards
-
-
-def _shard_rows(results: Iterator[tuple[Shard, bytes]]) -> Iterator[tuple[int, Objects]]:
-    def row_of(item: tuple[Shard, bytes]) -> int:
-        return item[0].row
-
-    for _, group in groupby(results, key=row_of):
-        here = [(shard.tile_row + shard.tile_rows, Objects.from_bytes(data)) for shard, data in group]
-        yield max(stop for stop, _ in here), Objects.joined([objects for _, objects in here])
 
 
 def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:

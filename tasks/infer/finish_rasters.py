@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.imagery import Window
+from tasks.infer.finish_features import write_polygons
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, preview_name, raster_item
 from tasks.infer.operators import PixelFormat, read_pixels
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_raster import RasterFiles, RasterFormat, write_raster
-from tasks.infer.picture import picture
+from tasks.infer.picture import PREVIEW_BYTES, picture
 from tasks.infer.planned import Plan, PlannedClass, PlannedGrid
 from tasks.infer.results import shard_results
 from tasks.infer.scores import Decided
@@ -22,8 +23,6 @@ from tasks.infer.seams import decided_blocks
 from tasks.infer.shards import Shard
 from tasks.infer.stac import COG_TYPE
 from tasks.store import ObjectStore
-
-PREVIEW_BYTES = 140_000  # as a data URI a third larger: what a run's page should carry
 
 
 def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path) -> None:
@@ -59,6 +58,9 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         kept = probability_formats(plan)
         item = raster_item(plan, planned, form, preview=shown, kept=kept)
         outputs.put_bytes(f"{planned.name}.stac.json", item, ITEM)
+        if plan.finishing.get("polygons") is not None and form.classes:
+            nodata = None if form.nodata is None else int(form.nodata)
+            write_polygons(plan, planned, files.cog, nodata, outputs, folder)
         _put(outputs, planned, planned.name, files, form)
         for suffix, kept_form in kept.items():
             path = folder / f"{planned.name}_{suffix}.tif"

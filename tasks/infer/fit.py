@@ -19,7 +19,12 @@ from tasks.errors import BadInputError
 from tasks.imagery import Pixels, RasterInfo, RasterSample, Window, sample_raster
 from tasks.imagery.identity import unsigned
 from tasks.infer.describe import FunctionDescription
-from tasks.infer.parameters import DetectChangeParameters, DetectObjectsParameters, InferenceTool
+from tasks.infer.parameters import (
+    ClassifyObjectsParameters,
+    DetectChangeParameters,
+    DetectObjectsParameters,
+    InferenceTool,
+)
 from tasks.package import ModelDefinition, Package
 from tasks.package.contract import check_contract
 
@@ -88,7 +93,9 @@ def target_sr(parameters: InferenceTool) -> int | None:
 
     Separate items are detected in their own coordinate system; only their features are reprojected.
     """
-    keeps_own = separately(parameters) and isinstance(parameters, DetectObjectsParameters)
+    keeps_own = separately(parameters) and isinstance(
+        parameters, DetectObjectsParameters | ClassifyObjectsParameters
+    )
     return None if keeps_own else parameters.out_sr
 
 

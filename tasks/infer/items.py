@@ -11,6 +11,7 @@ from typing import Any
 import pyproj
 
 from tasks.imagery.identity import unsigned
+from tasks.infer.outputs_formats import FURTHER_FORMATS
 from tasks.infer.outputs_raster import RasterFormat
 from tasks.infer.planned import Plan, PlannedClass, PlannedGrid, output_name
 from tasks.infer.stac import (
@@ -51,6 +52,7 @@ def raster_item(
     kept: Mapping[str, RasterFormat] | None = None,
 ) -> bytes:
     """The item of one classified raster, which lies beside it; ``kept``: further rasters by their suffix."""
+    polygons = plan.finishing.get("polygons")
     assets = {
         "raster": ResultAsset(
             f"./{planned.name}.tif",
@@ -72,6 +74,9 @@ def raster_item(
             nodata=more.nodata,
             classes=more.classes,
         )
+    if polygons is not None:
+        for key, asset in _layer_assets(f"{planned.name}_polygons", "Polygons", polygons).items():
+            assets[f"polygons_{key}"] = asset
     if preview:
         assets["preview"] = _preview(planned)
     what = "Changed pixels" if plan.tool == "detect_change" else "Classified pixels"
@@ -81,13 +86,25 @@ def raster_item(
 def layer_item(plan: Plan, crs_wkt: str, shown: Sequence[PlannedGrid]) -> bytes:
     """The item of a layer of objects, which lies beside it."""
     name = output_name(plan.output)
-    assets = {
-        "geoparquet": ResultAsset(f"./{name}.parquet", GEOPARQUET_TYPE, "Objects as GeoParquet"),
-        "geopackage": ResultAsset(f"./{name}.gpkg", GEOPACKAGE_TYPE, "Objects as GeoPackage"),
-    }
+    assets = _layer_assets(name, "Objects", plan.finishing.get("layer", {}))
+    if plan.finishing.get("candidates") is not None:
+        assets["candidates"] = ResultAsset(
+            f"./{name}_candidates.parquet", GEOPARQUET_TYPE, "Objects at every confidence"
+        )
     for number, planned in enumerate(shown):
         assets[f"preview_{number}" if number else "preview"] = _preview(planned)
     return _item(plan, name, crs_wkt, plan.grids, assets, "Detected objects")
+
+
+def _layer_assets(name: str, what: str, layer: Mapping[str, Any]) -> dict[str, ResultAsset]:
+    assets = {
+        "geoparquet": ResultAsset(f"./{name}.parquet", GEOPARQUET_TYPE, f"{what} as GeoParquet"),
+        "geopackage": ResultAsset(f"./{name}.gpkg", GEOPACKAGE_TYPE, f"{what} as GeoPackage"),
+    }
+    for wanted in layer.get("output_formats", []):
+        suffix, media_type = FURTHER_FORMATS[wanted]
+        assets[wanted.lower()] = ResultAsset(f"./{name}.{suffix}", media_type, f"{what} as {wanted}")
+    return assets
 
 
 def _preview(planned: PlannedGrid) -> ResultAsset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -53,10 +53,13 @@ def gather_layer(plan: Plan, found: Sequence[Objects]) -> Layer:
     """
     crs_wkt = layer_crs(plan)
     geometry = [
-        reprojected(_to_map(objects.geometry, planned), planned.crs_wkt, crs_wkt)
+        reprojected(to_map(objects.geometry, planned), planned.crs_wkt, crs_wkt)
         for planned, objects in zip(plan.grids, found, strict=True)
     ]
-    sources = [_sources(plan, planned, objects) for planned, objects in zip(plan.grids, found, strict=True)]
+    sources = [
+        sources_of(plan, planned, objects.geometry)
+        for planned, objects in zip(plan.grids, found, strict=True)
+    ]
     together = Objects.joined(found)
     values = {item.name: item.value for item in plan.package.classes}
     extra, extra_types = _extra_columns(together.attributes)
@@ -77,7 +80,7 @@ def gather_layer(plan: Plan, found: Sequence[Objects]) -> Layer:
             [str(value) for value in _field(features, suppression["class_value_field"])],
             max_overlap_ratio=suppression["max_overlap_ratio"],
         )
-        features = _taken(features, stays)
+        features = taken(features, np.flatnonzero(stays))
     return Layer(crs_wkt, features, len(together), int(together.cut.sum()))
 
 
@@ -92,7 +95,8 @@ def layer_crs(plan: Plan) -> str:
     return str(pyproj.CRS.from_user_input(MIXED_CRS).to_wkt())
 
 
-def _to_map(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.object_]:
+def to_map(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.object_]:
+    """The geometries from pixels of a grid to its map coordinates."""
     a, _, c, _, e, f = planned.transform
     scale, origin = np.array([a, e]), np.array([c, f])
     mapped: NDArray[np.object_] = shapely.transform(geometry, lambda points: origin + points * scale)
@@ -110,12 +114,12 @@ def reprojected(geometry: NDArray[np.object_], source: str, target: str) -> NDAr
     return moved
 
 
-def _sources(plan: Plan, planned: PlannedGrid, objects: Objects) -> list[str | None]:
-    """Per object, the first raster of the collection that covers its centroid."""
+def sources_of(plan: Plan, planned: PlannedGrid, geometry: NDArray[np.object_]) -> list[str | None]:
+    """Per object, in pixels of the grid, the first raster of the collection that covers its centroid."""
     boxes = np.array([(col, row, col + cols, row + rows) for row, col, rows, cols in planned.footprints])
     tree = shapely.STRtree(shapely.box(*boxes.T))
-    points, rasters = tree.query(shapely.centroid(objects.geometry), predicate="intersects")
-    first = np.full(len(objects), len(planned.rasters))
+    points, rasters = tree.query(shapely.centroid(geometry), predicate="intersects")
+    first = np.full(len(geometry), len(planned.rasters))
     np.minimum.at(first, points, rasters)
     uris = [*(unsigned(plan.rasters[index].uri) for index in planned.rasters), None]
     return [uris[index] for index in first]
@@ -157,9 +161,9 @@ def _field(features: Features, name: str) -> Sequence[Any]:
     )
 
 
-def _taken(features: Features, stays: NDArray[np.bool_]) -> Features:
-    which = np.flatnonzero(stays)
-    changed: dict[str, Any] = {"extra_types": features.extra_types}
+def taken(features: Features, which: NDArray[np.intp]) -> Features:
+    """The features at these positions."""
+    changed: dict[str, Any] = {}
     for column in fields(features):
         value = getattr(features, column.name)
         if isinstance(value, np.ndarray):
@@ -168,6 +172,8 @@ def _taken(features: Features, stays: NDArray[np.bool_]) -> Features:
             changed["extra"] = {
                 name: [values[i] for i in which.tolist()] for name, values in features.extra.items()
             }
-        elif column.name != "extra_types":
-            changed[column.name] = [value[index] for index in which.tolist()]
+        elif isinstance(value, str | Mapping):
+            changed[column.name] = value
+        else:
+            changed[column.name] = [value[index] for index in which.tolist()] if len(value) else value
     return Features(**changed)

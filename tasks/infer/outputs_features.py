@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from tasks.errors import StoreError
 from tasks.imagery import Bounds
+from tasks.infer.outputs_formats import write_formats
+from tasks.infer.parameters_outputs import FurtherFormat
 from tasks.infer.polygons import canonical_order, normalised
 
 FieldType = Literal["text", "integer", "real"]
@@ -27,7 +29,10 @@ _OWN_FIELDS: dict[str, FieldType] = {
     "Classvalue": "integer",
     "Confidence": "real",
     "source_raster": "text",
+    "source_date": "text",
     "area_m2": "real",
+    "package": "text",
+    "run": "text",
 }
 
 
@@ -43,6 +48,9 @@ class Features:
         source_raster: URI of the raster that the object lies on; None where it is not known.
         extra: further columns of the inference function, by field name; None for no value.
         extra_types: type of each further column.
+        source_date: when that raster was taken, ISO 8601; empty where nothing is known of any.
+        package: name and digest of what found them, the same for all.
+        run: key of the run.
     """
 
     geometry: NDArray[np.object_]
@@ -52,6 +60,9 @@ class Features:
     source_raster: Sequence[str | None]
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     extra_types: Mapping[str, FieldType] = field(default_factory=dict)
+    source_date: Sequence[str | None] = ()
+    package: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,7 @@ class FeatureFiles:
         counts: features per class name.
         bounds: (xmin, ymin, xmax, ymax); None without features.
         fields: the layer's fields and their types, without the geometry.
+        further: paths and media types of the further formats.
     """
 
     geoparquet: Path
@@ -73,9 +85,16 @@ class FeatureFiles:
     counts: dict[str, int]
     bounds: Bounds | None
     fields: dict[str, FieldType]
+    further: tuple[tuple[Path, str], ...] = ()
 
 
-def write_features(folder: Path, name: str, crs_wkt: str | None, features: Features) -> FeatureFiles:
+def write_features(
+    folder: Path,
+    name: str,
+    crs_wkt: str | None,
+    features: Features,
+    formats: Sequence[FurtherFormat] = (),
+) -> FeatureFiles:
     """Write ``<name>.parquet`` and ``<name>.gpkg`` into ``folder``; equal features give equal bytes.
 
     Geometries are normalised and rows sorted from north to south, so that the files do not depend on the
@@ -93,6 +112,7 @@ def write_features(folder: Path, name: str, crs_wkt: str | None, features: Featu
         )
         package.unlink(missing_ok=True)
         _write_package(package, name, frame)
+        further = write_formats(folder, name, frame, formats)
     except (OSError, pyogrio.errors.DataSourceError) as error:
         raise StoreError(
             f"The features {name} cannot be written to {folder}: {error}.",
@@ -107,6 +127,7 @@ def write_features(folder: Path, name: str, crs_wkt: str | None, features: Featu
         {str(kind): int(count) for kind, count in counts.items()},
         (xmin, ymin, xmax, ymax) if len(frame) else None,
         fields,
+        tuple(further),
     )
 
 
@@ -121,7 +142,10 @@ def as_frame(crs_wkt: str | None, features: Features) -> tuple[geopandas.GeoData
         "Classvalue": features.class_value,
         "Confidence": features.confidence,
         "source_raster": features.source_raster,
+        "source_date": features.source_date or [None] * len(geometry),
         "area_m2": areas_m2(geometry, crs_wkt),
+        "package": [features.package] * len(geometry),
+        "run": [features.run] * len(geometry),
         **{name: features.extra[name] for name in extra_types},
     }
     columns = {

@@ -9,14 +9,19 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.infer.parameters_outputs import ScoreParameters
+from tasks.infer.parameters_outputs import (
+    CandidateParameters,
+    ClassPolygonParameters,
+    LayerParameters,
+    ScoreParameters,
+)
 from tasks.parameters import ModelArgument, ToolParameters, check_extent
 
 ProcessingMode = Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"]
 ProcessorType = Literal["AUTO", "CPU", "GPU"]
 ExecutionEngine = Literal["AUTO", "TORCH", "ONNXRUNTIME", "OPENVINO"]
 Precision = Literal["AUTO", "FLOAT32", "BFLOAT16"]
-Tool = Literal["classify_pixels", "detect_objects", "detect_change"]
+Tool = Literal["classify_pixels", "detect_objects", "detect_change", "classify_objects"]
 
 WHAT_IMAGERY_IS = "URIs of rasters, a prefix or folder ending in '/', or patterns with '*'"
 
@@ -127,7 +132,7 @@ class ChangeImageryParameters(ToolParameters):
 
 
 # Bases in this order: the form shows the fields of the last one first.
-class ClassifyPixelsParameters(ScoreParameters, EngineParameters, ImageryParameters):
+class ClassifyPixelsParameters(ClassPolygonParameters, ScoreParameters, EngineParameters, ImageryParameters):
     """Parameters of ``classify_pixels``."""
 
     tool: ClassVar[Tool] = "classify_pixels"
@@ -144,7 +149,7 @@ class ClassifyPixelsParameters(ScoreParameters, EngineParameters, ImageryParamet
         return self.output_classified_raster
 
 
-class DetectObjectsParameters(EngineParameters, ImageryParameters):
+class DetectObjectsParameters(CandidateParameters, LayerParameters, EngineParameters, ImageryParameters):
     """Parameters of ``detect_objects``."""
 
     tool: ClassVar[Tool] = "detect_objects"
@@ -193,4 +198,34 @@ class DetectChangeParameters(EngineParameters, ChangeImageryParameters):
         return self.output_classified_raster
 
 
-InferenceTool = ClassifyPixelsParameters | DetectObjectsParameters | DetectChangeParameters
+class ClassifyObjectsParameters(EngineParameters, ImageryParameters):
+    """Parameters of ``classify_objects``."""
+
+    tool: ClassVar[Tool] = "classify_objects"
+
+    in_features: str | None = Field(
+        default=None,
+        description="Polygons, lines or points, one row per object: URI of any vector file (GeoParquet, "
+        "GeoPackage, GeoJSON, FlatGeobuf, Shapefile …; …|layername=trees picks a layer), or an output's "
+        "folder, which stands for its newest layer; empty: each raster is one object",
+    )
+    out_feature_class: str = Field(
+        min_length=1,
+        description="Name of the output, or the URI of a folder; holds the features with their labels as "
+        "GeoParquet and as GeoPackage",
+    )
+    class_label_field: str = Field(
+        default="ClassLabel",
+        min_length=1,
+        description="Field that takes the label; the features must not have it",
+    )
+
+    @property
+    def output(self) -> str:
+        """The output's name or URI."""
+        return self.out_feature_class
+
+
+InferenceTool = (
+    ClassifyPixelsParameters | DetectObjectsParameters | DetectChangeParameters | ClassifyObjectsParameters
+)

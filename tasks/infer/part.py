@@ -18,9 +18,11 @@ from tasks.host import HostProcess
 from tasks.imagery import GridReader, Pixels, RasterInfo, Window
 from tasks.infer.blending import ScoreOperator
 from tasks.infer.change import PairReader
+from tasks.infer.crops import CropOperator, ImagesReader
 from tasks.infer.describe import description_of
 from tasks.infer.engine import Operator, Progress, Source, run_shards
 from tasks.infer.execution import settle_engine
+from tasks.infer.features import crop_cutter, images_reader
 from tasks.infer.fit import RescaledReader
 from tasks.infer.operators import ObjectOperator, PixelOperator
 from tasks.infer.planned import Plan, PlannedGrid
@@ -135,6 +137,7 @@ def compute_part(
             operator_for(plan),
             ShardStore(store, settings().root),
             geometry=plan.geometry,
+            cutter=None if plan.crops is None else crop_cutter(store, plan),
             progress=progress,
         )
         report = PartReport(
@@ -166,6 +169,8 @@ def reports(store: ObjectStore, plan: Plan) -> list[PartReport]:
 
 def operator_for(plan: Plan) -> Operator[Any]:
     """The operator of the plan's tool."""
+    if plan.crops is not None:
+        return CropOperator()
     regions = {number: planned.region for number, planned in enumerate(plan.grids)}
     if plan.pixel_format is None:
         return ObjectOperator(plan.geometry, regions)
@@ -183,8 +188,13 @@ def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, So
             planned = plan.grids[number]
             here = [shard for shard in shards if shard.grid == number]
             infos = _touched(plan, planned.rasters, planned.footprints, here)
-            before = stack.enter_context(GridReader(infos, planned.grid, tuple(plan.extract_bands)))
-            reader: GridReader | PairReader | RescaledReader = before
+            reader: GridReader | PairReader | RescaledReader | ImagesReader
+            if plan.crops is not None and plan.crops.whole_images:
+                reader = images_reader(plan, planned, infos)
+            else:
+                reader = before = stack.enter_context(
+                    GridReader(infos, planned.grid, tuple(plan.extract_bands))
+                )
             if planned.after:
                 later = _touched(plan, planned.after, planned.after_footprints, here)
                 after = stack.enter_context(GridReader(later, planned.grid, tuple(plan.after_bands)))
@@ -224,7 +234,7 @@ def _touched(
 
 def _props(plan: Plan, planned: PlannedGrid) -> dict[str, Any]:
     width, height = planned.grid.cell_size
-    code = CRS.from_wkt(planned.crs_wkt).to_epsg()
+    code = CRS.from_wkt(planned.crs_wkt).to_epsg() if planned.crs_wkt else None
     return {
         "cellSize": (width, height),
         "spatialReference": code or 0,

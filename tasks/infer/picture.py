@@ -23,6 +23,9 @@ _QUALITIES = (90, 82, 74, 66, 58, 50)
 _SMALL_PX = 800
 _RGB = ("red", "green", "blue")
 
+PREVIEW_BYTES = 140_000
+"""Of a picture on a run's page; as a data URI it is a third larger."""
+
 Color = tuple[int, int, int]
 
 

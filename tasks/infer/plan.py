@@ -18,18 +18,28 @@ from tasks.host.devices import visible_gpus
 from tasks.imagery import Grid, RasterInfo, Window, expand_rasters, grid_of_collection, inspect_raster
 from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.identity import unsigned
+from tasks.infer.candidates import THRESHOLD
 from tasks.infer.change import bands_of_pair, is_for_pairs
 from tasks.infer.describe import FunctionDescription, function_arguments
 from tasks.infer.execution import chosen_engine
+from tasks.infer.features import (
+    FeatureInput,
+    FeatureLayer,
+    features_of_images,
+    features_of_layer,
+    planned_crops,
+)
 from tasks.infer.fit import Samples, agreed_bands, check_fit, rescaling_for, separately, target_sr
 from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
+    ClassifyObjectsParameters,
     ClassifyPixelsParameters,
     DetectObjectsParameters,
     InferenceTool,
     ProcessorType,
     Tool,
 )
+from tasks.infer.parameters_outputs import LayerParameters
 from tasks.infer.planned import Plan, PlannedClass, PlannedGrid, PlannedPackage, Processor, output_name
 from tasks.infer.score_layout import scoring_for
 from tasks.infer.shards import (
@@ -40,6 +50,7 @@ from tasks.infer.shards import (
     split_parts,
     tiles_per_shard,
 )
+from tasks.labels.sources import split_layer
 from tasks.package import Package
 from tasks.parameters import arguments_as_dict
 from tasks.store import check_allowed, output_folder, run_key
@@ -52,6 +63,7 @@ _MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "classify_pixels": ("ImageClassification",),
     "detect_objects": ("ObjectDetection", "InstanceDetection"),
     "detect_change": ("ImageClassification",),
+    "classify_objects": ("ObjectClassification",),
 }
 
 
@@ -63,6 +75,8 @@ def check_addresses(parameters: InferenceTool) -> None:
     """
     for uri in parameters.imagery:
         check_allowed(uri)
+    if isinstance(parameters, ClassifyObjectsParameters) and parameters.in_features is not None:
+        check_allowed(split_layer(parameters.in_features)[0])
     if not parameters.model.startswith("models:/"):
         check_allowed(parameters.model)
     # Only for its refusals: the run key is not known yet.
@@ -127,7 +141,12 @@ def check_package(package: Package, tool: Tool) -> None:
         )
 
 
-def make_plan(
+def make_plan(parameters: InferenceTool, **given: Any) -> Plan:
+    """The plan alone, see :func:`plan_with_features`."""
+    return plan_with_features(parameters, **given)[0]
+
+
+def plan_with_features(
     parameters: InferenceTool,
     *,
     rasters: Sequence[RasterInfo],
@@ -137,8 +156,12 @@ def make_plan(
     description: FunctionDescription,
     processor: Processor,
     samples: Samples = (),
-) -> Plan:
-    """The plan, from checked parts. Nothing is read from or written to the store.
+    asked_threshold: float | None = None,
+    layer: FeatureLayer | None = None,
+) -> tuple[Plan, FeatureInput | None]:
+    """The plan, from checked parts, and the objects that classify_objects works on.
+
+    Nothing is read from or written to the store.
 
     Args:
         parameters: the tool's parameters.
@@ -149,6 +172,8 @@ def make_plan(
         description: of its function.
         processor: device class of the workers.
         samples: a look into the rasters of both dates, see ``tasks.infer.fit``; empty: nothing was read.
+        asked_threshold: of the layer, where the function's own is lowered for candidates, which are kept.
+        layer: the features of classify_objects; None where each image is one object.
 
     Raises:
         BadInputError: imagery that does not fit the package or the parameters.
@@ -180,9 +205,19 @@ def make_plan(
         scoring = scoring_for(
             parameters, description.scores, description.no_scores, geometry, output_format.dtype
         )
-    grids = _plan_grids(parameters, rasters, after, fit.cell_sizes)
+    features: FeatureInput | None = None
+    if isinstance(parameters, ClassifyObjectsParameters) and layer is None:
+        features, grids = features_of_images(parameters, rasters, planned_crops(package, description))
+    else:
+        grids = _plan_grids(parameters, rasters, after, fit.cell_sizes)
+    if isinstance(parameters, ClassifyObjectsParameters) and layer is not None:
+        features = features_of_layer(parameters, layer, grids, planned_crops(package, description))
+    if features is not None:
+        remarks += features.remarks
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     arguments |= chosen_engine(description)
+    if asked_threshold is not None:
+        arguments[THRESHOLD] = str(description.scalars[THRESHOLD])
     shards: list[Shard] = []
     for number, planned in enumerate(grids):
         block = rasters[planned.rasters[0]].block_shape
@@ -204,6 +239,7 @@ def make_plan(
                 "pixels": None if output_format is None else [output_format.dtype, str(output_format.nodata)],
                 **({} if scoring is None else {"scores": scoring.model_dump()}),
                 **({} if rescaling is None else {"rescaling": rescaling.model_dump()}),
+                **({} if features is None else {"crops": features.crops.decides_pixels}),
                 "device": processor,
                 "precision": str(description.scalars.get("precision", PRECISION)).lower(),
                 "batch": [
@@ -222,6 +258,9 @@ def make_plan(
             Footprint(Window(*window), f"after {everything[index].identity}")
             for index, window in zip(planned.after, planned.after_footprints, strict=True)
         ]
+        if features is not None:
+            shards += features.shards(number, footprints, base_key, features.per_shard(parameters.shard_size))
+            continue
         shards += plan_shards(
             grid=number,
             region=Window(*planned.region),
@@ -233,11 +272,15 @@ def make_plan(
             grid_window=planned.grid.window,
             margin=0 if scoring is None else scoring.margin,
         )
-    if not shards:
+    if not shards and features is None:
         raise BadInputError(
             "No imagery lies in the extent.", "Give an extent that touches a raster, or leave it empty."
         )
     finishing = _finishing(parameters, tool)
+    if features is not None:
+        finishing |= {"features": features.digest, **features.crops.fields}
+    if asked_threshold is not None:
+        finishing["candidates"] = {"threshold": asked_threshold}
     _check_fields(finishing.get("suppression"), description)
     key = run_key(
         {
@@ -248,7 +291,7 @@ def make_plan(
             "sources": [unsigned(info.uri) for info in [*rasters, *after]],
         }
     )
-    return Plan(
+    plan = Plan(
         tool=tool,
         output=parameters.output,
         folder=output_folder(f"outputs/{tool}", parameters.output, key),
@@ -273,12 +316,14 @@ def make_plan(
         pixel_format=output_format,
         scoring=scoring,
         rescaling=rescaling,
+        crops=None if features is None else features.crops,
         processor=processor,
         grids=grids,
         shards=shards,
         parts=split_parts(len(shards), parameters.shards_per_part),
         remarks=remarks,
     )
+    return plan, features
 
 
 def _on_record(parameters: InferenceTool) -> dict[str, Any]:
@@ -291,6 +336,11 @@ def _on_record(parameters: InferenceTool) -> dict[str, Any]:
 
 
 def _finishing(parameters: InferenceTool, tool: Tool) -> dict[str, Any]:
+    if isinstance(parameters, ClassifyPixelsParameters):
+        polygons = {"polygons": _layer(parameters)} if parameters.output_polygons else {}
+        return {"format": "COG", "name": output_name(parameters.output), **polygons}
+    if isinstance(parameters, ClassifyObjectsParameters):
+        return {"format": tool, "name": output_name(parameters.output)}
     if not isinstance(parameters, DetectObjectsParameters):
         return {"format": "COG", "name": output_name(parameters.output)}
     suppression = None
@@ -301,7 +351,18 @@ def _finishing(parameters: InferenceTool, tool: Tool) -> dict[str, Any]:
             "max_overlap_ratio": parameters.max_overlap_ratio,
         }
     name = output_name(parameters.output_objects)
-    return {"format": tool, "name": name, "suppression": suppression, "out_sr": parameters.out_sr}
+    return {
+        "format": tool,
+        "name": name,
+        "suppression": suppression,
+        "out_sr": parameters.out_sr,
+        "layer": _layer(parameters),
+    }
+
+
+def _layer(parameters: LayerParameters) -> dict[str, Any]:
+    """What a layer holds and how it is written."""
+    return parameters.model_dump(mode="json", include=set(LayerParameters.model_fields))
 
 
 def _check_fields(suppression: Mapping[str, Any] | None, description: FunctionDescription) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 
 from tasks.imagery import Grid, RasterInfo, Window
+from tasks.infer.crops import PlannedCrops
 from tasks.infer.describe import FunctionDescription
 from tasks.infer.fit import Rescaling
 from tasks.infer.operators import PixelFormat
@@ -50,7 +51,7 @@ class PlannedGrid(BaseModel):
 
     Attributes:
         name: stem of the output's file.
-        crs_wkt, transform, rows, cols: the grid, see ``tasks.imagery.Grid``.
+        crs_wkt, transform, rows, cols: the grid, see ``tasks.imagery.Grid``; without CRS the text is empty.
         region: (row, col, rows, cols) of what is computed.
         rasters: positions in the plan's list, in the collection's order.
         footprints: per raster, its (row, col, rows, cols) on the grid.
@@ -78,13 +79,13 @@ class PlannedGrid(BaseModel):
     @property
     def grid(self) -> Grid:
         """The target grid."""
-        return Grid(self.crs_wkt, self.transform, self.rows, self.cols)
+        return Grid(self.crs_wkt or None, self.transform, self.rows, self.cols)
 
     @property
     def output_grid(self) -> Grid:
         """The grid of the region alone."""
         window = Window(*self.region)
-        return Grid(self.crs_wkt, self.grid.window_transform(window), window.rows, window.cols)
+        return Grid(self.crs_wkt or None, self.grid.window_transform(window), window.rows, window.cols)
 
 
 class Plan(BaseModel):
@@ -103,6 +104,7 @@ class Plan(BaseModel):
         pixel_format: of the classified raster; None for objects.
         scoring: how classes are made of scores; None where the function gives the classes.
         rescaling: what becomes of pixel values before the function gets them; None: nothing.
+        crops: what is cut around features; None for tiles.
         processor: what the parts must run on.
         parts: (start, stop) over ``shards``.
         remarks: what a person should know, although it is no error.
@@ -127,6 +129,7 @@ class Plan(BaseModel):
     pixel_format: PixelFormat | None
     scoring: Scoring | None = None
     rescaling: Rescaling | None = None
+    crops: PlannedCrops | None = None
     processor: Processor
     grids: list[PlannedGrid]
     shards: list[Shard]

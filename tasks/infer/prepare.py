@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from tasks.infer.candidates import THRESHOLD, asked_threshold
 from tasks.infer.describe import describe, function_arguments
 from tasks.infer.execution import engine_arguments
+from tasks.infer.features import read_layer
 from tasks.infer.fit import check_fit, sample_collection
-from tasks.infer.parameters import DetectChangeParameters, InferenceTool
-from tasks.infer.plan import check_addresses, check_package, choose_processor, inspect_collection, make_plan
+from tasks.infer.parameters import (
+    ClassifyObjectsParameters,
+    DetectChangeParameters,
+    DetectObjectsParameters,
+    InferenceTool,
+)
+from tasks.infer.plan import (
+    check_addresses,
+    check_package,
+    choose_processor,
+    inspect_collection,
+    plan_with_features,
+)
 from tasks.infer.planned import Plan
 from tasks.package.fetch import fetch_package
 from tasks.parameters import arguments_as_dict
 from tasks.settings import settings
-from tasks.store import ObjectStore
+from tasks.store import ObjectStore, join
 
 
 def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
@@ -42,7 +55,15 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
         processor=processor,
         pixels=sum(info.width * info.height for info in rasters),
     )
-    return make_plan(
+    asked = None
+    if isinstance(parameters, DetectObjectsParameters) and parameters.keep_candidates:
+        first = describe(package, arguments, store, foreign=not package.made_here)
+        asked = asked_threshold(first, parameters.candidate_threshold)
+        arguments[THRESHOLD] = str(parameters.candidate_threshold)
+    layer = None
+    if isinstance(parameters, ClassifyObjectsParameters) and parameters.in_features is not None:
+        layer = read_layer(store, parameters.in_features)
+    plan, features = plan_with_features(
         parameters,
         rasters=rasters,
         after=after,
@@ -51,7 +72,12 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
         description=describe(package, arguments, store, foreign=not package.made_here),
         processor=processor,
         samples=samples,
+        asked_threshold=asked,
+        layer=layer,
     )
+    if features is not None and plan.crops is not None:
+        store.put(join(plan.folder, plan.crops.table), features.table)
+    return plan
 
 
 def package_uri(model: str) -> str:

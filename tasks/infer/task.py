@@ -183,7 +183,7 @@ def addresses(plan: Plan, result: Finished) -> dict[str, str]:
     from tasks.store import join
 
     outputs = result.manifest.details["outputs"]
-    if plan.tool == "detect_objects":
+    if plan.tool in ("detect_objects", "classify_objects"):
         return {
             "uri": join(plan.folder, outputs[0]["path"]),
             "geopackage": join(plan.folder, outputs[1]["path"]),
@@ -206,7 +206,8 @@ def _leave_artifacts(store: ObjectStore, plan: Plan, result: Finished) -> None:
         table=outputs_table(store, plan, result),
         description=f"Outputs of {plan.tool} **{result.manifest.name}**, {state}: `{plan.folder}`",
     )
-    for planned in plan.grids[:MOST_PREVIEWS]:
+    shown = [] if plan.crops is not None and plan.crops.whole_images else plan.grids[:MOST_PREVIEWS]
+    for planned in shown:
         image = base64.b64encode(store.get(join(plan.folder, preview_name(planned)))).decode("ascii")
         create_image_artifact(
             key=f"{tool}-picture",

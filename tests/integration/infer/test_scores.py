@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+import rasterio.features
+import shapely
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 
@@ -160,3 +164,38 @@ def test_a_package_without_scores_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(BadInputError, match=r"function of bright offers no predict_scores.*TRIM without"):
         planned(store, classifier, [write_scene("scene", texture)], **wish)
+
+
+def test_a_classification_becomes_polygons_that_no_shard_cuts(
+    store: Any, scorer: Any, write_scene: Any, texture: Any
+) -> None:
+    uri = write_scene("scene", texture)
+    plan, result = applied(
+        store,
+        scorer,
+        [uri],
+        output_polygons=True,
+        output_formats=["FLATGEOBUF"],
+        minimum_area=5,
+        shard_size=64,
+    )
+    with rasterio.open(join(plan.folder, "classes.tif")) as dataset:
+        found = rasterio.features.shapes(dataset.read(1), transform=dataset.transform)
+        expected = [(shapely.geometry.shape(shape), value) for shape, value in found]
+    layer = geopandas.read_parquet(join(plan.folder, "classes_polygons.parquet"))
+    large = [(outline, value) for outline, value in expected if outline.area >= 5]
+    assert len(large) < len(expected)
+    assert len(layer) == len(large)
+    assert sorted(layer.area) == pytest.approx(sorted(outline.area for outline, _ in large))
+    assert layer["area_m2"].tolist() == pytest.approx(layer.area.tolist(), rel=1e-3)
+    tree = shapely.STRtree([outline for outline, _ in large])
+    for outline, value in zip(layer.geometry, layer["Classvalue"], strict=True):
+        nearest = [large[n] for n in tree.query(outline, predicate="intersects").tolist()]
+        assert any(other.equals(outline) and kind == value for other, kind in nearest)
+    assert set(layer["Class"]) == {"Dark", "Bright"}
+    assert set(layer["source_raster"]) == {uri}
+    assert set(layer["run"]) == {plan.run_key}
+    names = [output["path"] for output in result.manifest.details["outputs"]]
+    assert {"classes_polygons.gpkg", "classes_polygons.fgb"} <= set(names)
+    item = json.loads(store.get(join(plan.folder, "classes.stac.json")))
+    assert "polygons_flatgeobuf" in item["assets"]

@@ -1,0 +1,150 @@
+"""Finish of object classification: the features as they came, in their order, with their labels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+
+from tasks.infer.crops import PlannedCrops, read_labels
+from tasks.infer.features import GRID, RECORD, table_of_plan
+from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
+from tasks.infer.layer import reprojected
+from tasks.infer.outputs import Outputs
+from tasks.infer.outputs_tables import TableFiles, write_table
+from tasks.infer.picture import PREVIEW_BYTES, Outlines, picture
+from tasks.infer.planned import Plan, PlannedGrid, output_name
+from tasks.infer.results import shard_results
+from tasks.infer.stac import GEOPACKAGE_TYPE, GEOPARQUET_TYPE
+from tasks.store import ObjectStore
+
+# Points and lines are drawn as boxes of this many cells around their middle.
+_DRAWN_CELLS = 8
+
+
+def write_labelled(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path) -> None:
+    """Put the labelled features into the result's folder.
+
+    Args:
+        store: holds the shards and the plan's table.
+        plan: of an object classification.
+        outputs: takes the files.
+        folder: for files on their way.
+
+    Raises:
+        StoreError: a shard's result or the table is missing, or the store cannot be written.
+    """
+    crops = plan.crops
+    assert crops is not None
+    frame = labelled(store, plan)
+    name = output_name(plan.output)
+    labels = frame[crops.label_field]
+    files = _written(folder, name, frame)
+    if not crops.whole_images:
+        for planned in plan.grids[:MOST_PREVIEWS]:
+            outputs.put_bytes(preview_name(planned), _preview(plan, planned, frame), "image/jpeg")
+        shown = plan.grids[:MOST_PREVIEWS]
+        outputs.put_bytes(f"{name}.stac.json", layer_item(plan, plan.grids[0].crs_wkt, shown), ITEM)
+    counted = labels.dropna().value_counts().sort_index()
+    common = {
+        "name": name,
+        "objects": len(frame),
+        "objects_per_class": {str(label): int(count) for label, count in counted.items()},
+        **crops.counts,
+        "features_without_imagery": int(labels.isna().sum()) - _never_cut(crops),
+        "crs_wkt": crops.crs_wkt,
+        "fields": {str(column): str(kind) for column, kind in frame.dtypes.items() if column != "geometry"},
+    }
+    for path, media_type in ((files.geoparquet, GEOPARQUET_TYPE), (files.geopackage, GEOPACKAGE_TYPE)):
+        outputs.put(path, media_type)
+        outputs.described.append({"path": path.name, "media_type": media_type, **common})
+
+
+def labelled(store: ObjectStore, plan: Plan) -> geopandas.GeoDataFrame:
+    """All features in the order of the input, with label, confidence and source raster.
+
+    Features that were not classified have none of the three. One on several separate images has a row for
+    each.
+    """
+    crops = plan.crops
+    assert crops is not None
+    frame = geopandas.read_parquet(io.BytesIO(table_of_plan(store, plan)))
+    labels = np.full(len(frame), None, dtype=object)
+    confidence = np.full(len(frame), np.nan)
+    several = np.full(len(frame), None, dtype=object)
+    for _, data in shard_results(store, plan.shards):
+        table = read_labels(data)
+        rows = table["row"].to_numpy()
+        labels[rows] = table["label"].to_numpy(zero_copy_only=False)
+        confidence[rows] = table["confidence"].to_numpy()
+        several[rows] = table["confidences"].to_numpy(zero_copy_only=False)
+    order = np.lexsort((frame[GRID], frame[RECORD]))
+    frame[crops.label_field] = pd.Series(labels, dtype="string")
+    frame[crops.confidence_field] = confidence
+    # Of several labels each has a confidence of its own.
+    if any(value is not None and ";" in value for value in several):
+        frame[f"{crops.confidence_field}s"] = pd.Series(several, dtype="string")
+    if crops.source_field:
+        frame[crops.source_field] = pd.Series(_sources(plan, frame), dtype="string")
+    sorted_frame: geopandas.GeoDataFrame = (
+        frame.iloc[order].drop(columns=[RECORD, GRID]).reset_index(drop=True)
+    )
+    return sorted_frame
+
+
+def _sources(plan: Plan, frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:
+    """Per feature, the first raster of its grid whose footprint holds the middle of its envelope."""
+    from tasks.imagery.identity import unsigned
+    from tasks.infer.features import geometry_px
+
+    crops = plan.crops
+    assert crops is not None
+    found = np.full(len(frame), None, dtype=object)
+    shapes = np.asarray(frame.geometry.array, dtype=object)
+    grids = frame[GRID].to_numpy()
+    for number, planned in enumerate(plan.grids):
+        mine = np.flatnonzero(grids == number)
+        if not len(mine):
+            continue
+        bounds = shapely.bounds(geometry_px(shapes[mine], crops.crs_wkt, planned))
+        middle = shapely.points((bounds[:, :2] + bounds[:, 2:]) / 2)
+        boxes = np.array([(col, row, col + cols, row + rows) for row, col, rows, cols in planned.footprints])
+        points, rasters = shapely.STRtree(shapely.box(*boxes.T)).query(middle, predicate="intersects")
+        first = np.full(len(mine), len(planned.rasters))
+        np.minimum.at(first, points, rasters)
+        uris = [*(unsigned(plan.rasters[index].uri) for index in planned.rasters), None]
+        found[mine] = [uris[index] for index in first.tolist()]
+    return found
+
+
+def _written(folder: Path, name: str, frame: geopandas.GeoDataFrame) -> TableFiles:
+    if frame.geometry.isna().all() and frame.crs is None:
+        # Images without a place on the map: a plain table.
+        return write_table(folder, name, pd.DataFrame(frame.drop(columns="geometry")))
+    return write_table(folder, name, frame)
+
+
+def _never_cut(crops: PlannedCrops) -> int:
+    return crops.counts["features_without_geometry"] + crops.counts["features_beside_the_imagery"]
+
+
+def _preview(plan: Plan, planned: PlannedGrid, frame: geopandas.GeoDataFrame) -> bytes:
+    crops = plan.crops
+    assert crops is not None
+    drawn = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    outlines = reprojected(np.asarray(drawn["geometry"].array, dtype=object), crops.crs_wkt, planned.crs_wkt)
+    width, _ = planned.grid.cell_size
+    thin = shapely.get_dimensions(outlines) < 2
+    outlines[thin] = shapely.buffer(outlines[thin], _DRAWN_CELLS / 2 * width, cap_style="square")
+    return picture(
+        [plan.rasters[index] for index in planned.rasters],
+        label_classes(plan.package.classes),
+        outlines=Outlines(outlines, drawn[crops.label_field].fillna("no label").tolist()),
+        grid=planned.output_grid,
+        max_bytes=PREVIEW_BYTES,
+    )

@@ -1,0 +1,194 @@
+"""Finish of layers: detected objects, and the polygons of classified rasters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.windows
+import shapely
+from numpy.typing import NDArray
+
+from tasks.imagery import Window
+from tasks.imagery.identity import unsigned
+from tasks.infer.candidates import above
+from tasks.infer.dates import acquired
+from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
+from tasks.infer.layer import Layer, gather_layer, reprojected, sources_of, taken, to_map
+from tasks.infer.objects import Objects
+from tasks.infer.outputs import Outputs
+from tasks.infer.outputs_features import FeatureFiles, Features, write_features
+from tasks.infer.picture import PREVIEW_BYTES, Outlines, picture
+from tasks.infer.planned import Plan, PlannedGrid, output_name
+from tasks.infer.reconcile import reconciled
+from tasks.infer.results import shard_results
+from tasks.infer.shaping import shaped
+from tasks.infer.shards import Shard
+from tasks.infer.stac import GEOPACKAGE_TYPE, GEOPARQUET_TYPE
+from tasks.infer.vectorise import polygons_of
+from tasks.store import ObjectStore
+
+
+def write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path) -> None:
+    """Put the layer of detected objects into the result's folder.
+
+    Args:
+        store: holds the shards.
+        plan: of a detection.
+        outputs: takes the files.
+        folder: for files on their way.
+
+    Raises:
+        StoreError: a shard's result is missing, or the store cannot be written.
+    """
+    layer, candidates = objects_of_plan(store, plan)
+    name = output_name(plan.output)
+    wishes = plan.finishing["layer"]
+    stays, outlines = shaped(layer.features.geometry, layer.crs_wkt, wishes)
+    features = replace(taken(layer.features, stays), geometry=outlines)
+    features = with_origin(plan, features)
+    files = write_features(folder, name, layer.crs_wkt, features, wishes["output_formats"])
+    classes = label_classes(plan.package.classes)
+    for planned in plan.grids[:MOST_PREVIEWS]:
+        shown = picture(
+            [plan.rasters[index] for index in planned.rasters],
+            classes,
+            outlines=Outlines(
+                reprojected(features.geometry, layer.crs_wkt, planned.crs_wkt), features.class_name
+            ),
+            grid=planned.output_grid,
+            max_bytes=PREVIEW_BYTES,
+        )
+        outputs.put_bytes(preview_name(planned), shown, "image/jpeg")
+    outputs.put_bytes(f"{name}.stac.json", layer_item(plan, layer.crs_wkt, plan.grids[:MOST_PREVIEWS]), ITEM)
+    counts = {
+        "objects_before_suppression": layer.before_suppression,
+        "objects_larger_than_halo": layer.larger_than_halo,
+    }
+    put_layer(outputs, name, layer.crs_wkt, files, counts)
+    if candidates is not None:
+        kept = with_origin(plan, candidates.features)
+        files = write_features(folder, f"{name}_candidates", candidates.crs_wkt, kept)
+        described = {"name": f"{name}_candidates", "objects": files.count, "crs_wkt": candidates.crs_wkt}
+        described |= {"path": files.geoparquet.name, "media_type": GEOPARQUET_TYPE, "fields": files.fields}
+        outputs.described.append(described)
+        outputs.put(files.geoparquet, GEOPARQUET_TYPE)
+
+
+def write_polygons(
+    plan: Plan, planned: PlannedGrid, raster: Path, nodata: int | None, outputs: Outputs, folder: Path
+) -> None:
+    """Put the polygons of one classified raster into the result's folder.
+
+    Args:
+        plan: of a classification.
+        planned: the raster's grid.
+        raster: the finished COG.
+        nodata: value that makes no polygon.
+        outputs: takes the files.
+        folder: for files on their way.
+    """
+    name, wishes = f"{planned.name}_polygons", plan.finishing["polygons"]
+    geometry, values = polygons_of_file(raster, nodata)
+    row, col = planned.region[:2]
+    on_grid = np.asarray(_moved(geometry, col, row), dtype=object)
+    in_map = to_map(on_grid, planned)
+    stays, outlines = shaped(in_map, planned.crs_wkt, wishes, covers=True)
+    names = {item.value: item.name for item in plan.package.classes}
+    chosen = values[stays].tolist()
+    features = Features(
+        geometry=outlines,
+        class_name=[names.get(value, str(value)) for value in chosen],
+        class_value=chosen,
+        confidence=np.full(len(chosen), np.nan),
+        source_raster=sources_of(plan, planned, on_grid[stays]),
+    )
+    features = with_origin(plan, features)
+    files = write_features(folder, name, planned.crs_wkt, features, wishes["output_formats"])
+    put_layer(outputs, name, planned.crs_wkt, files, {})
+
+
+def polygons_of_file(raster: Path, nodata: int | None) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Polygons of a classified raster's first band in its pixels, and their values."""
+    with rasterio.open(raster) as dataset:
+
+        def read(window: Window) -> NDArray[Any]:
+            place = rasterio.windows.Window(window.col, window.row, window.cols, window.rows)
+            values: NDArray[Any] = dataset.read(1, window=place)
+            return values
+
+        parts = list(polygons_of(read, dataset.shape, nodata=nodata))
+    return np.concatenate([part.geometry for part in parts]), np.concatenate([part.value for part in parts])
+
+
+def _moved(geometry: NDArray[np.object_], x: float, y: float) -> NDArray[np.object_]:
+    offset = np.array((x, y), np.float64)
+    moved: NDArray[np.object_] = shapely.transform(geometry, lambda points: points + offset)
+    return moved
+
+
+def with_origin(plan: Plan, features: Features) -> Features:
+    """The features with their rasters' dates, the package and the run."""
+    opened = {unsigned(info.uri): info.uri for info in plan.rasters}
+    named = {uri for uri in features.source_raster if uri is not None}
+    dates = acquired(opened[uri] for uri in named)
+    by_name = {uri: dates.get(opened[uri]) for uri in named}
+    return replace(
+        features,
+        source_date=[None if uri is None else by_name[uri] for uri in features.source_raster],
+        package=f"{plan.package.name} {plan.package.digest[:12]}",
+        run=plan.run_key,
+    )
+
+
+def put_layer(
+    outputs: Outputs, name: str, crs_wkt: str | None, files: FeatureFiles, counts: dict[str, int]
+) -> None:
+    """Upload a layer in all its formats and describe each."""
+    common = {
+        "name": name,
+        "objects": files.count,
+        "objects_per_class": files.counts,
+        **counts,
+        "bounds": None if files.bounds is None else list(files.bounds),
+        "crs_wkt": crs_wkt,
+        "fields": files.fields,
+    }
+    both = ((files.geoparquet, GEOPARQUET_TYPE), (files.geopackage, GEOPACKAGE_TYPE))
+    for path, media_type in (*both, *files.further):
+        outputs.put(path, media_type)
+        outputs.described.append({"path": path.name, "media_type": media_type, **common})
+
+
+def objects_of_plan(store: ObjectStore, plan: Plan) -> tuple[Layer, Layer | None]:
+    """All objects of all grids, each once, in one coordinate system; and the candidates, where they are kept.
+
+    The candidates are not suppressed, and hold the objects of the layer, too.
+    """
+    shards: list[list[Shard]] = [[] for _ in plan.grids]
+    for shard in plan.shards:
+        shards[shard.grid].append(shard)
+    found = []
+    for here in shards:
+        rows = _shard_rows(shard_results(store, here))
+        found.append(Objects.joined([table for table in reconciled(rows, plan.geometry) if len(table)]))
+    kept = plan.finishing.get("candidates")
+    if kept is None:
+        return gather_layer(plan, found), None
+    everything = plan.model_copy(update={"finishing": {**plan.finishing, "suppression": None}})
+    surer = [objects.take(above(objects.confidence, kept["threshold"])) for objects in found]
+    return gather_layer(plan, surer), gather_layer(everything, found)
+
+
+def _shard_rows(results: Iterator[tuple[Shard, bytes]]) -> Iterator[tuple[int, Objects]]:
+    def row_of(item: tuple[Shard, bytes]) -> int:
+        return item[0].row
+
+    for _, group in groupby(results, key=row_of):
+        here = [(shard.tile_row + shard.tile_rows, Objects.from_bytes(data)) for shard, data in group]
+        yield max(stop for stop, _ in here), Objects.joined([objects for _, objects in here])
