@@ -17,7 +17,8 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("upload", "upload_chips.py", ()),
     ("vectorise", "infer_vectorise.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
-    ("engine", "infer_overhead.py", ("--size", "10000")),
+    ("engine", "infer_engine.py", ("--size", "8192", "--naive")),
+    ("memory", "infer_memory.py", ()),
     ("train-objects", "train_accuracy.py", ("--model", "FCOS", "--minutes", "5", "--area", "south")),
     ("train-pixels", "train_accuracy.py", ("--model", "UNET", "--minutes", "5", "--area", "south")),
 )
