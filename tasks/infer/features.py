@@ -145,7 +145,8 @@ class FeatureInput:
             digest = hashlib.sha256()
             for text in (base_key, *touched):
                 digest.update(text.encode() + b"\x1f")
-            for wkb in shapely.to_wkb(self.frame.geometry.to_numpy()[self.rows[here, 0]]):
+            shapes = np.asarray(self.frame.geometry.array, dtype=object)[self.rows[here, 0]]
+            for wkb in shapely.to_wkb(shapes[~shapely.is_missing(shapes)]):
                 digest.update(len(wkb).to_bytes(8, "little") + wkb)
             # The row numbers stand in the result.
             digest.update(np.array([here[0], len(here)], np.int64).tobytes())

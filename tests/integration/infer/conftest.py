@@ -99,6 +99,24 @@ def pairs(tmp_path: Path) -> Package:
 
 
 @pytest.fixture
+def objects(tmp_path: Path) -> Package:
+    """Labels Dark and Bright by the mean of a crop; see functions.py."""
+    definition = ModelDefinition.model_validate(
+        {
+            "ModelType": "ObjectClassification",
+            "InferenceFunction": "MeanClassifier.py",
+            "ImageHeight": 24,
+            "ImageWidth": 24,
+            "ExtractBands": [0],
+            "Classes": [{"Value": 1, "Name": "Dark"}, {"Value": 2, "Name": "Bright", "Color": [250, 240, 0]}],
+        }
+    )
+    path = tmp_path / "objects.dlpk"
+    write_dlpk(path, definition, {"MeanClassifier.py": functions.OBJECTS.encode()})
+    return open_package(path, tmp_path / "unpacked")
+
+
+@pytest.fixture
 def write_scene(tmp_path: Path) -> Callable[..., str]:
     """``write_scene(name, array, at=(0, 0), epsg=32612)``: a GeoTIFF with cells of 0.5; its path."""
 

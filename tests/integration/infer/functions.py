@@ -148,3 +148,57 @@ class PairComparer:
         values = np.where(pixels[half:].sum(axis=0) - pixels[:half].sum(axis=0) > self.step, 2, 1)
         return {"output_pixels": values.astype(np.int32)[None, p : p + shape[0], p : p + shape[1]]}
 '''
+
+OBJECTS = '''
+import json
+import numpy as np
+
+
+class MeanClassifier:
+    """Bright where the mean over the valid pixels of a crop exceeds a level; the mean is the confidence."""
+
+    def initialize(self, **kwargs):
+        pass
+
+    def getParameterInfo(self):
+        return [
+            {"name": "rasters", "dataType": "rasters", "required": True},
+            {"name": "model", "dataType": "string", "required": True},
+            {"name": "device", "dataType": "numeric", "required": False},
+            {"name": "batch_size", "dataType": "numeric", "value": 4},
+            {"name": "size", "dataType": "numeric", "value": 24},
+            {"name": "fixed", "dataType": "numeric", "value": 1},
+            {"name": "blacken", "dataType": "numeric", "value": 0},
+        ]
+
+    def getConfiguration(self, **scalars):
+        size, self.batch = int(scalars["size"]), int(scalars["batch_size"])
+        self.fixed = int(scalars["fixed"])
+        return {
+            "batch_size": self.batch, "tx": size, "ty": size, "inputMask": True, "padding": 0,
+            "CropSizeFixed": self.fixed, "BlackenAroundFeature": int(scalars["blacken"]),
+        }
+
+    def getFields(self):
+        fields = [("OID", "OID"), ("Label", "String"), ("Confidence", "String"), ("Shape", "Geometry")]
+        described = [{"name": name, "type": "esriFieldType" + kind, "alias": name} for name, kind in fields]
+        return json.dumps({"fields": described})
+
+    def getGeometryType(self):
+        return 4
+
+    def vectorize(self, **blocks):
+        crops, masks = blocks["rasters_pixels"], blocks["rasters_mask"]
+        if self.fixed and len(crops) != self.batch:
+            raise ValueError("a short batch")
+        features = []
+        for number, (crop, mask) in enumerate(zip(crops, masks)):
+            if crop[np.broadcast_to(mask, crop.shape) == 0].any():
+                raise ValueError("invalid pixels are not zero")
+            mean = float(crop[np.broadcast_to(mask, crop.shape) != 0].mean())
+            label = "Bright" if mean > 128 else "Dark"
+            attributes = {"OID": number, "Label": label, "Confidence": str(mean), "High": int(crop.shape[1])}
+            ring = [[0, 0], [1, 0], [1, 1], [0, 1]]
+            features.append({"attributes": attributes, "geometry": {"rings": [ring]}})
+        return {"output_vectors": json.dumps({"features": features})}
+'''

@@ -23,6 +23,7 @@ TOOLS = [
     "detect_objects",
     "classify_pixels",
     "detect_change",
+    "classify_objects",
     "non_maximum_suppression",
     "compute_accuracy",
     "build_and_apply",
