@@ -5,7 +5,8 @@
 ``loop``: windows of a tile with a halo, one batch after the other, read by rasterio and written into a
 GeoTIFF: what a careful person writes in an hour. ``geoai``: ``semantic_inference_on_geotiff`` of geoai-py, by
 the interpreter of an environment that holds it. The weights are those of a U-Net of
-segmentation-models-pytorch on a ResNet-18 with two classes. Prints a JSON object: seconds without imports, the version.
+segmentation-models-pytorch on a ResNet-18 with two classes. Prints a JSON object: seconds without imports,
+version.
 """
 
 from __future__ import annotations
