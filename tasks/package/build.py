@@ -19,6 +19,7 @@ from tasks.errors import PackageError
 from tasks.labels.schema import ClassSchema
 from tasks.package.definition import ModelDefinition
 from tasks.package.dlpk import open_package, write_dlpk
+from tasks.package.model_card import CARD, TrainingFacts, model_card
 from tasks.package.pack import check_name
 
 Kind = Literal["pixels", "objects"]
@@ -75,6 +76,7 @@ def build_package(
     predict_background: bool = True,
     threshold: float = 0.5,
     nms_overlap: float = 0.5,
+    training: TrainingFacts | None = None,
 ) -> Path:
     """Write ``<into>/<name>.dlpk`` and check that it opens and that the weights fit the source.
 
@@ -101,6 +103,7 @@ def build_package(
         extract_bands: 0-based bands of the raster that the network takes; by default the first ones.
         size_divisor: tile sizes must be a multiple of it.
         padding, batch_size, predict_background, threshold, nms_overlap: defaults of the arguments.
+        training: what the network was trained on, for the model card and for comparing imagery with it.
 
     Raises:
         PackageError: something of it is not as it must be.
@@ -132,6 +135,7 @@ def build_package(
             "ModelParameters": {"backbone": backbone, "backend": "pytorch"},
             "resize_to": None,
             **_normalisation_keys(normalisation, bands),
+            **({} if training is None else {"AllTilesStats": training.tile_statistics}),
             **_metric_keys(kind, metrics),
             OWN_KEY: _own_keys(
                 kind, classes, metrics, size_divisor, pixel_type, predict_background, threshold, nms_overlap
@@ -145,6 +149,7 @@ def build_package(
         _FUNCTION_OF[kind]: (_FUNCTIONS / _FUNCTION_OF[kind]).read_bytes(),
         **{file: (_FUNCTIONS / file).read_bytes() for file in _RUNTIME},
         "model_metrics.html": metrics_html.encode(),
+        CARD: model_card(name, definition, training).encode(),
     }
     for picture, content in characteristics.items():
         files[f"ModelCharacteristics/{picture}"] = content

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tasks.package.build import build_package
+from tasks.package.model_card import TrainingFacts
 from tasks.train.models.options import DetectorOptions
 from tasks.train.modules import ObjectModule, PixelModule
 from tasks.train.parameters import TrainParameters
@@ -25,6 +27,7 @@ def build(
     page: str,
     pictures: dict[str, bytes],
     into: Path,
+    inputs: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Build ``<into>/<output_name>.dlpk``.
 
@@ -32,6 +35,7 @@ def build(
         data: where classes, bands, cell size and spatial reference come from.
         page: ``model_metrics.html``.
         pictures: PNG by file name.
+        inputs: name and identity of each training data folder.
     """
     module = trained.module
     assert isinstance(module, PixelModule | ObjectModule)
@@ -68,5 +72,22 @@ def build(
         pixel_type=np.dtype(read_chip_image(data.chips[0]).dtype).name,
         size_divisor=divisor,
         batch_size=_BATCH,
+        training=_facts(data, trained, inputs),
         **specific,
+    )
+
+
+def _facts(data: TrainingData, trained: Trained, inputs: Sequence[tuple[str, str]]) -> TrainingFacts:
+    places = [chip.footprint for chip in trained.chips if chip.footprint is not None]
+    area = None
+    if places:
+        west, south, east, north = zip(*places, strict=True)
+        area = (min(west), min(south), max(east), max(north))
+    return TrainingFacts(
+        data=tuple(inputs),
+        metadata_format=data.metadata_format,
+        bands=data.band_stats,
+        chips=trained.metrics.get("chips", {}),
+        area=area,
+        crs="" if data.wkid is None else f"EPSG:{data.wkid}",
     )

@@ -46,6 +46,7 @@ def train_model(
     *,
     tracker: Tracker,
     progress: Progress,
+    inputs: Sequence[tuple[str, str]] = (),
 ) -> TrainResult:
     """Train, measure, draw, and build the package.
 
@@ -55,6 +56,7 @@ def train_model(
         work: an empty folder; the package ends there.
         tracker: gets parameters, curves, per-class values and pictures; see ``Tracker.disabled``.
         progress: called with a fraction and a word about what goes on.
+        inputs: name and identity of each folder, for the package's model card.
 
     Raises:
         TrainingDataError: the data cannot be trained on.
@@ -67,7 +69,7 @@ def train_model(
     for name, picture in pictures.items():
         tracker.image(picture, f"ModelCharacteristics/{name}")
     tracker.text(page, "model_metrics.html")
-    package = build(parameters, data[0], trained, page=page, pictures=pictures, into=work)
+    package = build(parameters, data[0], trained, page=page, pictures=pictures, into=work, inputs=inputs)
     return TrainResult(package, trained.metrics, trained.effort, page, pictures)
 
 

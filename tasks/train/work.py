@@ -166,7 +166,8 @@ def _train(
     started: str,
     progress: Progress,
 ) -> TrainRecord:
-    result = train_model(plan.parameters, data, work, tracker=tracker, progress=progress)
+    inputs = [(item.name, item.identity) for item in plan.inputs]
+    result = train_model(plan.parameters, data, work, tracker=tracker, progress=progress, inputs=inputs)
     publication = Publication(store, plan.folder_uri)
     metrics = json.dumps(result.metrics, indent=1, allow_nan=False).encode()
     files = [
