@@ -7,12 +7,13 @@ A frozen graph is a serialised ``GraphDef``: field 1 repeats ``NodeDef``, whose 
 
 from __future__ import annotations
 
+import ast
 import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from tasks.package.builtin import Builtin, NotBuiltIn, resolve
+from tasks.package.builtin import GENERIC, Builtin, NotBuiltIn, resolve
 from tasks.package.definition import ModelDefinition
 
 Fault = tuple[Literal["function", "weights", "numbers"], str, str]
@@ -51,6 +52,8 @@ def builtin_problems(definition: ModelDefinition, locate: Locate) -> Iterator[Fa
             )
     if builtin.configuration == "MaskRCNN":
         yield from _module_problems(definition, locate)
+    elif builtin in GENERIC.values():
+        yield from _child_problems(definition, builtin.configuration, locate)
     weights = locate(definition.model_file) if definition.model_file else None
     if weights is None or not weights.is_file() or not builtin.endings:
         return
@@ -87,6 +90,32 @@ def _module_problems(definition: ModelDefinition, locate: Locate) -> Iterator[Fa
                 f"ModelConfiguration.{key} {named!r} is no module in the package",
                 "Put the .py that defines `model` and `config` into the package.",
             )
+
+
+def _child_problems(definition: ModelDefinition, class_name: str, locate: Locate) -> Iterator[Fault]:
+    named = (definition.configuration_name or "").replace("\\", "/").removesuffix(".py")
+    path = locate(f"{named}.py")
+    if path is None or not path.is_file():
+        yield (
+            "function",
+            f"ModelConfiguration {named!r} is neither predefined nor a module in the package",
+            f"Put the .py that defines {class_name} into the package, or name a predefined configuration.",
+        )
+        return
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        yield "function", f"{path.name} cannot be parsed ({error})", "Correct the module."
+        return
+    # It may also be imported, or made in a condition: only a module that never says the name is refused.
+    names = {getattr(node, "name", None) for node in ast.walk(tree)}
+    names |= {getattr(node, "asname", None) or getattr(node, "id", None) for node in ast.walk(tree)}
+    if class_name not in names and "*" not in names:
+        yield (
+            "function",
+            f"{path.name} defines no class {class_name}, which the ModelType {definition.model_type} needs",
+            f"Define {class_name} with load_model(path) and inference(batch, **scalars) in it.",
+        )
 
 
 def _keras_problems(weights: Path) -> Iterator[Fault]:
