@@ -111,7 +111,7 @@ def test_a_generic_detector_finds_each_object_once_and_whole(
     network = nn.Conv2d(1, 1, 1)
     with torch.no_grad():
         network.weight.fill_(1.0)
-        network.bias.fill_(-128.0)
+        network.bias.fill_(-128.0)  # type: ignore[union-attr]
     torch.save(network.state_dict(), tmp_path / "net.pth")
     definition = ModelDefinition.model_validate(
         {
