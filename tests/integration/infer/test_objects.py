@@ -8,6 +8,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pyogrio
 import pytest
 import rasterio
@@ -57,7 +58,7 @@ def run(store: Any, objects: Any, tmp_path: Path) -> Any:
             compute_part(store, plan, part, package=objects)
         details = finish(store, plan, {}).manifest.details
         path = join(plan.folder, details["outputs"][0]["path"])
-        has_geometry = b"geo" in (pd.io.parquet.get_engine("pyarrow").api.parquet.read_schema(path).metadata)
+        has_geometry = b"geo" in (pyarrow.parquet.read_schema(path).metadata or {})
         read = geopandas.read_parquet if has_geometry else pd.read_parquet
         return read(path), details, plan
 
