@@ -100,12 +100,7 @@ class KerasObjectClassifier:
         """(bands, rows, cols) -> float32 (size, size, bands): scaled to fit, centred, the rest 0."""
         import tensorflow
 
-        rows, cols = block.shape[1:]
-        scale = self.size / max(rows, cols)
-        size = (max(1, round(rows * scale)), max(1, round(cols * scale)))
         image = block.transpose(1, 2, 0).astype(np.float32)
-        scaled = tensorflow.image.resize(image, size, method="bilinear", antialias=scale < 1).numpy()
-        square = np.zeros((self.size, self.size, image.shape[2]), np.float32)
-        top, left = (self.size - size[0]) // 2, (self.size - size[1]) // 2
-        square[top : top + size[0], left : left + size[1]] = scaled
-        return square
+        smaller = max(image.shape[:2]) > self.size
+        square = tensorflow.image.resize_with_pad(image, self.size, self.size, antialias=smaller)
+        return np.asarray(square)
