@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flows._tool import tool
 from flows.classify_pixels import classify_pixels
@@ -16,7 +16,13 @@ from tasks.assess.parameters import AccuracyParameters
 from tasks.export.parameters import ExportParameters
 from tasks.infer.parameters import DetectObjectsParameters, ProcessorType
 from tasks.parameters import ModelArgument, ToolParameters, inherited
-from tasks.train.parameters import PIXEL_MODELS, BackboneModel, ModelType, Monitor, TrainParameters
+from tasks.train.parameters import BackboneModel, Kind, ModelType, Monitor, TrainParameters, kind_of
+
+_FORMATS: dict[Kind, str] = {
+    "pixels": "Classified_Tiles",
+    "objects": "PASCAL_VOC_rectangles",
+    "instances": "RCNN_Masks",
+}
 
 
 class BuildAndApplyParameters(ToolParameters):
@@ -64,16 +70,26 @@ class BuildAndApplyParameters(ToolParameters):
     min_iou: float = inherited(AccuracyParameters, "min_iou")
     processor_type: ProcessorType = inherited(DetectObjectsParameters, "processor_type")
 
+    @model_validator(mode="after")
+    def _the_chain_applies_the_model(self) -> BuildAndApplyParameters:
+        if kind_of(self.model_type) not in _FORMATS:
+            raise ValueError(
+                f"{self.model_type} classifies objects of a layer, which this chain does not have; run "
+                "export_training_data, train_deep_learning_model and classify_objects"
+            )
+        return self
+
 
 @tool(BuildAndApplyParameters, run_name="build and apply {output_name}")
 def build_and_apply(parameters: BuildAndApplyParameters) -> dict[str, Any]:
     """Cut chips, train a model, apply its package to imagery, and score the result: one run."""
-    pixels = parameters.model_type in PIXEL_MODELS
+    kind = kind_of(parameters.model_type)
+    pixels = kind == "pixels"
     data = export_training_data(
         input_raster=parameters.input_raster,
         input_class_data=parameters.input_class_data,
         output_location=parameters.output_name,
-        metadata_format="Classified_Tiles" if pixels else "PASCAL_VOC_rectangles",
+        metadata_format=_FORMATS[kind],
         **_same(parameters, "classvalue_field", "tile_size", "stride_size", "output_nofeature_tiles"),
     )
     model = train_deep_learning_model(

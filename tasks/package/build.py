@@ -22,15 +22,26 @@ from tasks.package.dlpk import open_package, write_dlpk
 from tasks.package.model_card import CARD, TrainingFacts, model_card
 from tasks.package.pack import check_name
 
-Kind = Literal["pixels", "objects"]
+Kind = Literal["pixels", "objects", "instances", "labels"]
 
 NETWORK_MODULE = "ChiplineNetwork"
 OWN_KEY = "Chipline"
 """Key of the definition under which we keep what Esri's format has no key for."""
 
 _FUNCTIONS = Path(__file__).parent / "functions"
-_FUNCTION_OF = {"pixels": "ChiplineImageClassifier.py", "objects": "ChiplineObjectDetector.py"}
-_TYPE_OF = {"pixels": "ImageClassification", "objects": "ObjectDetection"}
+# The inference function of each kind, and after it what it is built on.
+_FUNCTIONS_OF: dict[Kind, tuple[str, ...]] = {
+    "pixels": ("ChiplineImageClassifier.py",),
+    "objects": ("ChiplineObjectDetector.py",),
+    "instances": ("ChiplineInstanceDetector.py", "ChiplineObjectDetector.py"),
+    "labels": ("ChiplineObjectClassifier.py",),
+}
+_TYPE_OF: dict[Kind, str] = {
+    "pixels": "ImageClassification",
+    "objects": "ObjectDetection",
+    "instances": "InstanceDetection",
+    "labels": "ObjectClassification",
+}
 _RUNTIME = ("chipline_runtime.py", "chipline_engines.py")
 
 
@@ -77,12 +88,14 @@ def build_package(
     threshold: float = 0.5,
     nms_overlap: float = 0.5,
     training: TrainingFacts | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``<into>/<name>.dlpk`` and check that it opens and that the weights fit the source.
 
     Args:
         kind: pixels (``build()`` gives logits (n, 1 + classes, rows, cols), channel 0 the background) or
-            objects (``build()`` gives a torchvision detector whose label i is the i-th class).
+            objects, instances (``build()`` gives a torchvision detector whose label i is the i-th class;
+            instances: with masks) or labels (``build()`` gives logits (n, classes) of whole chips).
         name: stem of the package, its ``.emd`` and its weights.
         network_source: see ``tasks.package.network_source``; must have been made by this installation.
         state_dict: plain tensors by name; they are stored on the CPU.
@@ -104,6 +117,8 @@ def build_package(
         size_divisor: tile sizes must be a multiple of it.
         padding, batch_size, predict_background, threshold, nms_overlap: defaults of the arguments.
         training: what the network was trained on, for the model card and for comparing imagery with it.
+        own: further entries of our own key: of labels ``InputSize`` (pixels that chips are scaled to) and
+            ``SeveralLabels`` (an object may have several classes).
 
     Raises:
         PackageError: something of it is not as it must be.
@@ -117,7 +132,7 @@ def build_package(
             "Framework": "PyTorch",
             "ModelConfiguration": NETWORK_MODULE,
             "ModelType": _TYPE_OF[kind],
-            "InferenceFunction": _FUNCTION_OF[kind],
+            "InferenceFunction": _FUNCTIONS_OF[kind][0],
             "ModelFile": f"{name}.pth",
             "ModelName": model_name,
             "ModelFormat": "NCHW",
@@ -137,17 +152,20 @@ def build_package(
             **_normalisation_keys(normalisation, bands),
             **({} if training is None else {"AllTilesStats": training.tile_statistics}),
             **_metric_keys(kind, metrics),
-            OWN_KEY: _own_keys(
-                kind, classes, metrics, size_divisor, pixel_type, predict_background, threshold, nms_overlap
-            ),
+            OWN_KEY: {
+                **_own_keys(
+                    *(kind, classes, metrics, size_divisor, pixel_type, predict_background),
+                    *(threshold, nms_overlap),
+                ),
+                **(own or {}),
+            },
             **dict(extra_definition),
         }
     )
     files: dict[str, bytes | Path] = {
         f"{name}.pth": _weights_bytes(state_dict),
         f"{NETWORK_MODULE}.py": network_source.encode(),
-        _FUNCTION_OF[kind]: (_FUNCTIONS / _FUNCTION_OF[kind]).read_bytes(),
-        **{file: (_FUNCTIONS / file).read_bytes() for file in _RUNTIME},
+        **{file: (_FUNCTIONS / file).read_bytes() for file in (*_FUNCTIONS_OF[kind], *_RUNTIME)},
         "model_metrics.html": metrics_html.encode(),
         CARD: model_card(name, definition, training).encode(),
     }
@@ -257,7 +275,7 @@ def _normalisation_keys(normalisation: InputNormalisation, bands: list[int]) -> 
 def _metric_keys(kind: Kind, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The keys under which arcgis.learn keeps what it measured."""
     per_class: Mapping[str, Mapping[str, Any]] = metrics.get("per_class", {})
-    if kind == "objects":
+    if kind in ("objects", "instances"):
         scores = {name: row.get("average_precision", row.get("ap")) for name, row in per_class.items()}
         return {"average_precision_score": scores} if scores else {}
     keys: dict[str, Any] = {}
@@ -291,6 +309,7 @@ def _own_keys(
         keys["ExecutionEngines"] = True  # its function has the arguments execution_engine and precision
     else:
         keys["Threshold"] = threshold
+    if kind in ("objects", "instances"):
         keys["NmsOverlap"] = nms_overlap
     return keys
 

@@ -131,7 +131,8 @@ def build_detector(backbone: nn.Module, detector: DetectorName, arguments: Mappi
             feature map; FCOS: one size each, aspect ratio 1), ``head_convolutions`` (int, layers of the head;
             FCOS only), ``size_divisible`` (int, images are filled up to a multiple of it), ``score_thresh``,
             ``nms_thresh``, ``detections_per_img``, ``topk_candidates`` and further plain keywords of the
-            torchvision class, ``featmap_names`` for FASTERRCNN and MASKRCNN.
+            torchvision class, ``featmap_names`` for SSD, FASTERRCNN and MASKRCNN, and ``mask_width``,
+            the channels of MASKRCNN's mask head.
 
     Returns:
         The detector: ``model([image (bands, rows, cols) float32, ...])`` in evaluation mode gives dicts of
@@ -172,8 +173,14 @@ def build_detector(backbone: nn.Module, detector: DetectorName, arguments: Mappi
         pool = MultiScaleRoIAlign(featmap_names=names, output_size=7, sampling_ratio=2)
         values.update(rpn_anchor_generator=anchors, box_roi_pool=pool)
         if detector == "MASKRCNN":
-            pool = MultiScaleRoIAlign(featmap_names=names, output_size=14, sampling_ratio=2)
-            model = detection.MaskRCNN(backbone, number_of_classes, mask_roi_pool=pool, **values)
+            width = values.pop("mask_width", 256)
+            values.update(
+                mask_roi_pool=MultiScaleRoIAlign(featmap_names=names, output_size=14, sampling_ratio=2),
+                mask_head=detection.mask_rcnn.MaskRCNNHeads(backbone.out_channels, (width,) * 4, 1),
+            )
+            model = detection.MaskRCNN(backbone, number_of_classes, **values)
+            predictor = detection.mask_rcnn.MaskRCNNPredictor(width, width, number_of_classes)
+            model.roi_heads.mask_predictor = predictor
         else:
             model = detection.FasterRCNN(backbone, number_of_classes, **values)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,15 +13,18 @@ from torch import nn
 from tasks.labels import ClassSchema
 from tasks.package.network_source import emit_detector, emit_network
 from tasks.train import augmentation, datasets
-from tasks.train.models import detectors, pixels
-from tasks.train.models.options import DetectorOptions, PixelOptions
-from tasks.train.modules import ObjectModule, PixelModule, TrainingModule
+from tasks.train.models import classifier, detectors, pixels
+from tasks.train.models.options import AnyOptions, ClassifierOptions, PixelOptions
+from tasks.train.modules import InstanceModule, LabelModule, ObjectModule, PixelModule, TrainingModule
 from tasks.train.normalisation import Normalisation
 from tasks.train.parameters import TrainParameters
 from tasks.train.schedule import Budget
 from tasks.training_data import Chip
 
-Samples = datasets.PixelChips | datasets.ObjectChips
+Samples = datasets.PixelChips | datasets.ObjectChips | datasets.InstanceChips | datasets.LabelChips
+
+
+MULTI_LABELS = "MultiLabeled_Tiles"
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,49 @@ class Assembled:
 
 def samples_of(
     parameters: TrainParameters,
-    options: PixelOptions | DetectorOptions,
+    options: AnyOptions,
     chips: list[Chip],
     normalisation: Normalisation,
-    size: int | None,
+    size: int,
+    *,
+    validation: bool = False,
 ) -> Samples:
     """Chips as samples.
 
     Args:
-        size: edge of the crops, pixels; None takes whole chips (validation).
+        size: edge of the crops, pixels, or what whole chips are scaled to.
+        validation: take whole chips, as they are.
     """
     recipe = augmentation.DEFAULT if parameters.augmentation == "DEFAULT" else augmentation.NONE
     shared: dict[str, Any] = {
         "normalisation": normalisation,
-        "size": size,
+        "size": None if validation else size,
         "recipe": recipe,
         "multiple": options.size_divisor,
     }
     if isinstance(options, PixelOptions):
         return datasets.PixelChips(chips, ignored=options.ignored, **shared)
+    if isinstance(options, ClassifierOptions):
+        return datasets.LabelChips(chips, output=size, **shared)
+    if parameters.kind == "instances":
+        return datasets.InstanceChips(chips, **shared)
     return datasets.ObjectChips(chips, **shared)
+
+
+def collate_of(parameters: TrainParameters) -> Callable[[list[Any]], Any]:
+    """How samples become a batch."""
+    whole = parameters.kind in ("objects", "instances")
+    return datasets.collate_objects if whole else datasets.collate_pixels
+
+
+def several_labels(train_set: datasets.LabelChips) -> bool:
+    """Whether chips have several classes, or none: told by the format, or by the chips."""
+    return any(chip.metadata_format == MULTI_LABELS or len(chip.values) != 1 for chip in train_set.chips)
 
 
 def assemble(
     parameters: TrainParameters,
-    options: PixelOptions | DetectorOptions,
+    options: AnyOptions,
     schema: ClassSchema,
     bands: Sequence[str],
     train_set: Samples,
@@ -96,6 +117,18 @@ def assemble(
         part = network.get_submodule("segmentation.encoder")
         module = PixelModule(network, encoder=part, options=options, class_weights=weights, **shared)
         return Assembled(module, source)
+    if isinstance(options, ClassifierOptions):
+        assert isinstance(train_set, datasets.LabelChips)
+        chip_classifier = classifier.build_classifier(
+            parameters.backbone_model, options, classes=len(schema), **encoder
+        )
+        source = emit_network(chip_classifier)
+        _channels_last(chip_classifier)
+        several = several_labels(train_set)
+        learner = LabelModule(
+            chip_classifier, encoder=chip_classifier.encoder, options=options, several=several, **shared
+        )
+        return Assembled(learner, source)
     pyramid = detectors.build_pyramid(parameters.backbone_model, options, **encoder)
     arguments = detectors.detector_arguments(
         parameters.model_type, options, classes=len(schema), bands=len(bands)
@@ -103,7 +136,8 @@ def assemble(
     detector = detectors.build_object_detector(parameters.model_type, pyramid, arguments)
     source = emit_detector(pyramid, cast(Any, parameters.model_type), arguments)
     _channels_last(detector)
-    return Assembled(ObjectModule(detector, encoder=pyramid.encoder, options=options, **shared), source)
+    kind = InstanceModule if parameters.kind == "instances" else ObjectModule
+    return Assembled(kind(detector, encoder=pyramid.encoder, options=options, **shared), source)
 
 
 def budget_of(parameters: TrainParameters, steps: int) -> Budget:

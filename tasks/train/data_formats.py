@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _NEEDS: dict[str, tuple[Holding, str]] = {
     "pixels": ("masks", "class masks"),
     "objects": ("boxes", "boxes"),
+    "instances": ("instances", "masks of single objects"),
+    "labels": ("values", "a class of each chip"),
 }
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from tasks.train import augmentation
 from tasks.train.augmentation import Recipe
 from tasks.train.normalisation import Normalisation
-from tasks.training_data import Chip, read_boxes, read_chip_image, read_class_mask
+from tasks.training_data import Chip, read_boxes, read_chip_image, read_class_mask, read_instances
 
 IGNORED = 255  # label of pixels whose class is unknown
 BACKGROUND = 0
@@ -176,9 +176,74 @@ class ObjectChips(_Chips):
         return tensor, _target(cut, labels)
 
 
+class InstanceChips(_Chips):
+    """Gives (image (bands, size, size) float32, {"boxes", "labels", "masks" (n, size, size) uint8}).
+
+    A box encloses the visible pixels of its object; labels are 1 to n in the order of the class schema.
+    """
+
+    def read_label(self, chip: Chip) -> list[tuple[int, npt.NDArray[Any]]]:
+        found = read_instances(chip)
+        # By label: the number of the object of each pixel  # (rows, cols)
+        return [(chip.classes.index(value) + 1, numbers) for value, numbers in sorted(found.items())]
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
+        index, number = draw
+        pixels, layers = self.read(index)
+        rows, cols = pixels.shape[1:]
+        if self.size is None:
+            rows, cols = self._whole(rows, cols)
+            image = self.normalisation.apply(pixels[:, :rows, :cols])
+            return torch.from_numpy(image), _objects(layers, (slice(rows), slice(cols)), 0, (rows, cols))
+        rng = np.random.default_rng([index, number])
+        row, col, edge = augmentation.draw_window(rows, cols, self.size, self.recipe, rng)
+        window = (slice(row, row + edge), slice(col, col + edge))
+        image = self.normalisation.apply(pixels[:, window[0], window[1]])
+        code = int(rng.integers(8)) if self.recipe.dihedral else 0
+        image = augmentation.vary_colours(augmentation.dihedral(image, code), self.recipe, rng)
+        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        if edge != self.size:
+            tensor = _resized(tensor, self.size)
+        return tensor, _objects(layers, window, code, (self.size, self.size))
+
+
+class LabelChips(_Chips):
+    """Gives (image (bands, size, size) float32, truth (classes,) float32 of zeros and ones).
+
+    A chip is scaled to ``size`` as a whole: what it shows of its object and around it stays. ``output`` is
+    that size in validation, where ``size`` is None.
+    """
+
+    def __init__(self, chips: Sequence[Chip], *, output: int, **options: Any) -> None:
+        super().__init__(chips, **options)
+        self.output = output
+
+    def read_label(self, chip: Chip) -> npt.NDArray[np.float32]:
+        truth = np.zeros(len(chip.classes), np.float32)
+        truth[[chip.classes.index(value) for value in chip.values]] = 1.0
+        return truth
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        index, number = draw
+        pixels, truth = self.read(index)
+        image = self.normalisation.apply(pixels)
+        if self.size is not None:
+            rng = np.random.default_rng([index, number])
+            if self.recipe.dihedral:
+                image = augmentation.dihedral(image, int(rng.integers(8)))
+            image = augmentation.vary_colours(image, self.recipe, rng)
+        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        if tensor.shape[-2:] != (self.output, self.output):
+            tensor = _resized(tensor, self.output)
+        return tensor, torch.from_numpy(truth)
+
+
 def collate_pixels(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """A batch of images (n, bands, rows, cols) and labels (n, rows, cols)."""
     return torch.stack([image for image, _ in samples]), torch.stack([labels for _, labels in samples])
+
+
+collate_labels = collate_pixels  # truths stack as masks do
 
 
 def collate_objects(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
@@ -196,10 +261,44 @@ def count_labels(dataset: PixelChips, classes: int) -> npt.NDArray[np.int64]:
 
 
 def _resized(image: Tensor, size: int) -> Tensor:
-    smaller = image.shape[-1] > size
+    smaller = max(image.shape[-2:]) > size
     return functional.interpolate(
         image[None], size=(size, size), mode="bilinear", align_corners=False, antialias=smaller
     )[0]
+
+
+def _objects(
+    layers: list[tuple[int, npt.NDArray[Any]]],
+    window: tuple[slice, slice],
+    code: int,
+    shape: tuple[int, int],
+) -> Target:
+    """Masks, boxes and labels of the objects of which enough lies inside of the window.
+
+    Args:
+        shape: (rows, cols) of the masks; the turned window is scaled to it.
+    """
+    masks, labels = [], []
+    for label, numbers in layers:
+        cut = augmentation.dihedral(numbers[window], code)
+        present, visible = np.unique(cut[cut > 0], return_counts=True)
+        for number, pixels in zip(present, visible, strict=True):
+            if pixels >= augmentation.VISIBLE_AT_LEAST * np.count_nonzero(numbers == number):
+                masks.append(cut == number)
+                labels.append(label)
+    stack = torch.zeros((0, *shape), dtype=torch.uint8)
+    if masks:
+        stack = torch.from_numpy(np.stack(masks)).to(torch.uint8)
+        if stack.shape[1:] != shape:
+            stack = functional.interpolate(stack[None], size=shape, mode="nearest")[0]
+    kept, boxes = [], []
+    for position, mask in enumerate(stack.numpy()):
+        rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows) > 1 and len(cols) > 1:  # slivers have no inside
+            kept.append(position)
+            boxes.append((cols[0], rows[0], cols[-1] + 1, rows[-1] + 1))
+    target = _target(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)[kept])
+    return {**target, "masks": stack[kept]}
 
 
 def _target(boxes: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Target:

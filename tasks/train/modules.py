@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from torch.nn import functional
 from tasks.assess.objects import Matches
 from tasks.labels import ClassSchema
 from tasks.train.datasets import IGNORED, Target
-from tasks.train.models.options import DetectorOptions, PixelOptions
+from tasks.train.models.options import ClassifierOptions, DetectorOptions, PixelOptions
 from tasks.train.schedule import Budget, one_cycle
-from tasks.train.scores import match_chip, pixel_scores, score_chips
+from tasks.train.scores import chosen_labels, label_scores, match_chip, pixel_scores, score_chips
 
 _ENCODER_SHARE = 0.5  # of the learning rate: ImageNet weights move less than new ones
 _WEIGHT_DECAY = 0.05
@@ -179,11 +180,97 @@ class ObjectModule(TrainingModule):
         self._validation_losses.append(float(torch.stack(list(losses.values())).sum()))
         for image, found, target in zip(images, self.network(images), targets, strict=True):
             rows, cols = image.shape[-2:]
-            min_iou = self.options.detect_min_iou
-            self.chips.append(match_chip(found, target, rows=rows, cols=cols, min_iou=min_iou))
+            self.chips.append(self.match(found, target, rows, cols))
+
+    def match(self, found: Target, target: Target, rows: int, cols: int) -> Matches:
+        """What was found in one chip against what is there, by the overlap of boxes."""
+        return match_chip(found, target, rows=rows, cols=cols, min_iou=self.options.detect_min_iou)
 
     def on_validation_epoch_end(self) -> None:
         values, self.per_class = score_chips(self.chips, self.schema)
+        self.finish_validation(values)
+
+
+class InstanceModule(ObjectModule):
+    """Trains torchvision's Mask R-CNN; objects match by the overlap of their masks."""
+
+    def match(self, found: Target, target: Target, rows: int, cols: int) -> Matches:
+        masks = found["masks"][:, 0] >= 0.5, target["masks"].bool()
+        min_iou = self.options.detect_min_iou
+        return match_chip(found, target, rows=rows, cols=cols, min_iou=min_iou, masks=masks)
+
+
+class LabelModule(TrainingModule):
+    """Trains a network that gives logits (n, classes) of whole chips.
+
+    Args:
+        several: a chip may have several classes, or none; else each has one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        options: ClassifierOptions,
+        schema: ClassSchema,
+        several: bool,
+        **shared: Any,
+    ) -> None:
+        super().__init__(network, **shared)
+        self.options = options
+        self.schema = schema
+        self.several = several
+        self._scores: list[Tensor] = []
+        self._truths: list[Tensor] = []
+
+    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Cross-entropy with smoothed truth; of several classes, the mean of that of each."""
+        smoothing = self.options.label_smoothing
+        if self.several:
+            smooth = truth * (1.0 - smoothing) + 0.5 * smoothing
+            return functional.binary_cross_entropy_with_logits(logits.float(), smooth)
+        return functional.cross_entropy(logits.float(), truth, label_smoothing=smoothing)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        images, truth = batch
+        loss = self.loss(self.network(images.contiguous(memory_format=torch.channels_last)), truth)
+        self.log("train_loss", loss, batch_size=len(images), on_step=False, on_epoch=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._scores, self._truths = [], []
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        images, truth = batch
+        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        self._validation_losses.append(float(self.loss(logits, truth)))
+        self._scores.append(self.probabilities(logits).cpu())
+        self._truths.append(truth.cpu())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class for each chip  # (n, classes)."""
+        return torch.sigmoid(logits) if self.several else torch.softmax(logits, dim=1)
+
+    def classes_of(self, logits: Tensor) -> npt.NDArray[np.bool_]:
+        """The classes that each chip is given  # (n, classes)."""
+        return chosen_labels(self.probabilities(logits).cpu().numpy(), several=self.several)
+
+    @property
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """Chips by true (rows) and predicted class, of chips with one class each."""
+        scores, truth = self.validated
+        size = truth.shape[1]
+        pairs = truth.argmax(axis=1) * size + scores.argmax(axis=1)
+        return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+    @property
+    def validated(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Scores and truth of the validation chips, in their order  # (n, classes) both."""
+        return torch.cat(self._scores).numpy(), torch.cat(self._truths).numpy() > 0.5
+
+    def on_validation_epoch_end(self) -> None:
+        values, self.per_class = label_scores(*self.validated, self.schema, several=self.several)
         self.finish_validation(values)
 
 

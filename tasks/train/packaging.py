@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 
 from tasks.package.build import build_package
 from tasks.package.model_card import TrainingFacts
-from tasks.train.models.options import DetectorOptions
-from tasks.train.modules import ObjectModule, PixelModule
+from tasks.train.models.options import DetectorOptions, PixelOptions
+from tasks.train.modules import LabelModule
 from tasks.train.parameters import TrainParameters
 from tasks.train.result import Trained
-from tasks.training_data import TrainingData, read_chip_image
+from tasks.training_data import TrainingData, layout, read_chip_image
 
 _BATCH = 4
 
@@ -37,20 +38,33 @@ def build(
         pictures: PNG by file name.
         inputs: name and identity of each training data folder.
     """
-    module = trained.module
-    assert isinstance(module, PixelModule | ObjectModule)
-    options = module.options
-    divisor = options.size_divisor
+    module, options = trained.module, trained.options
+    tile_size, divisor = trained.chip_size, options.size_divisor
     specific: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if isinstance(options, DetectorOptions):
         specific = {
             # The confidence where F1 was largest on the validation chips.
             "threshold": float(trained.metrics["threshold"]),
             "nms_overlap": options.nms_overlap,
         }
-    else:
+    elif isinstance(options, PixelOptions):
         # A network that never learned what background is must not be asked for it.
         specific = {"predict_background": 0 not in options.ignored}
+    else:
+        assert isinstance(module, LabelModule)
+        # Objects are cut out as the chips were, and scaled to the network's input.
+        tile_size, divisor = max(data.tile_size), 1
+        specific = {
+            "own": {"InputSize": trained.chip_size, "SeveralLabels": module.several},
+            "threshold": 0.5 if module.several else 0.0,
+            "padding": 0,
+        }
+        more = {
+            "MetaDataMode": data.metadata_format,
+            "CropSizeFixed": 1,
+            "BlackenAroundFeature": int(_blackened(data)),
+        }
     return build_package(
         kind=parameters.kind,
         name=parameters.output_name,
@@ -58,14 +72,14 @@ def build(
         state_dict=module.network.state_dict(),
         classes=data.classes,
         normalisation=trained.normalisation,
-        tile_size=trained.chip_size,
+        tile_size=tile_size,
         cell_size=data.cell_size,
         wkid=data.wkid,
         band_names=data.band_names,
         metrics=trained.metrics,
         metrics_html=page,
         characteristics=pictures,
-        extra_definition={"LearningRate": f"{trained.metrics['learning_rate']:.4e}"},
+        extra_definition={"LearningRate": f"{trained.metrics['learning_rate']:.4e}", **more},
         into=into,
         model_name=parameters.model_type,
         backbone=parameters.backbone_model,
@@ -75,6 +89,15 @@ def build(
         training=_facts(data, trained, inputs),
         **specific,
     )
+
+
+def _blackened(data: TrainingData) -> bool:
+    """Whether the chips are 0 outside of their objects, as the training data's own definition says."""
+    try:
+        definition = json.loads((data.folder / layout.DEFINITION).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return False
+    return str(definition.get("BlackenAroundFeature")).lower() in ("1", "true")
 
 
 def _facts(data: TrainingData, trained: Trained, inputs: Sequence[tuple[str, str]]) -> TrainingFacts:

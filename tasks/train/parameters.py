@@ -27,18 +27,30 @@ ModelType = Literal[
     "RETINANET",
     "SSD",
     "FASTERRCNN",
+    "MASKRCNN",
+    "FEATURE_CLASSIFIER",
 ]
 # A text, not a Literal: timm's encoders are too many for a list, and a form still takes them.
 BackboneModel = Annotated[str, AfterValidator(check_backbone)]
 Monitor = Literal["VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE", "ACCURACY", "MIOU"]
 
+Kind = Literal["pixels", "objects", "instances", "labels"]
+
 PIXEL_MODELS = frozenset(
     {"UNET", "UNETPLUSPLUS", "MANET", "LINKNET", "FPN", "PSPNET", "DEEPLAB", "UPERNET", "SEGFORMER"}
 )
-_MONITORS = {
+_OTHER_KINDS: dict[str, Kind] = {"MASKRCNN": "instances", "FEATURE_CLASSIFIER": "labels"}
+_MONITORS: dict[Kind, frozenset[str]] = {
     "pixels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
     "objects": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
+    "instances": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
+    "labels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE"}),
 }
+
+
+def kind_of(model_type: str) -> Kind:
+    """What a model type predicts."""
+    return "pixels" if model_type in PIXEL_MODELS else _OTHER_KINDS.get(model_type, "objects")
 
 
 class TrainParameters(ToolParameters):
@@ -56,7 +68,9 @@ class TrainParameters(ToolParameters):
     model_type: ModelType = Field(
         description="UNET, UNETPLUSPLUS, MANET, LINKNET, FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER classify "
         "pixels (Classified_Tiles and other formats with masks); FCOS, RETINANET, SSD and FASTERRCNN detect "
-        "objects (PASCAL_VOC_rectangles and other formats with boxes)",
+        "objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines them (RCNN_Masks); "
+        "FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or several "
+        "(MultiLabeled_Tiles)",
     )
     backbone_model: BackboneModel = Field(
         default="EFFICIENTNET_LITE0",
@@ -92,14 +106,16 @@ class TrainParameters(ToolParameters):
         ge=64,
         le=4096,
         multiple_of=32,
-        description="Edge in pixels of the crop that training takes from each chip; empty: the whole chip",
+        description="Edge in pixels of the crop that training takes from each chip; empty: the whole chip. "
+        "FEATURE_CLASSIFIER: edge that whole chips are scaled to",
     )
     model_arguments: list[ModelArgument] = Field(
         default=[],
         description="Arguments of the model, as names and values. preset = light trains on a CPU in minutes; "
         "further: pretrained, downscale; models of pixels: class_balancing, focal_loss, dice_loss, "
         "ignore_classes, decoder, width; "
-        "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou",
+        "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; "
+        "FEATURE_CLASSIFIER: dropout, label_smoothing",
     )
     stop_training: bool = Field(
         default=True,
@@ -116,7 +132,8 @@ class TrainParameters(ToolParameters):
     monitor: Monitor = Field(
         default="VALID_LOSS",
         description="Value that early stopping watches and the best weights are chosen by. Pixels: "
-        "VALID_LOSS, ACCURACY, F1_SCORE, MIOU; objects: VALID_LOSS, AVERAGE_PRECISION, F1_SCORE",
+        "VALID_LOSS, ACCURACY, F1_SCORE, MIOU; objects, outlines: VALID_LOSS, AVERAGE_PRECISION, F1_SCORE; "
+        "classes of objects: VALID_LOSS, ACCURACY, F1_SCORE",
     )
     time_limit_minutes: float | None = Field(
         default=None,
@@ -136,9 +153,9 @@ class TrainParameters(ToolParameters):
     )
 
     @property
-    def kind(self) -> Literal["pixels", "objects"]:
+    def kind(self) -> Kind:
         """What the model type predicts."""
-        return "pixels" if self.model_type in PIXEL_MODELS else "objects"
+        return kind_of(self.model_type)
 
     @model_validator(mode="after")
     def _monitor_fits_the_model(self) -> TrainParameters:

@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from tasks.labels import ClassSchema
-from tasks.train.datasets import IGNORED, ObjectChips, PixelChips
-from tasks.train.modules import PixelModule
+from tasks.train.assembly import Samples
+from tasks.train.datasets import IGNORED, InstanceChips, LabelChips, PixelChips
+from tasks.train.modules import LabelModule, PixelModule
 from tasks.train.parameters import TrainParameters
 from tasks.train.result import Trained
 
@@ -37,7 +38,9 @@ def draw_pictures(trained: Trained, schema: ClassSchema) -> dict[str, bytes]:
     """PNG files by name: ``loss_graph.png``, ``show_results.png``; for pixels ``confusion_matrix.png``."""
     pictures = {"loss_graph.png": _curves(trained.history), "show_results.png": _samples(trained, schema)}
     if isinstance(trained.module, PixelModule):
-        pictures["confusion_matrix.png"] = _confusion(trained.module.confusion, schema)
+        pictures["confusion_matrix.png"] = _confusion(trained.module.confusion, ["Background", *schema.names])
+    if isinstance(trained.module, LabelModule) and not trained.module.several:
+        pictures["confusion_matrix.png"] = _confusion(trained.module.confusion, list(schema.names))
     return pictures
 
 
@@ -113,8 +116,7 @@ def _curves(history: list[dict[str, float]]) -> bytes:
     return _png(figure)
 
 
-def _confusion(confusion: npt.NDArray[np.int64], schema: ClassSchema) -> bytes:
-    names = ["Background", *schema.names]
+def _confusion(confusion: npt.NDArray[np.int64], names: list[str]) -> bytes:
     size = max(3.0, 0.6 * len(names) + 2)
     figure = _figure(size + 0.5, size)
     axes = figure.add_subplot()
@@ -144,14 +146,20 @@ def _samples(trained: Trained, schema: ClassSchema) -> bytes:
     return stream.getvalue()
 
 
-def _telling(validation: PixelChips | ObjectChips) -> list[int]:
+def _telling(validation: Samples) -> list[int]:
     looked_at = range(min(len(validation), 64))
     labels = {index: validation.read(index)[1] for index in looked_at}
-    amount = {
-        index: len(label[0]) if isinstance(label, tuple) else int(((label > 0) & (label != IGNORED)).sum())
-        for index, label in labels.items()
-    }
+    amount = {index: _amount(label) for index, label in labels.items()}
     return sorted(looked_at, key=lambda index: (-amount[index], index))[:_SAMPLES]
+
+
+def _amount(label: Any) -> float:
+    """How much of a label there is to see, in pixels, boxes, objects or classes."""
+    if isinstance(label, tuple):
+        return len(label[0])
+    if isinstance(label, list):
+        return sum(len(np.unique(numbers)) - 1 for _, numbers in label)
+    return float(((label > 0) & (label != IGNORED)).sum())
 
 
 def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Image, Image.Image]:
@@ -165,9 +173,22 @@ def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Im
             assert isinstance(target, torch.Tensor)
             truth = target.numpy()
             return _tinted(picture, truth, colors), _tinted(picture, predicted, colors)
+        if isinstance(validation, LabelChips):
+            assert isinstance(target, torch.Tensor)
+            module = trained.module
+            assert isinstance(module, LabelModule)
+            chosen = module.classes_of(network(image[None]).float())[0]
+            return _named(picture, target.numpy() > 0.5, schema), _named(picture, chosen, schema)
         found: dict[str, Any] = network([image])[0]
     assert isinstance(target, dict)
     kept = found["scores"] >= float(trained.metrics.get("threshold") or 0.5)
+    if isinstance(validation, InstanceChips):
+        drawn = found["labels"][kept].numpy(), found["masks"][kept, 0].numpy() >= 0.5
+        truth_layer = _painted(target["labels"].numpy(), target["masks"].numpy() > 0, picture.shape[:2])
+        return (
+            _tinted(picture, truth_layer, colors),
+            _tinted(picture, _painted(*drawn, picture.shape[:2]), colors),
+        )
     return (
         _boxed(picture, target["boxes"].numpy(), target["labels"].numpy(), schema),
         _boxed(picture, found["boxes"][kept].numpy(), found["labels"][kept].numpy(), schema),
@@ -190,6 +211,23 @@ def _tinted(picture: Picture, labels: npt.NDArray[Any], colors: npt.NDArray[np.f
     shown = (labels > 0) & (labels != IGNORED)
     painted[shown] = 0.5 * painted[shown] + 0.5 * colors[labels[shown]]
     return Image.fromarray(painted.astype(np.uint8)).resize((_SAMPLE_PX, _SAMPLE_PX))
+
+
+def _painted(labels: npt.NDArray[Any], masks: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Labels of pixels, from masks (n, rows, cols); the first ones on top  # (rows, cols)."""
+    layer = np.zeros(shape, np.int64)
+    for label, mask in zip(labels[::-1], masks[::-1], strict=True):
+        layer[mask] = label
+    return layer
+
+
+def _named(picture: Picture, chosen: npt.NDArray[np.bool_], schema: ClassSchema) -> Image.Image:
+    image = Image.fromarray(picture).resize((_SAMPLE_PX, _SAMPLE_PX))
+    names = ", ".join(name for name, has in zip(schema.names, chosen, strict=True) if has) or "-"
+    draw = ImageDraw.Draw(image)
+    draw.rectangle(draw.textbbox((4, 4), names), fill="black")
+    draw.text((4, 4), names, fill="white")
+    return image
 
 
 def _boxed(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.train.datasets import ObjectChips, PixelChips
+from tasks.train.assembly import Samples
+from tasks.train.models.options import AnyOptions
 from tasks.train.modules import TrainingModule
 from tasks.train.normalisation import Normalisation
 from tasks.train.splits import Split
@@ -19,6 +20,7 @@ class Trained:
 
     Attributes:
         module: with the best weights, on the CPU, in evaluation mode.
+        options: of the network, as the model arguments gave them.
         source: of the network, for the package.
         normalisation: of the input.
         split: indices into ``chips``.
@@ -28,6 +30,7 @@ class Trained:
     """
 
     module: TrainingModule
+    options: AnyOptions
     source: str
     normalisation: Normalisation
     chips: list[Chip]
@@ -36,7 +39,7 @@ class Trained:
     metrics: dict[str, Any]
     effort: dict[str, float]
     history: list[dict[str, float]]
-    validation: PixelChips | ObjectChips
+    validation: Samples
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,15 @@ from torch import Tensor
 from tasks.assess.objects import (
     Detections,
     Matches,
+    Overlaps,
     Truths,
     average_precision,
     best_f1,
+    find_overlaps,
     match_objects,
     mean_or_nan,
     precision_recall_curve,
+    ratio,
 )
 from tasks.assess.pixels import class_measures
 from tasks.labels import ClassSchema
@@ -26,11 +29,18 @@ from tasks.labels import ClassSchema
 Values = dict[str, float]
 
 _EDGE_PX = 1.0  # labels round boxes to whole pixels
+_SEVERAL_FROM = 0.5  # probability from which on a chip has a class, where it may have several
 _NO_OBJECT_THRESHOLD = 0.5  # of a package whose validation chips held nothing to tune it on
 
 
 def match_chip(
-    found: dict[str, Tensor], truth: dict[str, Tensor], *, rows: int, cols: int, min_iou: float
+    found: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    *,
+    rows: int,
+    cols: int,
+    min_iou: float,
+    masks: tuple[Tensor, Tensor] | None = None,
 ) -> Matches:
     """Matches of one chip; classes are the network's labels, from 1.
 
@@ -41,13 +51,28 @@ def match_chip(
         truth: the target, "boxes" and "labels".
         rows, cols: size of the chip, pixels.
         min_iou: least overlap of a match.
+        masks: of the found and of the true objects, whose overlap then counts in place of that of the boxes
+            # (n, rows, cols) bool.
     """
     detections = Detections(_boxes(found), _labels(found), found["scores"].detach().cpu().double().numpy())
     corners = truth["boxes"].detach().cpu()
     inside = (corners[:, :2] > _EDGE_PX).all(dim=1)
     inside &= (corners[:, 2] < cols - _EDGE_PX) & (corners[:, 3] < rows - _EDGE_PX)
     truths = Truths(_boxes(truth), _labels(truth), ~inside.numpy())
-    return match_objects(detections, truths, min_iou)
+    overlaps = None if masks is None else _mask_overlaps(find_overlaps(detections, truths), *masks)
+    return match_objects(detections, truths, min_iou, overlaps=overlaps)
+
+
+def _mask_overlaps(boxes: Overlaps, found: Tensor, truth: Tensor) -> Overlaps:
+    """The overlaps of masks, for those pairs whose boxes overlap."""
+    ours, theirs = found.detach().cpu().numpy(), truth.detach().cpu().numpy()
+    iou = np.zeros(len(boxes.iou))
+    for pair, (detection, true) in enumerate(zip(boxes.detection, boxes.truth, strict=True)):
+        shared = np.count_nonzero(ours[detection] & theirs[true])
+        whole = np.count_nonzero(ours[detection] | theirs[true])
+        iou[pair] = ratio(float(shared), float(whole)) if whole else 0.0
+    real = iou > 0
+    return Overlaps(boxes.detection[real], boxes.truth[real], iou[real])
 
 
 @dataclass(frozen=True)
@@ -112,6 +137,44 @@ def pixel_scores(confusion: npt.NDArray[np.int64], schema: ClassSchema) -> tuple
         "ACCURACY": float(np.trace(confusion) / total) if total else float("nan"),
         "F1_SCORE": mean_or_nan([float(row[1]) for row in occurring]),
         "MIOU": mean_or_nan([float(row[0]) for row in occurring]),
+    }
+    return values, per_class
+
+
+def chosen_labels(scores: npt.NDArray[np.float32], *, several: bool) -> npt.NDArray[np.bool_]:
+    """The classes that each chip is given: the most probable one, or all of at least 0.5  # (n, classes)."""
+    if several:
+        return np.asarray(scores >= _SEVERAL_FROM)
+    chosen = np.zeros(scores.shape, bool)
+    chosen[np.arange(len(scores)), scores.argmax(axis=1)] = True
+    return chosen
+
+
+def label_scores(
+    scores: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_], schema: ClassSchema, *, several: bool
+) -> tuple[Values, dict[str, Values]]:
+    """ACCURACY, and F1_SCORE as the mean over the classes that occur; per class precision, recall and F1.
+
+    Args:
+        scores: probability of each class for each chip  # (n, classes)
+        truth: whether the chip has the class  # (n, classes)
+        several: see :func:`chosen_labels`; a chip is right when all its classes are.
+    """
+    predicted = chosen_labels(scores, several=several)
+    per_class: dict[str, Values] = {}
+    for column, item in enumerate(schema):
+        ours, theirs = predicted[:, column], truth[:, column]
+        both = float(np.count_nonzero(ours & theirs))
+        found, there = float(np.count_nonzero(ours)), float(np.count_nonzero(theirs))
+        per_class[item.name] = {
+            "precision": ratio(both, found),
+            "recall": ratio(both, there),
+            "f1": ratio(2 * both, found + there),
+            "chips": there,
+        }
+    values = {
+        "ACCURACY": float((predicted == truth).all(axis=1).mean()) if len(truth) else float("nan"),
+        "F1_SCORE": mean_or_nan([row["f1"] for row in per_class.values() if row["chips"] > 0]),
     }
     return values, per_class
 

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from tasks.errors import BadInputError, DeviceError, TrainingDataError
 from tasks.tracking import Tracker
 from tasks.train import datasets
-from tasks.train.assembly import assemble, budget_of, samples_of
+from tasks.train.assembly import assemble, budget_of, collate_of, samples_of
 from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
 from tasks.train.data_formats import check_format
-from tasks.train.models.options import check_batch, check_sizes, options_of
+from tasks.train.models.options import check_batch, check_sizes, input_size, options_of
 from tasks.train.modules import TrainingModule
 from tasks.train.normalisation import normalisation_of
 from tasks.train.packaging import build
@@ -27,7 +27,14 @@ from tasks.train.parameters import TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
 from tasks.train.splits import Split, check_no_leak, split_spatially
-from tasks.training_data import Chip, TrainingData, read_boxes, read_chip_image, read_class_mask
+from tasks.training_data import (
+    Chip,
+    TrainingData,
+    read_boxes,
+    read_chip_image,
+    read_class_mask,
+    read_instances,
+)
 
 DEFAULT_LEARNING_RATE = 4e-3
 _PATIENCE = 5
@@ -69,7 +76,9 @@ def train_model(
     for name, picture in pictures.items():
         tracker.image(picture, f"ModelCharacteristics/{name}")
     tracker.text(page, "model_metrics.html")
-    package = build(parameters, data[0], trained, page=page, pictures=pictures, into=work, inputs=inputs)
+    package = build(
+        parameters, data[0], trained, page=page, pictures=pictures, into=work, inputs=inputs
+    )
     return TrainResult(package, trained.metrics, trained.effort, page, pictures)
 
 
@@ -116,10 +125,12 @@ def fit(
     split = _split(chips, data, parameters)
     normalisation = normalisation_of(data, read_chip_image(chips[0]).dtype)
     rows, cols = data[0].tile_size
-    chip_size = parameters.chip_size or min(rows, cols) // options.size_divisor * options.size_divisor
+    chip_size = input_size(parameters, options, min(rows, cols))
 
     train_set = samples_of(parameters, options, [chips[i] for i in split.train], normalisation, chip_size)
-    validation = samples_of(parameters, options, [chips[i] for i in split.validation], normalisation, None)
+    validation = samples_of(
+        parameters, options, [chips[i] for i in split.validation], normalisation, chip_size, validation=True
+    )
     batch = min(parameters.batch_size, len(train_set))
     check_batch(parameters, batch)
     sampler = datasets.DrawSampler(len(train_set), seed=parameters.seed)
@@ -127,7 +138,7 @@ def fit(
     loader: dict[str, Any] = {
         "batch_size": batch,
         "num_workers": _GPU_LOADERS if accelerator == "gpu" else 0,
-        "collate_fn": datasets.collate_pixels if parameters.kind == "pixels" else datasets.collate_objects,
+        "collate_fn": collate_of(parameters),
     }
     steps = max(1, len(train_set) // batch)
     shared = {
@@ -192,6 +203,7 @@ def fit(
     tracker.metrics({**_final_values(metrics), **effort}, epochs)
     return Trained(
         module=module,
+        options=options,
         source=assembled.source,
         normalisation=normalisation,
         chips=chips,
@@ -233,6 +245,10 @@ def _label_amount(chip: Chip, parameters: TrainParameters) -> float:
     """Objects, or labelled pixels."""
     if parameters.kind == "objects":
         return float(len(read_boxes(chip)))
+    if parameters.kind == "instances":
+        return float(sum(np.count_nonzero(np.unique(layer)) for layer in read_instances(chip).values()))
+    if parameters.kind == "labels":
+        return 1.0
     return float(np.count_nonzero(read_class_mask(chip)))
 
 

@@ -189,8 +189,8 @@ class ChiplineObjectDetector:
         padding = self.tiles.padding
         rows, cols = valid.shape
         features: list[dict[str, Any]] = []
-        for (left, top, right, bottom), label, score in zip(  # noqa: B905
-            found.boxes, found.labels, found.scores
+        for number, ((left, top, right, bottom), label, score) in enumerate(
+            zip(found.boxes, found.labels, found.scores)  # noqa: B905
         ):
             x, y = (left + right) / 2, (top + bottom) / 2
             if self.exclude_pad_detections and not (
@@ -200,8 +200,6 @@ class ChiplineObjectDetector:
             # An object whose middle is no imagery is an artefact of the fill value.
             if not valid[min(max(int(y), 0), rows - 1), min(max(int(x), 0), cols - 1)]:
                 continue
-            west, east = float(left - padding), float(right - padding)
-            north, south = float(top - padding), float(bottom - padding)
             features.append(
                 {
                     "attributes": {
@@ -209,24 +207,38 @@ class ChiplineObjectDetector:
                         "Class": str(self.network.classes[int(label) - 1]["Name"]),
                         "Confidence": float(score) * 100,
                     },
-                    "geometry": {"rings": [[[west, north], [east, north], [east, south], [west, south]]]},
+                    "geometry": {"rings": self._rings(found, number)},
                 }
             )
         return features
+
+    def _rings(self, found: _Boxes, number: int) -> list[list[list[float]]]:
+        left, top, right, bottom = (float(edge) - self.tiles.padding for edge in found.boxes[number])
+        return [[[left, top], [right, top], [right, bottom], [left, bottom]]]
 
 
 class _Boxes:
     """Boxes of all chips of a block, in pixels of the block with its padding.
 
-    boxes (n, 4) xmin, ymin, xmax, ymax; labels (n,); scores (n,) 0-1; chips (n, 2) row and col of the chip.
+    boxes (n, 4) xmin, ymin, xmax, ymax; labels (n,); scores (n,) 0-1; chips (n, 2) row and col of the chip;
+    numbers (n,) place of each box in the order of being added.
     """
 
-    def __init__(self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, chips: np.ndarray) -> None:
+    def __init__(
+        self,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        chips: np.ndarray,
+        numbers: np.ndarray,
+    ) -> None:
         self.boxes, self.labels, self.scores, self.chips = boxes, labels, scores, chips
+        self.numbers = numbers
 
     @classmethod
     def none(cls) -> _Boxes:
-        return cls(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 2), np.int64))
+        whole = np.zeros(0, np.int64)
+        return cls(np.zeros((0, 4)), whole, np.zeros(0), np.zeros((0, 2), np.int64), whole)
 
     def add(self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, place: tuple[int, int]) -> None:
         """The boxes of one chip, whose top-left corner is at ``place`` (row, col) of the block."""
@@ -236,9 +248,16 @@ class _Boxes:
         self.labels = np.concatenate([self.labels, labels[usable]])
         self.scores = np.concatenate([self.scores, scores[usable]])
         self.chips = np.concatenate([self.chips, np.tile(np.array([[row, col]]), (int(usable.sum()), 1))])
+        self.numbers = np.arange(len(self.scores))
 
     def take(self, which: np.ndarray) -> _Boxes:
-        return _Boxes(self.boxes[which], self.labels[which], self.scores[which], self.chips[which])
+        return _Boxes(
+            self.boxes[which],
+            self.labels[which],
+            self.scores[which],
+            self.chips[which],
+            self.numbers[which],
+        )
 
     def settled(self, tiles: Any, shape: tuple[int, ...]) -> _Boxes:
         """Every object once, although neighbouring chips overlap.

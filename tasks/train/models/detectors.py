@@ -130,6 +130,13 @@ def detector_arguments(
             "box_score_thresh": _LEAST_SCORE,
             "box_nms_thresh": options.nms_overlap,
             "box_detections_per_img": kept,
+            # A fraction of torchvision's numbers, which are of pictures of a megapixel.
+            "box_batch_size_per_image": 128,
+            "rpn_pre_nms_top_n_train": 1000,
+            "rpn_post_nms_top_n_train": 500,
+            "rpn_pre_nms_top_n_test": 1000,
+            "rpn_post_nms_top_n_test": 500,
+            **({"mask_width": options.width} if model_type == "MASKRCNN" else {}),
         }
     own: dict[str, Any] = {}
     if model_type == "FCOS":

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.parameters import arguments_as_dict, validated
-from tasks.train.parameters import TrainParameters
+from tasks.train.parameters import Kind, TrainParameters
 
 Preset = Literal["light", "standard"]
 
@@ -108,10 +108,39 @@ class DetectorOptions(_Options):
         return self
 
 
+class ClassifierOptions(_Options):
+    """Arguments of FEATURE_CLASSIFIER."""
+
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="share of the features left out at random in training"
+    )
+    label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="share of certainty taken off the truth")
+
+    @property
+    def size_divisor(self) -> int:
+        """Chips are scaled to a multiple of this."""
+        return 32 * self.downscale
+
+
+AnyOptions = PixelOptions | DetectorOptions | ClassifierOptions
+
 _LIGHT_PIXELS = {"downscale": 2, "decoder": (128, 96, 64, 32, 16), "width": 96}
 _LIGHT_DETECTOR = {"downscale": 2, "levels": 1, "depth": 4, "width": 64, "head_convolutions": 2}
 
-Options = TypeVar("Options", PixelOptions, DetectorOptions)
+_LIGHT_CLASSIFIER = {"downscale": 2}
+_LIGHT: dict[type[_Options], dict[str, Any]] = {
+    PixelOptions: _LIGHT_PIXELS,
+    DetectorOptions: _LIGHT_DETECTOR,
+    ClassifierOptions: _LIGHT_CLASSIFIER,
+}
+_OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
+    "pixels": PixelOptions,
+    "objects": DetectorOptions,
+    "instances": DetectorOptions,
+    "labels": ClassifierOptions,
+}
+
+Options = TypeVar("Options", bound=_Options)
 
 
 def read_options(kind: type[Options], arguments: dict[str, str]) -> Options:
@@ -121,30 +150,29 @@ def read_options(kind: type[Options], arguments: dict[str, str]) -> Options:
         BadInputError: an unknown name, or a value outside its bounds.
     """
     light = arguments.get("preset", "").strip().lower() == "light"
-    base: dict[str, Any] = {}
-    if light:
-        base = dict(_LIGHT_PIXELS if kind is PixelOptions else _LIGHT_DETECTOR)
+    base = _LIGHT[kind] if light else {}
     values = {name: value.strip() for name, value in arguments.items()}
     if "preset" in values:
         values["preset"] = values["preset"].lower()
     return validated(kind, {**base, **values})
 
 
-def options_of(parameters: TrainParameters) -> PixelOptions | DetectorOptions:
+def options_of(parameters: TrainParameters) -> AnyOptions:
     """The options of the tool's model arguments.
 
     Raises:
         BadInputError: an argument that is unknown, given twice, or outside its bounds.
     """
-    arguments = arguments_as_dict(parameters.model_arguments)
-    if parameters.kind == "pixels":
-        return read_options(PixelOptions, arguments)
-    return read_options(DetectorOptions, arguments)
+    return read_options(_OPTIONS_OF[parameters.kind], arguments_as_dict(parameters.model_arguments))
 
 
-def check_sizes(
-    parameters: TrainParameters, options: PixelOptions | DetectorOptions, tile_size: int, chips: int
-) -> None:
+def input_size(parameters: TrainParameters, options: AnyOptions, tile_size: int) -> int:
+    """Edge of the network's input in training, pixels, for chips whose shorter edge is ``tile_size``."""
+    step = options.size_divisor
+    return parameters.chip_size or max(tile_size // step, 1) * step
+
+
+def check_sizes(parameters: TrainParameters, options: AnyOptions, tile_size: int, chips: int) -> None:
     """Refuse sizes that do not fit the network, and too few chips to split.
 
     Args:
@@ -154,7 +182,8 @@ def check_sizes(
         BadInputError, TrainingDataError: with a value that would fit.
     """
     size, step = parameters.chip_size, options.size_divisor
-    if size is not None and size > tile_size:
+    scaled = parameters.kind == "labels"  # chips of any size are scaled to the network's input
+    if size is not None and size > tile_size and not scaled:
         raise BadInputError(
             f"chip_size {size} is larger than the chips, which have {tile_size} pixels.",
             "Choose a smaller chip_size, or export larger tiles.",
@@ -164,7 +193,7 @@ def check_sizes(
             f"chip_size {size} is no multiple of {step}, which this network needs.",
             f"Choose chip_size {max(step, size // step * step)}.",
         )
-    if tile_size < step:
+    if tile_size < step and not scaled:
         raise TrainingDataError(
             f"The chips have {tile_size} pixels, but this network needs at least {step}.",
             "Export larger tiles.",

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis.extra.numpy import arrays
 
+import tasks.package.functions as home
 from tasks.errors import BadInputError
+from tasks.labels import ClassSchema
 from tasks.tracking import Tracker
+from tasks.train.datasets import LabelChips
 from tasks.train.models.pixels import ARCHITECTURES
+from tasks.train.modules import LabelModule
 from tasks.train.packaging import build
 from tasks.train.parameters import PIXEL_MODELS, TrainParameters
+from tasks.train.report import draw_pictures
 from tasks.train.result import Trained
 from tasks.train.train import fit
-from tasks.training_data import TrainingData, read_chip_image
+from tasks.training_data import TrainingData, open_training_data, read_chip_image
+from tasks.training_data.sample import Sample
 from tests.unit.train.packaged import packaged_function
+from tests.unit.training_data.exports import export
+from tests.unit.training_data.samples import labels
 
 MakeData = Callable[..., TrainingData]
 TINY = "timm:lcnet_035"
@@ -125,3 +140,117 @@ def test_a_batch_of_one_is_refused_where_it_teaches_nothing(make_data: MakeData,
     data = make_data(metadata_format="Classified_Tiles", size=64, count=6)
     with pytest.raises(BadInputError, match="Raise batch_size"):
         trained(parameters("DEEPLAB", {}, batch_size=1), data, tmp_path)
+
+
+sys.path.append(str(Path(home.__file__).parent))
+INSTANCES: Any = importlib.import_module("ChiplineInstanceDetector")
+
+
+def squares(count: int, size: int = 64) -> list[Sample]:
+    """Chips of two bright squares each, the left one of class 3, the right one of class 7."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(count):
+        image = rng.integers(20, 60, (3, size, size)).astype(np.uint8)
+        layers = {value: np.zeros((size, size), np.uint8) for value in (3, 7)}
+        for left, value in ((4, 3), (34, 7)):
+            top, edge = int(rng.integers(2, 30)), int(rng.integers(14, 24))
+            layers[value][top : top + edge, left : left + edge] = 1
+            image[0 if value == 3 else 2, top : top + edge, left : left + edge] = 230
+        transform = (1.0, 0.0, 500_000.0 + size * number, 0.0, -1.0, 5_000_000.0)
+        samples.append(Sample(number, image, np.ones((size, size), bool), transform, instances=layers))
+    return samples
+
+
+SCHEMA = ClassSchema.from_values({3: "Round", 7: "Square"})
+
+
+@pytest.mark.slow
+def test_outlines_travel(tmp_path: Path) -> None:
+    export(tmp_path / "data", "RCNN_Masks", squares(10), SCHEMA)
+    data = open_training_data(tmp_path / "data")
+    arguments = {"width": "32", "levels": "1"}
+    given = parameters("MASKRCNN", arguments, max_epochs=2)
+    result, function = trained(given, data, tmp_path)
+    function.getConfiguration(padding="0", batch_size="1", threshold="0.0", nms_overlap="1.0")
+    network: Any = result.module.network
+    network.roi_heads.score_thresh, network.roi_heads.nms_thresh = 0.0, 1.0
+    pixels = read_chip_image(data.chips[0])
+    features = vectorized(function, pixels)
+    with torch.inference_mode():
+        found = network([torch.from_numpy(result.normalisation.apply(pixels))])[0]
+    masks = found["masks"][:, 0].numpy() >= 0.5
+    expected = sorted(int(mask.sum()) for mask in masks if mask.any())
+    areas = sorted(round(outlined(item["geometry"]["rings"]).area) for item in features)
+    assert 0 < len(areas) <= len(expected)  # an object whose box has its centre in no tile is left out
+    assert set(areas) <= set(expected)
+    assert result.metrics["average_precision"] is not None
+    assert draw_pictures(result, SCHEMA)["show_results.png"]
+
+
+def outlined(rings: list[list[list[float]]]) -> Any:
+    """The area of rings by the even-odd rule."""
+    area: Any = shapely.Polygon()
+    for ring in rings:
+        area = area.symmetric_difference(shapely.Polygon(ring))
+    return area
+
+
+@settings(deadline=None, max_examples=60)
+@drawn(mask=arrays(bool, (7, 6)))
+def test_rings_outline_their_mask(mask: np.ndarray) -> None:
+    rings_of = INSTANCES.rings_of
+    shape = outlined(rings_of(mask))
+    points = np.argwhere(np.ones_like(mask)) + 0.5
+    inside = shapely.contains_xy(shape, points[:, 1], points[:, 0]).reshape(mask.shape)
+    np.testing.assert_array_equal(inside, mask)
+    assert all(shapely.Polygon(ring).is_valid for ring in rings_of(mask))
+
+
+def labelled(folder: Path, several: bool) -> TrainingData:
+    """Twelve chips of one square (Labeled_Tiles), or of one or both (MultiLabeled_Tiles)."""
+    name = "MultiLabeled_Tiles" if several else "Labeled_Tiles"
+    samples = []
+    for sample in squares(12, 64):
+        assert sample.instances is not None
+        own = (3, 7)[sample.number % 2]
+        shown = {own} if not several or sample.number % 3 else {3, 7}
+        image = sample.image.copy()
+        for value in {3, 7} - shown:
+            image[0 if value == 3 else 2] = 40
+        found = labels([(value, 4.0, 4.0, 60.0, 60.0) for value in sorted(shown)])
+        samples.append(replace(sample, image=image, instances=None, value=own, objects=found))
+    export(folder, name, samples, SCHEMA)
+    return open_training_data(folder)
+
+
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_classifier_of_objects_travels(several: bool, tmp_path: Path) -> None:
+    data = labelled(tmp_path / "data", several)
+    given = parameters("FEATURE_CLASSIFIER", {}, chip_size=96, max_epochs=2)
+    result, function = trained(given, data, tmp_path)
+    configuration = function.getConfiguration(score_threshold="0.3", batch_size="5")
+    assert (configuration["tx"], configuration["CropSizeFixed"], configuration["batch_size"]) == (64, 1, 5)
+    pixels = tuple(read_chip_image(chip) for chip in data.chips)
+    answer = function.vectorize(
+        rasters_pixels=pixels, rasters_mask=tuple(np.ones(item.shape, np.uint8) for item in pixels)
+    )
+    features = json.loads(answer["output_vectors"])["features"]
+    whole = LabelChips(
+        data.chips,
+        output=96,
+        **(dict.fromkeys(("recipe", "multiple")) | {"normalisation": result.normalisation, "size": None}),
+    )
+    module = result.module
+    assert isinstance(module, LabelModule)
+    assert module.several is several
+    assert len(features) == len(data.chips)
+    for index, feature in enumerate(features):
+        with torch.inference_mode():
+            scores = module.probabilities(module.network(whole[index, 0][0][None]))[0].numpy()
+        order = [int(i) for i in np.argsort(-scores)][: 2 if several else 1]
+        chosen = [i for i in order if scores[i] >= 0.3]
+        assert feature["attributes"]["Label"] == ";".join(data.classes.classes[i].name for i in chosen)
+        told = [float(part) for part in feature["attributes"]["Confidence"].split(";") if part]
+        np.testing.assert_allclose(told, scores[chosen], atol=1e-5)
+    assert draw_pictures(result, data.classes)["show_results.png"]
