@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 
 from tasks.errors import BadInputError, NotFoundError
 from tasks.imagery.grid import Bounds, Grid
+from tasks.imagery.items import RASTER_SUFFIXES, ListedRaster, is_item_document, listed_rasters
 from tasks.store import ObjectStore, is_local, iter_files, join, read_manifest
 
 if TYPE_CHECKING:
     from tasks.imagery.raster import RasterInfo
-
-RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".mrf")
-"""Name endings that count as a raster in a folder or under a prefix; a raster named itself may have any."""
 
 FINER_BY = 0.05
 """Share by which a raster's cells must be finer than the first raster's to decide an export's cell size."""
@@ -35,19 +33,32 @@ def expand_rasters(inputs: Iterable[str]) -> list[str]:
     Args:
         inputs: raster URIs and paths (taken as they are), ``s3://…/`` prefixes and local folders
             (everything below with a raster's name ending, sorted by name), patterns with ``*``, ``?`` or
-            ``[…]``. A folder that Chipline published is read through its manifest.
+            ``[…]``. A folder that Chipline published is read through its manifest. A STAC item, an
+            ItemCollection (JSON) or GeoParquet of items, perhaps with ``#`` and the key of an asset, stands
+            for the rasters that it lists.
 
     Raises:
-        NotFoundError: a folder, prefix or pattern holds no raster.
-        BadInputError: nothing was named at all.
+        NotFoundError: a folder, prefix, pattern or document holds no raster.
+        BadInputError: nothing was named at all, or a document that lists rasters cannot be used.
     """
+    return [raster.uri for raster in list_rasters(inputs)]
+
+
+def list_rasters(inputs: Iterable[str]) -> list[ListedRaster]:
+    """The same as :func:`expand_rasters`, with what documents say about their rasters."""
     store = ObjectStore()
-    found: dict[str, None] = {}
+    found: dict[str, ListedRaster] = {}
     for text in inputs:
-        found.update(dict.fromkeys(_expanded(text, store)))
+        if is_item_document(text):
+            rasters = list(listed_rasters(text, store))
+            _some([raster.uri for raster in rasters], text)
+        else:
+            rasters = [ListedRaster(uri) for uri in _expanded(text, store)]
+        for raster in rasters:
+            found.setdefault(raster.uri, raster)
     if not found:
         raise BadInputError("No input raster is given.", "Give at least one raster, folder or prefix.")
-    return list(found)
+    return list(found.values())
 
 
 def grid_of_raster(info: RasterInfo, *, map_space: bool = True) -> Grid:

@@ -57,6 +57,7 @@ class RasterInfo(BaseModel):
         band_names: the file's own, otherwise ``Band_1`` and so on.
         colorinterp: colour interpretation per band, for example ``red``.
         identity: changes when the raster's content may have changed.
+        acquired: when it was taken, ISO 8601, where the document that lists it says so.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,6 +74,7 @@ class RasterInfo(BaseModel):
     band_names: tuple[str, ...]
     colorinterp: tuple[str, ...]
     identity: str
+    acquired: str | None = None
 
     @field_validator("nodata", mode="before")
     @classmethod

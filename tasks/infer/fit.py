@@ -85,7 +85,7 @@ def separately(parameters: InferenceTool) -> bool:
     """Whether each raster gets a result of its own."""
     if isinstance(parameters, DetectChangeParameters):
         return False
-    return parameters.processing_mode == "PROCESS_ITEMS_SEPARATELY"
+    return parameters.processing_mode != "PROCESS_AS_MOSAICKED_IMAGE"
 
 
 def target_sr(parameters: InferenceTool) -> int | None:

@@ -17,13 +17,18 @@ from tasks.infer.parameters_outputs import (
 )
 from tasks.parameters import ModelArgument, ToolParameters, check_extent
 
-ProcessingMode = Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"]
+ProcessingMode = Literal[
+    "PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY", "PROCESS_CANDIDATE_ITEMS_ONLY"
+]
 ProcessorType = Literal["AUTO", "CPU", "GPU"]
 ExecutionEngine = Literal["AUTO", "TORCH", "ONNXRUNTIME", "OPENVINO"]
 Precision = Literal["AUTO", "FLOAT32", "BFLOAT16"]
 Tool = Literal["classify_pixels", "detect_objects", "detect_change", "classify_objects"]
 
-WHAT_IMAGERY_IS = "URIs of rasters, a prefix or folder ending in '/', or patterns with '*'"
+WHAT_IMAGERY_IS = (
+    "URIs of rasters, a prefix or folder ending in '/', patterns with '*', STAC items, ItemCollections or "
+    "GeoParquet of items, perhaps with #asset"
+)
 
 
 class EngineParameters(ToolParameters):
@@ -103,7 +108,8 @@ class ImageryParameters(ToolParameters):
     processing_mode: ProcessingMode = Field(
         default="PROCESS_AS_MOSAICKED_IMAGE",
         description="PROCESS_AS_MOSAICKED_IMAGE computes all rasters together as one image; "
-        "PROCESS_ITEMS_SEPARATELY computes each raster on its own grid",
+        "PROCESS_ITEMS_SEPARATELY computes each raster on its own grid; PROCESS_CANDIDATE_ITEMS_ONLY does "
+        "so for the items whose attribute Candidate is 1 or 2 (of STAC items or GeoParquet of items)",
     )
 
     @property

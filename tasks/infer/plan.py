@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from tasks.errors import BadInputError, DeviceError, PackageError
 from tasks.host.devices import visible_gpus
-from tasks.imagery import Grid, RasterInfo, Window, expand_rasters, grid_of_collection, inspect_raster
-from tasks.imagery.collection import bounds_in, crs_name, same_crs
+from tasks.imagery import Grid, RasterInfo, Window, grid_of_collection, inspect_raster
+from tasks.imagery.collection import bounds_in, crs_name, list_rasters, same_crs
 from tasks.imagery.identity import unsigned
 from tasks.infer.candidates import THRESHOLD
 from tasks.infer.change import bands_of_pair, is_for_pairs
@@ -58,6 +58,7 @@ from tasks.store import check_allowed, output_folder, run_key
 LARGEST_OUTPUT_PIXELS = 100_000_000_000
 INSPECTED_AT_ONCE = 16
 PRECISION = "float32"
+CANDIDATES = (1, 2)
 
 _MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "classify_pixels": ("ImageClassification",),
@@ -83,15 +84,30 @@ def check_addresses(parameters: InferenceTool) -> None:
     output_folder(f"outputs/{parameters.tool}", parameters.output, "key")
 
 
-def inspect_collection(inputs: Sequence[str]) -> list[RasterInfo]:
+def inspect_collection(inputs: Sequence[str], *, candidates_only: bool = False) -> list[RasterInfo]:
     """What the rasters are, in the collection's order; many at once, since each is a round trip.
+
+    Args:
+        inputs: see :func:`tasks.imagery.expand_rasters`.
+        candidates_only: only items whose attribute Candidate is 1 or 2.
 
     Raises:
         NotFoundError, RasterError, BadInputError: see ``tasks.imagery``.
     """
-    uris = expand_rasters(list(inputs))
-    with ThreadPoolExecutor(min(INSPECTED_AT_ONCE, len(uris))) as pool:
-        return list(pool.map(inspect_raster, uris))
+    listed = list_rasters(inputs)
+    if candidates_only:
+        listed = [raster for raster in listed if raster.candidate in CANDIDATES]
+        if not listed:
+            raise BadInputError(
+                "No item of the imagery has the attribute Candidate with the value 1 or 2.",
+                "Name STAC items or GeoParquet of items that have it, or take another processing_mode.",
+            )
+    with ThreadPoolExecutor(min(INSPECTED_AT_ONCE, len(listed))) as pool:
+        infos = list(pool.map(inspect_raster, [raster.uri for raster in listed]))
+    return [
+        info if raster.acquired is None else info.model_copy(update={"acquired": raster.acquired})
+        for info, raster in zip(infos, listed, strict=True)
+    ]
 
 
 def choose_processor(wanted: ProcessorType, workers_have: ProcessorType = "AUTO") -> Processor:

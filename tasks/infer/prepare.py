@@ -38,7 +38,8 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
         rasters = inspect_collection(parameters.from_raster)
         after = inspect_collection(parameters.to_raster)
     else:
-        rasters, after = inspect_collection(parameters.input_raster), []
+        candidates_only = parameters.processing_mode == "PROCESS_CANDIDATE_ITEMS_ONLY"
+        rasters, after = inspect_collection(parameters.input_raster, candidates_only=candidates_only), []
     uri = package_uri(parameters.model)
     package = fetch_package(uri, store)
     check_package(package, parameters.tool)

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import ChiplineError, LabelError
-from tasks.imagery.collection import RASTER_SUFFIXES, expand_rasters
+from tasks.imagery.collection import expand_rasters
 from tasks.imagery.grid import Grid
 from tasks.imagery.identity import identity_of_files
+from tasks.imagery.items import RASTER_SUFFIXES
 from tasks.imagery.prefetch import prefetch
 from tasks.imagery.raster import RasterInfo, inspect_raster, open_raster, raster_environment
 from tasks.imagery.reader import GridReader, Pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tasks.errors import BadInputError, DeviceError, NotFoundError
 from tasks.imagery import RasterInfo, Window, inspect_raster
 from tasks.infer import plan as planning
 from tasks.infer.describe import FunctionDescription
+from tasks.infer.fit import separately
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
 from tasks.infer.plan import check_addresses, choose_processor, inspect_collection, make_plan
 from tasks.infer.planned import Plan
@@ -377,3 +379,23 @@ def test_parts_are_even_and_contiguous(count: int, per_part: int) -> None:
     assert [number for start, stop in parts for number in range(start, stop)] == list(range(count))
     sizes = [stop - start for start, stop in parts]
     assert not sizes or (max(sizes) <= per_part and max(sizes) - min(sizes) <= 1)
+
+
+def test_of_candidate_items_only_those_are_taken_and_dates_travel(tmp_path: Path) -> None:
+    features = []
+    for number, name in enumerate("abc"):
+        path = tmp_path / f"{name}.tif"
+        with rasterio.open(path, "w", driver="GTiff", height=4, width=4, count=1, dtype="uint8") as dataset:
+            dataset.write(np.ones((1, 4, 4), np.uint8))
+        assets = {"data": {"href": f"./{name}.tif", "roles": ["data"]}}
+        properties = {"Candidate": number, "datetime": f"2026-0{number + 1}-01T00:00:00Z"}
+        features.append({"type": "Feature", "id": name, "assets": assets, "properties": properties})
+    document = tmp_path / "items.json"
+    document.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    taken = inspect_collection([str(document)], candidates_only=True)
+    assert [Path(one.uri).stem for one in taken] == ["b", "c"]
+    assert [one.acquired for one in taken] == ["2026-02-01T00:00:00", "2026-03-01T00:00:00"]
+    assert len(inspect_collection([str(document)])) == 3
+    with pytest.raises(BadInputError, match="Candidate"):
+        inspect_collection([str(tmp_path / "a.tif")], candidates_only=True)
+    assert separately(classify(processing_mode="PROCESS_CANDIDATE_ITEMS_ONLY"))
