@@ -37,14 +37,17 @@ def asked_threshold(description: FunctionDescription, floor: float) -> float:
     return asked
 
 
-def above(confidence: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
-    """Which objects reach a threshold from 0 to 1.
+def confidence_scale(confidence: NDArray[np.float64]) -> float:
+    """What a certain object has: 100 in newer functions, 1 in older ones.
 
-    Confidences are from 0 to 100 in newer functions and from 0 to 1 in older ones
-    (``docs/formats/python-raster-function.md`` §7). Candidates lie at 0.02 or more, so that none of the
+    Source: ``docs/formats/python-raster-function.md`` §7. Candidates lie at 0.02 or more, so that none of the
     first kind is below 2 and none of the second above 1.
     """
-    scale = 100.0 if len(confidence) and np.nanmax(confidence) > 1 else 1.0
+    return 100.0 if len(confidence) and np.nanmax(confidence) > 1 else 1.0
+
+
+def above(confidence: NDArray[np.float64], threshold: float, scale: float) -> NDArray[np.bool_]:
+    """Which objects reach a threshold from 0 to 1, on the scale of :func:`confidence_scale`."""
     # The function compares in its own precision, before it multiplies.
     reached: NDArray[np.bool_] = confidence >= threshold * scale - 1e-6 * scale
     return reached

@@ -109,6 +109,7 @@ def _details(plan: Plan) -> dict[str, Any]:
         "package": plan.package.name,
         "classes": [item.model_dump(mode="json") for item in plan.package.classes],
         "arguments": plan.description.scalars,
+        "candidates": plan.finishing.get("candidates"),
         "device_class": plan.processor,
         "shards": len(plan.shards),
         "pixels": plan.pixels,

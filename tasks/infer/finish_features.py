@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -14,12 +14,12 @@ import rasterio.windows
 import shapely
 from numpy.typing import NDArray
 
-from tasks.imagery import Window
+from tasks.imagery import Grid, Window
 from tasks.imagery.identity import unsigned
-from tasks.infer.candidates import above
+from tasks.infer.candidates import above, confidence_scale
 from tasks.infer.dates import acquired
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
-from tasks.infer.layer import Layer, gather_layer, reprojected, sources_of, taken, to_map
+from tasks.infer.layer import Layer, gather_layer, reprojected, sources_of, taken, to_pixels
 from tasks.infer.objects import Objects
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_features import FeatureFiles, Features, write_features
@@ -95,20 +95,10 @@ def write_polygons(
     """
     name, wishes = f"{planned.name}_polygons", plan.finishing["polygons"]
     geometry, values = polygons_of_file(raster, nodata)
-    row, col = planned.region[:2]
-    on_grid = np.asarray(_moved(geometry, col, row), dtype=object)
-    in_map = to_map(on_grid, planned)
-    stays, outlines = shaped(in_map, planned.crs_wkt, wishes, covers=True)
     names = {item.value: item.name for item in plan.package.classes}
-    chosen = values[stays].tolist()
-    features = Features(
-        geometry=outlines,
-        class_name=[names.get(value, str(value)) for value in chosen],
-        class_value=chosen,
-        confidence=np.full(len(chosen), np.nan),
-        source_raster=sources_of(plan, planned, on_grid[stays]),
-    )
-    features = with_origin(plan, features)
+    features = class_polygons(geometry, values, names, planned.output_grid, wishes)
+    on_grid = to_pixels(features.geometry, planned)
+    features = with_origin(plan, replace(features, source_raster=sources_of(plan, planned, on_grid)))
     files = write_features(folder, name, planned.crs_wkt, features, wishes["output_formats"])
     put_layer(outputs, name, planned.crs_wkt, files, {})
 
@@ -126,17 +116,50 @@ def polygons_of_file(raster: Path, nodata: int | None) -> tuple[NDArray[np.objec
     return np.concatenate([part.geometry for part in parts]), np.concatenate([part.value for part in parts])
 
 
-def _moved(geometry: NDArray[np.object_], x: float, y: float) -> NDArray[np.object_]:
-    offset = np.array((x, y), np.float64)
-    moved: NDArray[np.object_] = shapely.transform(geometry, lambda points: points + offset)
-    return moved
+def class_polygons(
+    geometry: NDArray[np.object_],
+    values: NDArray[np.int64],
+    names: Mapping[int, str],
+    grid: Grid,
+    wishes: Mapping[str, Any],
+    *,
+    package: str = "",
+    run: str = "",
+) -> Features:
+    """Polygons of classes as features.
+
+    Args:
+        geometry: in pixels of the grid.
+        values: class value of each.
+        names: of the classes, by value.
+        grid: of the raster.
+        wishes: see ``tasks.infer.shaping.shaped``.
+        package, run: where they come from.
+    """
+    a, _, c, _, e, f = grid.transform
+    scale, origin = np.array([a, e]), np.array([c, f])
+    in_map = shapely.transform(geometry, lambda points: origin + points * scale)
+    stays, outlines = shaped(in_map, grid.crs_wkt, wishes, covers=True)
+    chosen = values[stays].tolist()
+    return Features(
+        geometry=outlines,
+        class_name=[names.get(value, str(value)) for value in chosen],
+        class_value=chosen,
+        confidence=np.full(len(chosen), np.nan),
+        source_raster=[None] * len(chosen),
+        package=package,
+        run=run,
+    )
 
 
 def with_origin(plan: Plan, features: Features) -> Features:
     """The features with their rasters' dates, the package and the run."""
     opened = {unsigned(info.uri): info.uri for info in plan.rasters}
     named = {uri for uri in features.source_raster if uri is not None}
-    dates = acquired(opened[uri] for uri in named)
+    # What the document that listed a raster says goes before what the file says.
+    stated = {info.uri: info.acquired for info in plan.rasters if info.acquired is not None}
+    asked = {opened[uri] for uri in named} - set(stated)
+    dates = {**acquired(asked), **stated}
     by_name = {uri: dates.get(opened[uri]) for uri in named}
     return replace(
         features,
@@ -181,7 +204,8 @@ def objects_of_plan(store: ObjectStore, plan: Plan) -> tuple[Layer, Layer | None
     if kept is None:
         return gather_layer(plan, found), None
     everything = plan.model_copy(update={"finishing": {**plan.finishing, "suppression": None}})
-    surer = [objects.take(above(objects.confidence, kept["threshold"])) for objects in found]
+    scale = confidence_scale(np.concatenate([objects.confidence for objects in found]))
+    surer = [objects.take(above(objects.confidence, kept["threshold"], scale)) for objects in found]
     return gather_layer(plan, surer), gather_layer(everything, found)
 
 

@@ -95,6 +95,14 @@ def layer_crs(plan: Plan) -> str:
     return str(pyproj.CRS.from_user_input(MIXED_CRS).to_wkt())
 
 
+def to_pixels(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.object_]:
+    """The inverse of :func:`to_map`."""
+    a, _, c, _, e, f = planned.transform
+    scale, origin = np.array([a, e]), np.array([c, f])
+    on_grid: NDArray[np.object_] = shapely.transform(geometry, lambda points: (points - origin) / scale)
+    return on_grid
+
+
 def to_map(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.object_]:
     """The geometries from pixels of a grid to its map coordinates."""
     a, _, c, _, e, f = planned.transform

@@ -24,7 +24,7 @@ from tasks.infer.polygons import canonical_order, normalised
 FieldType = Literal["text", "integer", "real"]
 
 _PANDAS_TYPES: dict[FieldType, str] = {"text": "string", "integer": "Int64", "real": "float64"}
-_OWN_FIELDS: dict[str, FieldType] = {
+OWN_FIELDS: dict[str, FieldType] = {
     "Class": "text",
     "Classvalue": "integer",
     "Confidence": "real",
@@ -134,9 +134,9 @@ def write_features(
 def as_frame(crs_wkt: str | None, features: Features) -> tuple[geopandas.GeoDataFrame, dict[str, FieldType]]:
     """The layer as a table in its canonical order, and its fields; also without any feature."""
     geometry = normalised(features.geometry) if len(features.geometry) else np.empty(0, dtype=object)
-    own = {name.lower() for name in _OWN_FIELDS}
+    own = {name.lower() for name in OWN_FIELDS}
     extra_types = {name: kind for name, kind in features.extra_types.items() if name.lower() not in own}
-    fields = {**_OWN_FIELDS, **extra_types}
+    fields = {**OWN_FIELDS, **extra_types}
     values: dict[str, Any] = {
         "Class": features.class_name,
         "Classvalue": features.class_value,

@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.infer.parameters import InferenceTool
+from tasks.infer.parameters_refine import RefineParameters
 from tasks.infer.parameters_suppression import SuppressionParameters
 
 if TYPE_CHECKING:
@@ -139,6 +140,38 @@ def finish_inference(plan_uri: str) -> dict[str, str]:
         **addresses(plan, result),
         "folder": plan.folder,
         "run_key": plan.run_key,
+        "already_done": str(result.already_done).lower(),
+    }
+
+
+@task(name="refine")
+def refine_result(parameters: RefineParameters) -> dict[str, str]:
+    """Refine a published result and publish what comes of it.
+
+    Returns:
+        ``uri`` of the first output, ``folder``, ``already_done``: "true" where an earlier run had published
+        the same.
+    """
+    from tasks.infer.refine import refine
+    from tasks.store import ObjectStore, join
+
+    log = get_run_logger()
+    store = ObjectStore()
+    result = refine(store, parameters, {"flow_run": flow_run.get_id()})
+    rows = []
+    for output in result.details["outputs"]:
+        uri = join(result.folder, output["path"])
+        link = store.presign(uri, _LINK_SECONDS)
+        content = f"{output['objects']} objects" if "objects" in output else f"{output['dtype']} raster"
+        rows.append({"output": output["path"], "content": content, "URI": uri, "link": f"[open]({link})"})
+        log.info("%s: %s", output["path"], content)
+    state = "already done by an earlier run" if result.already_done else "done"
+    create_table_artifact(
+        key="refine-results-outputs", table=rows, description=f"**{parameters.output_name}**, {state}"
+    )
+    return {
+        "uri": rows[0]["URI"],
+        "folder": result.folder,
         "already_done": str(result.already_done).lower(),
     }
 

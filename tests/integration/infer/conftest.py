@@ -62,6 +62,28 @@ def classifier(tmp_path: Path) -> Package:
 
 
 @pytest.fixture
+def scorer(tmp_path: Path) -> Package:
+    """The classifier of this folder, offering scores for chips of 48 px."""
+    definition = ModelDefinition.model_validate(
+        {
+            "ModelType": "ImageClassification",
+            "InferenceFunction": "ScoreClassifier.py",
+            "ImageHeight": 80,
+            "ImageWidth": 80,
+            "ExtractBands": [0, 1, 2],
+            "Classes": [
+                {"Value": 1, "Name": "Dark", "Color": [10, 20, 30]},
+                {"Value": 2, "Name": "Bright", "Color": [250, 240, 0]},
+            ],
+        }
+    )
+    text = functions.CLASSIFIER + functions.SCORER
+    path = tmp_path / "scorer.dlpk"
+    write_dlpk(path, definition, {"ScoreClassifier.py": text.encode()})
+    return open_package(path, tmp_path / "unpacked")
+
+
+@pytest.fixture
 def detector(tmp_path: Path) -> Package:
     """A box around each blob of bright pixels; see functions.py."""
     definition = ModelDefinition.model_validate(

@@ -202,3 +202,26 @@ class MeanClassifier:
             features.append({"attributes": attributes, "geometry": {"rings": [ring]}})
         return {"output_vectors": json.dumps({"features": features})}
 '''
+
+SCORER = '''
+
+class ScoreClassifier(BrightClassifier):
+    """The same filter, with scores: the brighter, the surer."""
+
+    def getConfiguration(self, **scalars):
+        return {
+            **super().getConfiguration(**scalars),
+            "predict_scores": True,
+            "number_of_scores": 2,
+            "score_values": (1, 2),
+            "tile_size": 32 + 2 * int(scalars["padding"]),
+        }
+
+    def predict_scores(self, batch):
+        total = batch.astype(np.int64).sum(axis=1)
+        padded = np.pad(total, ((0, 0), (3, 3), (3, 3)))
+        rows, cols = total.shape[1:]
+        mean = sum(padded[:, r : r + rows, c : c + cols] for r in range(7) for c in range(7)) / 147
+        bright = np.clip(mean / 256, 0, 1).astype(np.float32)
+        return np.stack([1 - bright, bright], axis=1)
+'''

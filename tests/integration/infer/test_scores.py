@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import geopandas
@@ -22,53 +21,8 @@ from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.part import compute_part, load_plan, save_plan
 from tasks.infer.plan import inspect_collection, make_plan
 from tasks.infer.planned import Plan
-from tasks.package import ModelDefinition, Package, open_package, write_dlpk
+from tasks.package import Package
 from tasks.store import join
-
-SCORER = '''
-
-class ScoreClassifier(BrightClassifier):
-    """The same filter, with scores: the brighter, the surer."""
-
-    def getConfiguration(self, **scalars):
-        return {
-            **super().getConfiguration(**scalars),
-            "predict_scores": True,
-            "number_of_scores": 2,
-            "score_values": (1, 2),
-            "tile_size": 32 + 2 * int(scalars["padding"]),
-        }
-
-    def predict_scores(self, batch):
-        total = batch.astype(np.int64).sum(axis=1)
-        padded = np.pad(total, ((0, 0), (3, 3), (3, 3)))
-        rows, cols = total.shape[1:]
-        mean = sum(padded[:, r : r + rows, c : c + cols] for r in range(7) for c in range(7)) / 147
-        bright = np.clip(mean / 256, 0, 1).astype(np.float32)
-        return np.stack([1 - bright, bright], axis=1)
-'''
-
-
-@pytest.fixture
-def scorer(tmp_path: Path, classifier: Package) -> Package:
-    """The classifier of this folder, offering scores for chips of 48 px."""
-    definition = ModelDefinition.model_validate(
-        {
-            "ModelType": "ImageClassification",
-            "InferenceFunction": "ScoreClassifier.py",
-            "ImageHeight": 80,
-            "ImageWidth": 80,
-            "ExtractBands": [0, 1, 2],
-            "Classes": [
-                {"Value": 1, "Name": "Dark", "Color": [10, 20, 30]},
-                {"Value": 2, "Name": "Bright", "Color": [250, 240, 0]},
-            ],
-        }
-    )
-    text = (classifier.folder / "BrightClassifier.py").read_text() + SCORER
-    path = tmp_path / "scorer.dlpk"
-    write_dlpk(path, definition, {"ScoreClassifier.py": text.encode()})
-    return open_package(path, tmp_path / "unpacked")
 
 
 def planned(store: Any, package: Package, uris: list[str], **more: Any) -> Plan:

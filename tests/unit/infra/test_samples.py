@@ -25,6 +25,7 @@ TOOLS = [
     "detect_change",
     "classify_objects",
     "non_maximum_suppression",
+    "refine_results",
     "compute_accuracy",
     "build_and_apply",
 ]
