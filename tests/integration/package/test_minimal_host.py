@@ -18,6 +18,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
+from tasks.host import HostProcess
 from tasks.labels import ClassSchema
 from tasks.package import open_package
 from tasks.package.build import build_package
@@ -88,6 +89,19 @@ def run(package: Path, blocks: list[Block], folder: Path, *arguments: str) -> di
     command = [sys.executable, str(HOST), str(package), str(folder / "blocks.npz"), str(folder / "out.json")]
     subprocess.run([*command, *arguments], check=True, cwd=folder, env=environment)
     return cast(dict[str, Any], json.loads((folder / "out.json").read_text()))
+
+
+def through_our_host(package: Path, blocks: list[Block], folder: Path, **arguments: str) -> list[Any]:
+    """What our own host gives for the blocks: arrays, or detections."""
+    opened = open_package(package, folder / "ours")
+    with HostProcess(opened, arguments=arguments, foreign=False) as host:
+        operation: Any = "vectorize" if host.fields else "updatePixels"
+        padding = int(host.configuration["padding"])
+        answers = []
+        for pixels, mask in blocks:
+            shape = (pixels.shape[1] - 2 * padding, pixels.shape[2] - 2 * padding)
+            answers.append(host.result(host.submit(operation, pixels, mask, shape=shape)))
+        return answers
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +176,9 @@ def test_pixels_are_those_of_the_original_network(
     table = json.loads(answer["output_info"]["rasterAttributeTable"])
     assert [row["attributes"]["Value"] for row in table["features"]] == [2, 5]
     assert all(isinstance(value, str) for value in answer["scalars"].values())
+
+    for ours, result in zip(through_our_host(unet_package, blocks, tmp_path), answer["results"], strict=True):
+        np.testing.assert_array_equal(ours, result["output_pixels"])
 
     for (pixels, _), result in zip(blocks[:2], answer["results"], strict=False):
         wanted = expected_classes(unet, pixels)
@@ -245,6 +262,19 @@ def test_boxes_are_those_of_the_original_network(
     nowhere: Block = (pixels, np.zeros((TILE, TILE), np.uint8))
     arguments = ("batch_size=1", "exclude_pad_detections=False", "threshold=0.05")
     answer = run(detector_package, [everywhere, nowhere], tmp_path, *arguments)
+    ours = through_our_host(
+        detector_package,
+        [everywhere, nowhere],
+        tmp_path,
+        batch_size="1",
+        exclude_pad_detections="False",
+        threshold="0.05",
+    )
+    for mine, text in zip(ours, answer["results"], strict=True):
+        theirs = json.loads(text)["features"]
+        assert [item.attributes for item in mine] == [item["attributes"] for item in theirs]
+        rings = [[[list(point) for point in ring] for ring in item.rings] for item in mine]
+        assert rings == [item["geometry"]["rings"] for item in theirs]
     assert answer["geometry"] == 4
     assert [field["name"] for field in json.loads(answer["fields"])["fields"]] == [
         "FID",
@@ -318,6 +348,9 @@ def test_the_definition_says_what_readers_look_for(unet_package: Path, tmp_path:
     assert written["NormalizationStats"]["band_mean_values"] == pytest.approx([1200, 608, 2000, 1002.5])
     assert written["LearningRate"] == "1e-3"
     assert (package.folder / "ModelCharacteristics" / "loss_graph.png").read_bytes() == b"png"
+    card = (package.folder / "MODEL_CARD.md").read_text()
+    assert "gives every pixel a class" in card
+    assert "| Tree | 0.500 | 0.400 |" in card
     state = torch.load(cast(Path, package.weights_path), weights_only=True)
     assert type(state) is dict
     assert all(type(item) is Tensor for item in state.values())
