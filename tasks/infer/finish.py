@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import StoreError
 from tasks.imagery.identity import unsigned
 from tasks.infer.finish_crops import write_labelled
 from tasks.infer.finish_features import write_objects
@@ -55,32 +56,42 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
     manifest = published(store, plan)
     already_done = manifest is not None
     if manifest is None:
-        outputs = Outputs(Publication(store, plan.folder))
-        with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
-            if plan.pixel_format is not None:
-                write_rasters(store, plan, outputs, Path(folder))
-            elif plan.crops is not None:
-                write_labelled(store, plan, outputs, Path(folder))
-            else:
-                write_objects(store, plan, outputs, Path(folder))
-        part = outputs.publication.put_part("outputs", outputs.records)
-        noted = [*plan.remarks, *remarks(outputs.described)]
-        manifest = outputs.publication.finish(
-            Manifest(
-                kind=f"outputs/{plan.tool}",
-                name=output_name(plan.output),
-                run_key=plan.run_key,
-                parameters=plan.parameters,
-                inputs=_inputs(plan),
-                versions={"chipline": version("chipline"), "semantics": SEMANTICS_VERSION},
-                parts=[part],
-                details={**_details(plan), "remarks": noted, "outputs": outputs.described},
-                provenance={**provenance, **_computing(store, plan)},
-            )
-        )
+        try:
+            manifest = _put_together(store, plan, provenance)
+        except StoreError:
+            # Another process may have published the same work meanwhile, and its files stay.
+            manifest, already_done = published(store, plan), True
+            if manifest is None:
+                raise
     if "://" not in plan.output and not plan.output.startswith("/"):
         set_current(store, f"outputs/{plan.tool}", plan.output, plan.folder)
     return Finished(manifest, already_done)
+
+
+def _put_together(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Manifest:
+    outputs = Outputs(Publication(store, plan.folder))
+    with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
+        if plan.pixel_format is not None:
+            write_rasters(store, plan, outputs, Path(folder))
+        elif plan.crops is not None:
+            write_labelled(store, plan, outputs, Path(folder))
+        else:
+            write_objects(store, plan, outputs, Path(folder))
+    part = outputs.publication.put_part("outputs", outputs.records)
+    noted = [*plan.remarks, *remarks(outputs.described)]
+    return outputs.publication.finish(
+        Manifest(
+            kind=f"outputs/{plan.tool}",
+            name=output_name(plan.output),
+            run_key=plan.run_key,
+            parameters=plan.parameters,
+            inputs=_inputs(plan),
+            versions={"chipline": version("chipline"), "semantics": SEMANTICS_VERSION},
+            parts=[part],
+            details={**_details(plan), "remarks": noted, "outputs": outputs.described},
+            provenance={**provenance, **_computing(store, plan)},
+        )
+    )
 
 
 def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:

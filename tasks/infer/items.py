@@ -124,7 +124,7 @@ def _item(
         f"{name}-{plan.run_key[:12]}",
         crs_wkt=crs_wkt,
         footprints=[_bounds(planned, crs_wkt) for planned in grids],
-        created=datetime.now(UTC),
+        created=plan.made or datetime.now(UTC),
         assets=assets,
         lineage=Lineage(
             inputs=[unsigned(plan.rasters[index].uri) for index in indices],

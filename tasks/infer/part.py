@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rasterio.crs import CRS
 
-from tasks.errors import HostError, StoreError
+from tasks.errors import HostError, NotFoundError, StoreError
 from tasks.host import HostProcess
 from tasks.imagery import GridReader, Pixels, RasterInfo, Window
 from tasks.infer.blending import ScoreOperator
@@ -62,9 +63,14 @@ def save_plan(store: ObjectStore, plan: Plan) -> str:
     """Put the plan into its folder, which stays invisible without a manifest; its URI.
 
     The same work cut into another number of parts has the same folder and a plan of its own: a run that is
-    under way keeps the parts it was started with.
+    under way keeps the parts it was started with. A plan of the same work keeps the time of the first one, so
+    that whoever puts the outputs together writes the same bytes.
     """
     uri = join(plan.folder, f"plan-{len(plan.parts)}.json")
+    made = plan.made or datetime.now(UTC)
+    with suppress(NotFoundError, StoreError):
+        made = load_plan(store, uri).made or made
+    plan = plan.model_copy(update={"made": made})
     store.put(uri, plan.model_dump_json().encode(), content_type="application/json")
     return uri
 
@@ -128,7 +134,7 @@ def compute_part(
                 "than where it was planned.",
                 "Its configuration must not depend on the machine or the device; mend the function.",
             )
-        execution = settle_engine(store, plan, host, partial(_read, plan))
+        execution = settle_engine(store, plan, host, partial(read_window, plan))
         ready = time.monotonic()
         counters = run_shards(
             shards,
@@ -153,7 +159,8 @@ def compute_part(
     return report
 
 
-def _read(plan: Plan, shard: Shard, window: Window) -> Pixels:
+def read_window(plan: Plan, shard: Shard, window: Window) -> Pixels:
+    """Pixels of a window near a shard, as the function gets them."""
     with opened_sources(plan, [shard]) as sources:
         return sources[shard.grid].reader.read(window)
 

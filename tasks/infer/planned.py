@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -107,6 +108,7 @@ class Plan(BaseModel):
         crops: what is cut around features; None for tiles.
         processor: what the parts must run on.
         parts: (start, stop) over ``shards``.
+        made: when the work was planned first, for the outputs' own records; None until the plan is saved.
         remarks: what a person should know, although it is no error.
     """
 
@@ -135,6 +137,7 @@ class Plan(BaseModel):
     shards: list[Shard]
     parts: list[tuple[int, int]]
     remarks: list[str]
+    made: datetime | None = None
 
     @property
     def pixels(self) -> int:
