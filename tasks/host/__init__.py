@@ -2,7 +2,7 @@
 
 from tasks.host.arguments import FunctionParameter
 from tasks.host.classified import ClassifiedObject
-from tasks.host.detections import Detection
+from tasks.host.detections import GEOMETRY_TYPES, Detection
 from tasks.host.devices import Gpu, visible_gpus
 from tasks.host.errors import FunctionFailure
 from tasks.host.limits import HostLimits
@@ -10,6 +10,7 @@ from tasks.host.process import HostProcess, Operation, Ticket
 from tasks.host.report import containment_report
 
 __all__ = [
+    "GEOMETRY_TYPES",
     "ClassifiedObject",
     "Detection",
     "FunctionFailure",

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 _NAME_KEYS = ("class", "classname", "label")
 _VALUE_KEYS = ("classvalue", "value")
@@ -19,6 +19,10 @@ MAX_POINTS = 20_000_000
 
 Point = tuple[float, float]
 Attribute = str | int | float | bool | None
+GeometryKind = Literal["point", "multipoint", "polyline", "polygon"]
+
+GEOMETRY_TYPES: dict[int, GeometryKind] = {1: "point", 2: "multipoint", 3: "polyline", 4: "polygon"}
+"""What the numbers of ``getGeometryType`` mean."""
 
 
 class DetectionsError(ValueError):
@@ -35,17 +39,24 @@ class Detection:
         confidence_raw: as the function gave it (0-100 or 0-1, docs/formats/python-raster-function.md); of
             several labels the highest, 0 for a feature without a label.
         rings: rings of (x, y) in pixels of the inner block, not closed: the first is not repeated at the end.
+            Of a polyline its paths, of points one ring of one point each.
         attributes: everything the function wrote, with its own names.
+        kind: what the geometry is.
     """
 
     class_name: str
     confidence_raw: float
     rings: list[list[Point]]
     attributes: dict[str, Attribute] = field(default_factory=dict)
+    kind: GeometryKind = "polygon"
 
 
 def read_detections(
-    text: bytes, *, class_names: Mapping[int, str], without_confidence: bool = False
+    text: bytes,
+    *,
+    class_names: Mapping[int, str],
+    without_confidence: bool = False,
+    kind: GeometryKind | None = None,
 ) -> list[Detection]:
     """The detections in the JSON text of ``output_vectors``.
 
@@ -53,21 +64,25 @@ def read_detections(
         text: UTF-8 JSON of an Esri feature set.
         class_names: class name by class value, for functions that write values only.
         without_confidence: the function announces no confidence field; its features then count 1.0.
+        kind: the geometry that the function announces; None: any.
 
     Raises:
-        DetectionsError: no JSON, no features, a coordinate that is no finite number, no class, no confidence.
+        DetectionsError: no JSON, no features, another geometry, a coordinate that is no finite number, no
+            class, no confidence.
     """
     points_left = MAX_POINTS
     detections = []
     for number, feature in enumerate(features_in(text)):
-        rings = _rings(feature.get("geometry"), number)
+        found, rings = _parts(feature.get("geometry"), number)
+        if found != (kind or found):
+            raise DetectionsError(f"feature {number} is a {found}, and getGeometryType announces a {kind}")
         points_left -= sum(len(ring) for ring in rings)
         if points_left < 0:
             raise DetectionsError(f"output_vectors has more than {MAX_POINTS} points")
         attributes = attributes_of(feature, number)
         confidence = _confidence(attributes, number, without_confidence)
         detections.append(
-            Detection(class_name_of(attributes, class_names, number), confidence, rings, attributes)
+            Detection(class_name_of(attributes, class_names, number), confidence, rings, attributes, found)
         )
     return detections
 
@@ -114,21 +129,31 @@ def attributes_of(feature: Mapping[str, Any], number: int) -> dict[str, Attribut
     }
 
 
-def _rings(geometry: Any, number: int) -> list[list[Point]]:
+def _parts(geometry: Any, number: int) -> tuple[GeometryKind, list[list[Point]]]:
     if not isinstance(geometry, dict):
         raise DetectionsError(f"feature {number} has no geometry")
+    kind: GeometryKind
     if "rings" in geometry:
-        lists = geometry["rings"]
+        kind, lists = "polygon", geometry["rings"]
+    elif "paths" in geometry:
+        kind, lists = "polyline", geometry["paths"]
+    elif "points" in geometry:
+        points = geometry["points"]
+        kind, lists = "multipoint", [[point] for point in points] if isinstance(points, list) else points
     elif "x" in geometry and "y" in geometry:
-        lists = [[[geometry["x"], geometry["y"]]]]
+        kind, lists = "point", [[[geometry["x"], geometry["y"]]]]
     else:
-        raise DetectionsError(f"feature {number} has neither rings nor x and y (keys: {', '.join(geometry)})")
+        raise DetectionsError(
+            f"feature {number} has no rings, paths or points, and no x and y (keys: {', '.join(geometry)})"
+        )
     if not isinstance(lists, list):
-        raise DetectionsError(f"the rings of feature {number} are no list")
-    return [_ring(ring, number) for ring in lists if ring]
+        raise DetectionsError(
+            f"the {'rings' if kind == 'polygon' else 'parts'} of feature {number} are no list"
+        )
+    return kind, [_ring(ring, number, closed=kind == "polygon") for ring in lists if ring]
 
 
-def _ring(ring: Any, number: int) -> list[Point]:
+def _ring(ring: Any, number: int, *, closed: bool) -> list[Point]:
     if not isinstance(ring, list):
         raise DetectionsError(f"a ring of feature {number} is no list")
     points = []
@@ -141,7 +166,7 @@ def _ring(ring: Any, number: int) -> list[Point]:
         if not isinstance(y, (int, float)) or not (abs(x) < 1e9 and abs(y) < 1e9):
             raise DetectionsError(f"feature {number} has a coordinate that is no finite number of pixels")
         points.append((float(x), float(y)))
-    if len(points) > 1 and points[0] == points[-1]:
+    if closed and len(points) > 1 and points[0] == points[-1]:
         points.pop()
     return points
 

@@ -26,7 +26,7 @@ from tasks.host.arguments import FunctionParameter, Scalar, read_parameters, sca
 from tasks.host.blocks import check_dimensions, mask_for, output_props
 from tasks.host.classified import ClassifiedObject, read_classified
 from tasks.host.containment import clean_environment
-from tasks.host.detections import Detection, DetectionsError, read_detections
+from tasks.host.detections import GEOMETRY_TYPES, Detection, DetectionsError, read_detections
 from tasks.host.devices import Gpu, GpuLock, visible_gpus
 from tasks.host.errors import FunctionFailure
 from tasks.host.frames import by_band, dicts, fields, mapping
@@ -585,6 +585,7 @@ class HostProcess:
             if self.takes_batches:
                 count = call.expected.pixels_shape[0]
                 return read_classified(text, count=count, class_names=names, without_confidence=unsure)
-            return read_detections(text, class_names=names, without_confidence=unsure)
+            kind = GEOMETRY_TYPES.get(self.geometry_type or 4)
+            return read_detections(text, class_names=names, without_confidence=unsure, kind=kind)
         except DetectionsError as error:
             raise self._contract(str(error), call.block) from error

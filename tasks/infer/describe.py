@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.errors import BadInputError, PackageError, PreconditionFailedError
-from tasks.host import HostProcess
+from tasks.host import GEOMETRY_TYPES, HostProcess
 from tasks.infer.score_layout import score_layout
 from tasks.infer.scores import ScoreLayout
 from tasks.infer.shards import TileGeometry
@@ -118,7 +118,8 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
     """The description that a running host gives.
 
     Raises:
-        PackageError: no tile size, or no range of pixel values that can be used.
+        PackageError: no tile size, objects that are no polygons, or no range of pixel values that can be
+            used.
     """
     configuration: dict[str, Any] = host.configuration
     definition = package.definition
@@ -131,6 +132,13 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
             f"padding of {padding}.",
             "Give a smaller padding among the model arguments, or state tx, ty and padding in "
             "getConfiguration.",
+        )
+    kind = GEOMETRY_TYPES.get(host.geometry_type or 4)
+    if kind != "polygon" and not host.takes_batches:
+        raise PackageError(
+            f"The function of {package.name} finds objects of the geometry {kind}, and the tool's layers "
+            "hold polygons.",
+            "Use a function whose getGeometryType() is 4: polygons, boxes too.",
         )
     bands = configuration.get("extractBands")
     output: dict[str, Any] = host.output_info or {}

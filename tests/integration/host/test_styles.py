@@ -336,6 +336,33 @@ def test_instances_with_holes_on_either_confidence_scale(
         ]
 
 
+def test_points_are_points(make_package: MakePackage, limits: HostLimits) -> None:
+    body = f"""
+    def getParameterInfo(self):
+        return {RASTER}
+
+    def getFields(self):
+        return {{"fields": [{{"name": "Class", "type": "esriFieldTypeString"}}]}}
+
+    def getGeometryType(self):
+        return 1
+
+    def vectorize(self, **pixelBlocks):
+        feature = {{"attributes": {{"Class": "roof"}}, "geometry": {{"x": -1.5, "y": 20}}}}
+        return {{"output_vectors": {{"features": [feature]}}}}
+    """
+    with HostProcess(make_package(body), limits=limits) as host:
+        assert host.geometry_type == 1
+        assert host.fields == [{"name": "Class", "type": "esriFieldTypeString"}]
+        (found,) = host.run("vectorize", _pixels())
+    assert (found.kind, found.rings, found.confidence_raw) == ("point", [[(-1.5, 20.0)]], 1.0)
+    with (
+        HostProcess(make_package(body.replace("return 1", "return 4")), limits=limits) as host,
+        pytest.raises(FunctionFailure, match="is a point, and getGeometryType announces a polygon"),
+    ):
+        host.run("vectorize", _pixels())
+
+
 # -- the stand-in ------------------------------------------------------------------------------------------
 
 

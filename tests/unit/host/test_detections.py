@@ -60,9 +60,18 @@ def test_closed_and_open_rings_read_alike_and_holes_stay() -> None:
     ]
 
 
-def test_point_is_a_ring_of_one() -> None:
-    (found,) = read_detections(_text({"Class": "a", "Confidence": 1}, {"x": -1, "y": 2.5}), class_names=NAMES)
-    assert found.rings == [[(-1.0, 2.5)]]
+@pytest.mark.parametrize(
+    ("geometry", "kind", "rings"),
+    [
+        ({"x": -1, "y": 2.5}, "point", [[(-1.0, 2.5)]]),
+        ({"points": [[1, 2], [3, 4]]}, "multipoint", [[(1.0, 2.0)], [(3.0, 4.0)]]),
+        ({"paths": [[[0, 0], [5, 1], [0, 0]]]}, "polyline", [[(0.0, 0.0), (5.0, 1.0), (0.0, 0.0)]]),
+        ({"rings": [[[0, 0], [5, 1], [0, 3], [0, 0]]]}, "polygon", [[(0.0, 0.0), (5.0, 1.0), (0.0, 3.0)]]),
+    ],
+)
+def test_geometries_of_every_type(geometry: dict[str, Any], kind: str, rings: list[Any]) -> None:
+    (found,) = read_detections(_text({"Class": "a", "Confidence": 1}, geometry), class_names=NAMES)
+    assert (found.kind, found.rings) == (kind, rings)
 
 
 def test_no_text_and_no_features_are_no_detections() -> None:
@@ -95,7 +104,9 @@ def test_confidence_may_be_missing_only_where_the_function_announces_none() -> N
         _text({"Class": "a", "Confidence": None}),
         _text({"Class": "a", "Confidence": "inf"}),
         b'{"features": [{"attributes": {"Class": "a", "Confidence": NaN}, "geometry": {"rings": []}}]}',
-        _text({"Class": "a", "Confidence": 1}, {"paths": []}),
+        _text({"Class": "a", "Confidence": 1}, {"curveRings": []}),
+        _text({"Class": "a", "Confidence": 1}, {"points": 3}),
+        _text({"Class": "a", "Confidence": 1}, {"points": [3]}),
         _text({"Class": "a", "Confidence": 1}, {"rings": [[[0, "1"]]]}),
         _text({"Class": "a", "Confidence": 1}, {"rings": [[[0]]]}),
         _text({"Class": "a", "Confidence": 1}, {"rings": [3]}),
@@ -116,7 +127,19 @@ json_values = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["features", "attributes", "geometry", "rings", "Class", "Confidence", "Value", "x", "y"]
+                [
+                    "features",
+                    "attributes",
+                    "geometry",
+                    "rings",
+                    "paths",
+                    "points",
+                    "Class",
+                    "Confidence",
+                    "Value",
+                    "x",
+                    "y",
+                ]
             ),
             inner,
             max_size=4,
