@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tasks.export.candidates import Candidate
 
@@ -40,11 +41,16 @@ def share_out(lanes: Sequence[Lane], piece_rows: int, origin_row: int, processes
         return []
     if processes == 1:
         return [list(lanes)]
-    runs = _apart(lanes, piece_rows, origin_row)
-    total = sum(len(lane.chosen) for lane in lanes)
+    rows = [_piece_rows(lane, piece_rows, origin_row) for lane in lanes]
+    total = _chips(lanes)
+    runs = _runs(lanes, [first > last for last, (first, _) in zip(_highest(rows), rows, strict=True)])
     if max(map(_chips, runs)) * processes > total:
-        # Chips overlap the rows of pieces throughout: one slice each, which read the row between them twice.
-        return _gathered([[lane] for lane in lanes], [-(-total // processes)] * processes)
+        # Chips overlap the rows of pieces throughout: one slice each, which read a row between them twice.
+        before = [rows[0], *rows[:-1]]
+        runs = _runs(lanes, [now[0] > last[0] for last, now in zip(before, rows, strict=True)])
+        if len(runs) < _PER_PROCESS * processes:
+            runs = [[lane] for lane in lanes]
+        return _gathered(runs, [-(-total // processes)] * processes)
     sizes, left = [], total
     while left > 0:
         sizes.append(-(-left // (_PER_PROCESS * processes)))
@@ -52,22 +58,31 @@ def share_out(lanes: Sequence[Lane], piece_rows: int, origin_row: int, processes
     return _gathered(runs, sizes)
 
 
-def _chips(run: Slice) -> int:
-    return sum(len(lane.chosen) for lane in run)
+def _chips(lanes: Slice) -> int:
+    return sum(len(lane.chosen) for lane in lanes)
 
 
-def _apart(lanes: Sequence[Lane], piece_rows: int, origin_row: int) -> list[Slice]:
-    """Runs of lanes that share no row of pieces."""
-    runs: list[Slice] = []
-    reached: int | None = None
-    for lane in lanes:
-        windows = [item.place.window for item in lane.chosen]
-        first = min((window.row - origin_row) // piece_rows for window in windows)
-        last = max((window.row_stop - 1 - origin_row) // piece_rows for window in windows)
-        if reached is None or first > reached:
+def _piece_rows(lane: Lane, height: int, origin: int) -> tuple[int, int]:
+    """The first and the last row of pieces that a lane needs."""
+    windows = [item.place.window for item in lane.chosen]
+    return (
+        min((window.row - origin) // height for window in windows),
+        max((window.row_stop - 1 - origin) // height for window in windows),
+    )
+
+
+def _highest(rows: Sequence[tuple[int, int]]) -> list[int]:
+    """For each lane the last row of pieces that any lane before it needs; for the first one its own."""
+    return list(accumulate((last for _, last in rows[:-1]), max, initial=rows[0][1]))
+
+
+def _runs(lanes: Slice, begins: Sequence[bool]) -> list[Slice]:
+    """The lanes in runs, given where one begins."""
+    runs: list[Slice] = [[]]
+    for lane, new in zip(lanes, begins, strict=True):
+        if new:
             runs.append([])
         runs[-1].append(lane)
-        reached = last if reached is None else max(reached, last)
     return runs
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 
-_LEVEL = 2
+from tasks.training_data.tiff import deflated
+
 _UP = 2
 _GREY, _RGB = 0, 2
 
@@ -32,7 +32,7 @@ def encode_png(values: npt.NDArray[Any]) -> bytes:  # (bands, rows, cols)
     lines[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])
     header = struct.pack(">IIBBBBB", cols, rows, 8 * size, _GREY if bands == 1 else _RGB, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", isal_zlib.compress(lines, _LEVEL)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", deflated(lines)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
         for name, data in chunks

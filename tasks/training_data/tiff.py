@@ -9,6 +9,7 @@ pixels in one strip: deflate after a horizontal (integers) or floating point pre
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,11 +23,15 @@ from rasterio.io import MemoryFile
 
 # Of ISA-L's levels the one that is best at masks and pictures for its time.
 _LEVEL = 2
+# Bytes of its widest loads, twice.
+_VECTOR = 128
 _STRIP_OFFSET, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _PIXEL_SCALE, _TIE_POINT, _MATRIX = 33550, 33922, 34264
 _LONG = 4
 # Bytes of one value, by TIFF field type.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
+
+_heads = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ def encode_tiff(
     # GDAL tells a north-up place in other tags than a turned one, and the identity in none.
     placed = (a, b, c, d, e, f) != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     north_up = b == 0 and d == 0 and e < 0
-    head = _head(values.shape, values.dtype.name, crs_wkt, placed, north_up)
-    strip = isal_zlib.compress(_predicted(values), _LEVEL)
+    head = _head_of(values.shape, values.dtype.name, crs_wkt, placed, north_up)
+    strip = deflated(_predicted(values))
     file = bytearray(head.data)
     struct.pack_into("<I", file, head.strip_bytes_at, len(strip))
     for tag, at in head.places_at.items():
@@ -66,6 +71,16 @@ def encode_tiff(
         else:
             struct.pack_into("<16d", file, at, a, b, 0, c, d, e, 0, f, 0, 0, 0, 0, 0, 0, 0, 1)
     return bytes(file) + strip
+
+
+def deflated(data: npt.NDArray[Any]) -> bytes:
+    """A zlib stream of an array's bytes; the same for the same bytes, whatever lies around them in memory."""
+    flat = data.reshape(-1).view(np.uint8)
+    # ISA-L loads whole vectors: what it meets behind the data is always the same.
+    padded = np.empty(flat.size + _VECTOR, np.uint8)
+    padded[: flat.size] = flat
+    padded[flat.size :] = 0
+    return isal_zlib.compress(padded[: flat.size], _LEVEL)
 
 
 def _predicted(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -88,6 +103,14 @@ def _predicted(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     else:
         out[...] = values.transpose(1, 2, 0)
     return out.reshape(rows, cols * bands)
+
+
+def _head_of(
+    shape: tuple[int, int, int], dtype: str, crs_wkt: str | None, placed: bool, north_up: bool
+) -> _Head:
+    """One head for all chips of a kind, whichever thread needs it first."""
+    with _heads:
+        return _head(shape, dtype, crs_wkt, placed, north_up)
 
 
 @lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ import shapely.affinity
 from affine import Affine
 
 from tasks.export import cut, finish, inputs, plan
+from tasks.export.crew import Crew
 from tasks.export.parameters import ExportParameters
 from tasks.settings import settings
 from tasks.store import Manifest, ObjectStore
@@ -182,7 +183,13 @@ def make_scene(tmp_path: Path) -> MakeScene:
 def export() -> Export:
     """Runs plan, parts and finish, and opens the result."""
 
-    def _export(scene: Scene, **values: Any) -> Exported:
+    def _export(
+        scene: Scene,
+        *,
+        crew: Crew | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **values: Any,
+    ) -> Exported:
         parameters = ExportParameters(
             **{
                 "input_raster": [scene.raster],
@@ -197,7 +204,7 @@ def export() -> Export:
         made = plan.plan_in_force(store, parameters, inputs.inspect_inputs(parameters))
         plan.save_plan(store, made)
         for part in range(len(made.parts)):
-            cut.cut_part(store, made, part)
+            cut.cut_part(store, made, part, crew=crew, progress=progress)
         manifest = finish.finish(store, made, {}).manifest
         folder = Path(made.folder_uri)
         return Exported(made, manifest, open_training_data(folder), folder)

@@ -111,6 +111,29 @@ def test_chips_of_one_kind_share_nothing_but_the_kind() -> None:
         assert set(pool.map(lambda _: encode_tiff(first, NORTH_UP, WKT), range(16))) == {files[0]}
 
 
+@pytest.mark.slow
+def test_equal_chips_are_equal_files_whatever_else_the_process_does() -> None:
+    random = np.random.default_rng(3)
+    chips = []
+    for size in (64, 100, 256):
+        for _ in range(20):
+            mask = np.zeros((1, size, size), np.uint8)
+            for row, col, side in random.integers(0, size, (12, 3)).tolist():
+                mask[0, row : row + side // 3, col : col + side // 4] = random.integers(1, 4)
+            chips.append(mask)
+    expected = [encode_tiff(chip, NORTH_UP, WKT) for chip in chips]
+
+    def encode(number: int) -> bytes:
+        # Memory that deflate is given comes back with all sorts of leftovers in it.
+        for kib in (16, 64, 160, 320, 512):
+            np.frombuffer(random.bytes(1024) * kib, np.uint8).copy()
+        return encode_tiff(chips[number % len(chips)].copy(), NORTH_UP, WKT)
+
+    with ThreadPoolExecutor(16) as pool:
+        for number, found in enumerate(pool.map(encode, range(10 * len(chips)))):
+            assert found == expected[number % len(chips)]
+
+
 @pytest.mark.parametrize(("bands", "mode"), [(1, "L"), (3, "RGB")])
 def test_pillow_reads_it(bands: int, mode: str) -> None:
     values = _pixels("uint8", bands)
