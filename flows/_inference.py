@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from flows._parts import run_parts
 from tasks.infer.parameters import InferenceTool
-from tasks.infer.task import finish_inference, is_part_done, plan_inference
+from tasks.infer.task import estimate_inference, finish_inference, is_part_done, plan_inference
 
 
 def run_inference(parameters: InferenceTool, *, verb: str) -> dict[str, str]:
     """Run an inference whose parts are leaf deployments; the addresses of its outputs.
 
+    With ``dry_run`` only what it would take is said, and returned.
+
     Args:
         parameters: the tool's parameters.
         verb: what is done, for the log and the progress artifact.
     """
+    if parameters.dry_run:
+        return estimate_inference(parameters)
     plan = plan_inference(parameters)
     plan_uri = plan["plan_uri"]
     if not plan["done"]:

@@ -36,6 +36,11 @@ class EngineParameters(ToolParameters):
 
     tool: ClassVar[Tool]
 
+    dry_run: bool = Field(
+        default=False,
+        description="Only say what the run would take: tiles, shards, parts, size of the output, memory, and "
+        "the time, from a few tiles computed where the run is planned; nothing is written",
+    )
     model: str = Field(
         min_length=1,
         description="Deep learning package (.dlpk): its URI, or a registered model as models:/name/3 or "

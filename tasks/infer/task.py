@@ -68,6 +68,40 @@ def plan_inference(parameters: InferenceTool) -> PlannedInference:
     return planned
 
 
+@task(name="estimate inference")
+def estimate_inference(parameters: InferenceTool) -> dict[str, str]:
+    """Say what a run would take: from its plan and a few tiles. Nothing is written but what is known of the
+    function.
+
+    Returns:
+        The fields of ``tasks.infer.estimate.Estimate`` that are known, as text.
+    """
+    from tasks.infer.estimate import estimate
+    from tasks.infer.prepare import prepare
+    from tasks.package.fetch import fetch_package
+    from tasks.store import ObjectStore
+
+    log = get_run_logger()
+    store = ObjectStore()
+    plan = prepare(parameters, store)
+    for remark in plan.remarks:
+        log.warning(remark)
+    found = estimate(store, plan, fetch_package(plan.package.uri, store))
+    known = {
+        name: f"{value:,}" if isinstance(value, int | float) else value
+        for name, value in found.model_dump().items()
+        if value not in (None, "")
+    }
+    for name, value in known.items():
+        log.info("%s: %s", name, value)
+    create_table_artifact(
+        key=f"{plan.tool.replace('_', '-')}-estimate",
+        table=[{"what": name.replace("_", " "), "value": value} for name, value in known.items()],
+        description=f"What {plan.tool} **{plan.output}** would take on one worker (a dry run)",
+    )
+    return known
+
+
 @task(name="infer part")
 def run_part(plan_uri: str, part: int) -> None:
     """Compute the shards of one part that are not in the store yet."""
