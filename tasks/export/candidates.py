@@ -80,6 +80,20 @@ class Candidates:
         """Number of tracts."""
         return self.grid.tracts
 
+    def is_apart(self, lane: int, piece_rows: int, origin_row: int) -> bool:
+        """Whether a lane and the next one, of positions, need no row of pieces in common.
+
+        Args:
+            lane: not the last one.
+            piece_rows: height of the pieces that imagery is read in, px.
+            origin_row: a row where a piece begins, px.
+        """
+        starts = self.grid.row_starts
+        if self.features is not None or lane + 1 >= len(starts):
+            return True
+        last = int(starts[lane]) + self.grid.tile[0] - 1
+        return (last - origin_row) // piece_rows < (int(starts[lane + 1]) - origin_row) // piece_rows
+
     def of(self, lane: int, tract: int) -> list[Candidate]:
         """The candidates of a cell."""
         if self.features is not None:
@@ -108,7 +122,7 @@ class Candidates:
                 bounds = shapely.bounds(inside)
             row, col = _first_pixel(inside, self.grid)
             if cell.row <= row < cell.row_stop and cell.col <= col < cell.col_stop:
-                found.append((col, index, self._window(bounds, index)))
+                found.append((col, index, self._window(inside, bounds, index)))
         return [
             Candidate(place, index)
             for _, index, window in sorted(found, key=lambda item: item[:2])
@@ -126,13 +140,12 @@ class Candidates:
             for place in turned_places(window, (cols, rows) if angle % 180 else (rows, cols), [angle])
         ]
 
-    def _window(self, bounds: np.ndarray, index: int) -> Window:
+    def _window(self, inside: shapely.Geometry, bounds: np.ndarray, index: int) -> Window:
         xmin, ymin, xmax, ymax = (float(value) for value in bounds)
         rows, cols = self.grid.rows, self.grid.cols
         if self.parameters.fix_chip_size:
-            tile_rows, tile_cols = self.grid.tile
-            row = inward(round((ymin + ymax - tile_rows) / 2), tile_rows, rows)
-            return Window(row, inward(round((xmin + xmax - tile_cols) / 2), tile_cols, cols), *self.grid.tile)
+            window = self._around((xmin + xmax) / 2, (ymin + ymax) / 2)
+            return window if _shows(window, inside) else self._around(*_somewhere_in(inside))
         row, col = max(0, math.floor(ymin)), max(0, math.floor(xmin))
         row_stop, col_stop = min(rows, math.ceil(ymax)), min(cols, math.ceil(xmax))
         window = Window(row, col, max(1, row_stop - row), max(1, col_stop - col))
@@ -143,6 +156,25 @@ class Candidates:
                 "Set fix_chip_size to true, give a larger cell_size, or split the label.",
             )
         return window
+
+    def _around(self, x: float, y: float) -> Window:
+        """A chip whose middle is a point, moved inward at the edges."""
+        tile_rows, tile_cols = self.grid.tile
+        row = inward(round(y - tile_rows / 2), tile_rows, self.grid.rows)
+        return Window(row, inward(round(x - tile_cols / 2), tile_cols, self.grid.cols), tile_rows, tile_cols)
+
+
+def _shows(window: Window, geometry: shapely.Geometry) -> bool:
+    """Whether a chip shows a whole polygon, or at least a pixel's area of it."""
+    frame = shapely.box(window.col, window.row, window.col_stop, window.row_stop)
+    return bool(shapely.covers(frame, geometry) or shapely.area(shapely.intersection(geometry, frame)) >= 1)
+
+
+def _somewhere_in(geometry: shapely.Geometry) -> tuple[float, float]:
+    """x, y of a point inside a polygon, whose middle may be a hole or a bay: of its largest part."""
+    parts = shapely.get_parts(geometry)
+    point = shapely.point_on_surface(parts[int(np.argmax(shapely.area(parts)))])
+    return float(shapely.get_x(point)), float(shapely.get_y(point))
 
 
 def _first_pixel(geometry: shapely.Geometry, grid: ChipGrid) -> tuple[int, int]:

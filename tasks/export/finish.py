@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import RunError
+from tasks.export.addresses import remove_access, taken_out
 from tasks.export.cut import PartResult, read_result
 from tasks.export.cutter import label_sets
 from tasks.export.inputs import KIND, ExportItem
-from tasks.export.parameters import ExportParameters
 from tasks.export.plan import ExportPlan
-from tasks.imagery.identity import unsigned
 from tasks.store import (
     FileRecord,
     Manifest,
@@ -82,16 +81,17 @@ def finish(store: ObjectStore, plan: ExportPlan, provenance: dict[str, Any]) -> 
             kind=KIND,
             name=plan.name,
             run_key=plan.run_key,
-            parameters=_public(plan.parameters),
-            inputs=_inputs(plan),
+            parameters=taken_out(plan.parameters.model_dump(mode="json"), {}),
+            inputs=taken_out(_inputs(plan), {}),
             versions={"chipline": version("chipline"), "rasterio": version("rasterio")},
             parts=parts,
-            details=_details(plan, totals),
+            details=taken_out(_details(plan, totals), {}),
             provenance=provenance,
         )
     )
     _point(store, plan)
     label_sets(store, plan).remove()
+    remove_access(store, plan.folder_uri)
     return Published(manifest, already_done=False)
 
 
@@ -198,18 +198,9 @@ def _summary(plan: ExportPlan, total: _Totals) -> side_files.ExportSummary:
     )
 
 
-def _public(parameters: ExportParameters) -> dict[str, Any]:
-    """The parameters without what gives access to imagery behind HTTP."""
-    values = parameters.model_dump(mode="json")
-    for name in ("input_raster", "additional_input_raster"):
-        if values[name]:
-            values[name] = [unsigned(uri) for uri in values[name]]
-    return values
-
-
 def _inputs(plan: ExportPlan) -> list[dict[str, Any]]:
     rasters = [
-        {"role": role, "uri": unsigned(raster["uri"]), "identity": raster["identity"]}
+        {"role": role, "uri": raster["uri"], "identity": raster["identity"]}
         for item in plan.items
         for role, group in (("raster", item.rasters), ("second raster", item.rasters2))
         for raster in group

@@ -8,6 +8,7 @@ on workers, parts or resuming.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInputError, LabelError, NotFoundError
+from tasks.export.addresses import load_access, put_back, save_access, taken_out
 from tasks.export.candidates import Candidates
 from tasks.export.inputs import ExportItem, Inputs, label_identities
 from tasks.export.label_sets import LabelSet, LabelSets
@@ -30,6 +32,8 @@ from tasks.training_data.sample import Context
 PLAN = "plan.json"
 # More is a mistake, such as an image service of the whole world without an extent.
 _MOST_POSITIONS = 100_000_000
+# A part may hold so many times the chips it should.
+_MOST_OF_PART = 1.25
 
 
 class ExportPart(BaseModel):
@@ -159,9 +163,12 @@ def make_plan(store: ObjectStore, parameters: ExportParameters, inputs: Inputs) 
 
 
 def save_plan(store: ObjectStore, plan: ExportPlan) -> str:
-    """Put the plan beside the chips and return its URI."""
+    """Put the plan beside the chips and return its URI; what gives access to imagery lies apart."""
     uri = join(plan.folder_uri, PLAN)
-    store.put(uri, plan.model_dump_json().encode(), content_type="application/json")
+    secrets: dict[str, str] = {}
+    values = taken_out(json.loads(plan.model_dump_json()), secrets)
+    save_access(store, plan.folder_uri, secrets)
+    store.put(uri, json.dumps(values).encode(), content_type="application/json")
     return uri
 
 
@@ -177,9 +184,19 @@ def plan_in_force(store: ObjectStore, parameters: ExportParameters, inputs: Inpu
     return earlier.model_copy(update={"parameters": parameters, "items": inputs.items})
 
 
-def load_plan(store: ObjectStore, uri: str) -> ExportPlan:
-    """The plan at ``uri``."""
-    return ExportPlan.model_validate_json(store.get(uri))
+def load_plan(store: ObjectStore, uri: str, *, today: ExportParameters | None = None) -> ExportPlan:
+    """The plan at ``uri``.
+
+    Args:
+        today: parameters of the same run in place of the plan's own, with what they hold of access.
+    """
+    data = store.get(uri)
+    secrets = load_access(store, uri.removesuffix(f"/{PLAN}"))
+    if today is not None:
+        taken_out(today.model_dump(mode="json"), secrets)
+    plan = ExportPlan.model_validate(put_back(json.loads(data), secrets)) if secrets else None
+    plan = plan or ExportPlan.model_validate_json(data)
+    return plan if today is None else plan.model_copy(update={"parameters": today})
 
 
 def check_labels_unchanged(plan: ExportPlan) -> None:
@@ -218,6 +235,7 @@ def _parts(
             "Bound the area by extent, or choose a larger stride_size.",
         )
     first_lane = 0
+    rows = sources.piece()[0], sources.origin()[0]
     strips = [_Strip([], []) for _ in range(candidates.tracts)]
     for lane in range(candidates.lanes):
         for tract, strip in enumerate(strips):
@@ -230,8 +248,11 @@ def _parts(
             strip.chosen.append(chosen)
             strip.chips += chips
             number += chips
-        full = max(strip.chips for strip in strips) >= parameters.chips_per_part
-        if full or lane == candidates.lanes - 1:
+        chips = max(strip.chips for strip in strips)
+        full = chips >= parameters.chips_per_part
+        # Parts end between rows of blocks, if one comes soon: no block is read for two of them then.
+        waits = chips < _MOST_OF_PART * parameters.chips_per_part and not candidates.is_apart(lane, *rows)
+        if (full and not waits) or lane == candidates.lanes - 1:
             for tract, strip in enumerate(strips):
                 if strip.chips:
                     yield _part(index, tract, first_lane, strip)

@@ -111,7 +111,7 @@ def finish_export(plan_uri: str, parameters: ExportParameters) -> dict[str, str]
 
     store = ObjectStore()
     # The name that points at the folder is today's, also where the folder is an earlier run's.
-    plan = load_plan(store, plan_uri).model_copy(update={"parameters": parameters})
+    plan = load_plan(store, plan_uri, today=parameters)
     result = finish(store, plan, {"flow_run": flow_run.get_id(), "finished": _now()})
     _leave_artifacts(store, plan, result.manifest, already_done=result.already_done)
     return {

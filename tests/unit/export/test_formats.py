@@ -247,6 +247,17 @@ def test_one_chip_around_each_feature(export: Export, scene: Any, name: str, bla
             assert any(same_boxes([box], [expected]) for expected in boxes)
 
 
+def test_a_feature_with_a_bare_middle_has_its_chip(make_scene: MakeScene, export: Export) -> None:
+    ring = shapely.Point(105, 75).buffer(70).difference(shapely.Point(105, 75).buffer(64))
+    bend = ring.difference(shapely.box(105, 0, 210, 150))
+    scene = make_scene(name="bare", polygons=[ring, bend], values=[1, 2])
+    done = export(scene, metadata_format="Labeled_Tiles", tile_size=32, stride_size=32)
+    assert sorted(chip.values for chip in done.data.chips) == [(1,), (2,)]
+    for chip in done.data.chips:
+        part = scene.truth.parts(chip, (32, 32))[chip.values[0] - 1]
+        assert part.area > 32
+
+
 def _bounds_inside(scene: Any) -> list[tuple[float, float, float, float]]:
     whole = shapely.box(0, 0, COLS, ROWS)
     return [shapely.intersection(polygon, whole).bounds for polygon in scene.truth.polygons]

@@ -13,7 +13,7 @@ import rasterio
 from pydantic import ValidationError
 
 from tasks.errors import BadInputError, ChiplineError, LabelError, NotFoundError
-from tasks.export import inputs, plan
+from tasks.export import addresses, inputs, plan, sources
 from tasks.export.parameters import ExportParameters
 from tasks.imagery import GridReader
 from tasks.store import ObjectStore
@@ -164,6 +164,48 @@ def test_the_run_key_follows_the_content(make_scene: MakeScene, tmp_path: Path) 
     with rasterio.open(scene.raster, "r+") as dataset:
         dataset.write(np.ascontiguousarray(scene.pixels[:, ::-1]))
     assert _plan(scene).run_key != key
+
+
+def test_what_gives_access_to_imagery_stays_out_of_what_stays(make_scene: MakeScene) -> None:
+    store = ObjectStore()
+    made = _plan(make_scene(), output_location="secret")
+    address = "https://user:word@tiles.example/{z}/{x}/{y}.png?style=a&token=hidden"
+    item = made.items[0]
+    made = made.model_copy(
+        update={
+            "parameters": made.parameters.model_copy(update={"input_raster": [address]}),
+            "items": [item.model_copy(update={"rasters": [{**item.rasters[0], "uri": address}]})],
+        }
+    )
+    uri = plan.save_plan(store, made)
+    assert plan.load_plan(store, uri) == made
+    kept = store.get(uri).decode()
+    assert "https://tiles.example/{z}/{x}/{y}.png?style=a" in kept
+    assert "hidden" not in kept
+    assert "word@" not in kept
+    # The end of the run takes it away, and another run of today brings its own.
+    addresses.remove_access(store, made.folder_uri)
+    assert plan.load_plan(store, uri) != made
+    assert plan.load_plan(store, uri, today=made.parameters) == made
+
+
+def test_parts_end_between_rows_of_blocks(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(rows=512)
+    monkeypatch.setattr(sources.ItemSources, "piece", lambda _: (96, 512))
+    # Seven chips to a lane, three lanes to a row of pieces.
+    lanes = {}
+    for wanted in (30, 36, 22):
+        parts = _plan(
+            scene,
+            output_location=f"parts-of-{wanted}",
+            chips_per_part=wanted,
+            tile_size=32,
+            stride_size=32,
+            output_nofeature_tiles="ALL_TILES",
+        ).parts
+        lanes[wanted] = [len(part.firsts) for part in parts]
+    # One lane more than asked for is fine; a quarter more chips is not.
+    assert lanes == {30: [6, 6, 4], 36: [6, 6, 4], 22: [4, 4, 4, 4]}
 
 
 def test_parts_hold_their_share_of_dense_numbers(make_scene: MakeScene) -> None:
