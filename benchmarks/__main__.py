@@ -16,6 +16,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("export", "export_chips.py", ("--large", "32768")),
     ("upload", "upload_chips.py", ()),
     ("vectorise", "infer_vectorise.py", ()),
+    ("seams", "infer_seams.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
     ("engine", "infer_engine.py", ("--size", "8192", "--naive")),
     ("memory", "infer_memory.py", ()),
