@@ -75,6 +75,19 @@ class Tracker:
         return tracker
 
     @classmethod
+    def resume(cls, experiment: str, run_id: str) -> Tracker:
+        """Go on with a run that was started before.
+
+        Raises:
+            TrackingError: no server is configured, it has no such run, refuses, or cannot be reached.
+        """
+        client = _client()
+        with _errors():
+            run = client.get_run(run_id)
+            client.update_run(run_id, status="RUNNING")
+        return cls(client, experiment, run.info.experiment_id, run_id)
+
+    @classmethod
     def disabled(cls) -> Tracker:
         """A tracker that tracks nothing, by explicit choice."""
         return cls(None, "", "", "")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.train.modules import TrainingModule
+from tasks.train.schedule import Budget
 
 # Values that are better when smaller; all others are better when larger.
 _SMALLER_IS_BETTER = frozenset({"VALID_LOSS"})
@@ -27,11 +28,24 @@ def _own(module: lightning.LightningModule) -> TrainingModule:
 
 
 class TimeBudget(lightning.Callback):
-    """Starts the clock with the first step and ends the training when the time is over."""
+    """Starts the clock with the first step and ends the training when the time is over.
+
+    A resumed training has spent what it had spent at its checkpoint.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.spent_s = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spent_s": self.budget.elapsed_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.spent_s = float(state_dict["spent_s"])
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        del trainer
-        _own(pl_module).budget.start()
+        del trainer, pl_module
+        self.budget.start(spent_s=self.spent_s)
 
     def on_train_batch_end(
         self,
@@ -41,9 +55,8 @@ class TimeBudget(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        del outputs, batch, batch_idx
-        module = _own(pl_module)
-        if module.budget.spent:
+        del pl_module, outputs, batch, batch_idx
+        if self.budget.spent:
             trainer.should_stop = True
 
 
@@ -54,6 +67,12 @@ class Curves(lightning.Callback):
         self.report = report
         self.progress = progress
         self.history: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
 
     def on_train_batch_end(
         self,
@@ -100,6 +119,8 @@ class BestWeights(lightning.Callback):
         patience: validations without improvement after which training stops; None never stops.
     """
 
+    _KEPT = ("best", "value", "weights", "since", "stopped_early")
+
     def __init__(self, monitor: str, *, patience: int | None) -> None:
         self.monitor = monitor
         self.patience = patience
@@ -108,6 +129,18 @@ class BestWeights(lightning.Callback):
         self.weights: dict[str, Tensor] | None = None
         self.since = 0
         self.stopped_early = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._KEPT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        del pl_module
+        if self.stopped_early:  # resumed after its end
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         module = _own(pl_module)

@@ -35,9 +35,9 @@ class Budget:
         self.seconds = seconds
         self._started: float | None = None
 
-    def start(self) -> None:
-        """Time runs from here."""
-        self._started = time.monotonic()
+    def start(self, *, spent_s: float = 0.0) -> None:
+        """Time runs from here; ``spent_s`` seconds of it are over already."""
+        self._started = time.monotonic() - spent_s
 
     @property
     def elapsed_s(self) -> float:

@@ -18,6 +18,7 @@ from tasks.tracking import Tracker
 from tasks.train import datasets
 from tasks.train.assembly import assemble, budget_of, collate_of, samples_of
 from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
+from tasks.train.checkpoints import Checkpoints, KeepCheckpoints
 from tasks.train.data_formats import check_format
 from tasks.train.models.options import check_batch, check_sizes, input_size, options_of
 from tasks.train.modules import TrainingModule
@@ -54,6 +55,7 @@ def train_model(
     tracker: Tracker,
     progress: Progress,
     inputs: Sequence[tuple[str, str]] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
     """Train, measure, draw, and build the package.
 
@@ -64,21 +66,20 @@ def train_model(
         tracker: gets parameters, curves, per-class values and pictures; see ``Tracker.disabled``.
         progress: called with a fraction and a word about what goes on.
         inputs: name and identity of each folder, for the package's model card.
+        checkpoints: where the training goes on from, and leaves where it is; None: nowhere.
 
     Raises:
         TrainingDataError: the data cannot be trained on.
         BadInputError: parameters that do not fit the data.
         DeviceError: a GPU was asked for and is not there.
     """
-    trained = fit(parameters, data, work, tracker=tracker, progress=progress)
+    trained = fit(parameters, data, work, tracker=tracker, progress=progress, checkpoints=checkpoints)
     pictures = draw_pictures(trained, data[0].classes)
     page = metrics_page(parameters, trained, pictures)
     for name, picture in pictures.items():
         tracker.image(picture, f"ModelCharacteristics/{name}")
     tracker.text(page, "model_metrics.html")
-    package = build(
-        parameters, data[0], trained, page=page, pictures=pictures, into=work, inputs=inputs
-    )
+    package = build(parameters, data[0], trained, page=page, pictures=pictures, into=work, inputs=inputs)
     return TrainResult(package, trained.metrics, trained.effort, page, pictures)
 
 
@@ -116,6 +117,7 @@ def fit(
     *,
     tracker: Tracker,
     progress: Progress,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Train and measure; see :func:`train_model`."""
     check_data(parameters, data)
@@ -141,9 +143,10 @@ def fit(
         "collate_fn": collate_of(parameters),
     }
     steps = max(1, len(train_set) // batch)
+    budget = budget_of(parameters, steps)
     shared = {
         "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
-        "budget": budget_of(parameters, steps),
+        "budget": budget,
         "freeze": parameters.freeze_model,
     }
     assembled = assemble(parameters, options, schema, data[0].band_names, train_set, shared)
@@ -157,7 +160,12 @@ def fit(
         accelerator=accelerator,
         devices=1,
         precision=_precision(parameters, accelerator),
-        callbacks=[TimeBudget(), best, curves],
+        callbacks=[
+            TimeBudget(budget),
+            best,
+            curves,
+            KeepCheckpoints(checkpoints, sampler, seed=parameters.seed, work=work),
+        ],
         check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // steps)),
         gradient_clip_val=_GRADIENT_NORM,
         default_root_dir=work,
@@ -173,7 +181,8 @@ def fit(
     every = [(index, 0) for index in range(len(validation))]
     validation_loader = DataLoader(validation, sampler=cast(Any, every), **loader)
     started = time.monotonic()
-    trainer.fit(module, train_loader, validation_loader)
+    resumed = None if checkpoints is None else checkpoints.newest()
+    trainer.fit(module, train_loader, validation_loader, ckpt_path=resumed, weights_only=True)
     seconds_taken = time.monotonic() - started
     epochs, steps_done = trainer.current_epoch, trainer.global_step
     # Time may have run out between two validations: the last weights compete, too.

@@ -28,11 +28,12 @@ from tasks.store import (
 )
 from tasks.tracking import Tracker
 from tasks.train.callbacks import Progress
+from tasks.train.checkpoints import StoredCheckpoints
 from tasks.train.plan import KIND, RESULT, TrainPlan, TrainRecord, load_plan, load_record
 from tasks.train.train import train_model
 from tasks.training_data import TrainingData, open_training_data
 
-StartTracker = Callable[[TrainPlan], Tracker]
+StartTracker = Callable[..., Tracker]
 
 METRICS = "metrics.json"
 PAGE = "model_metrics.html"
@@ -52,12 +53,17 @@ class Published:
     already_done: bool
 
 
-def start_tracker(plan: TrainPlan) -> Tracker:
+def start_tracker(plan: TrainPlan, run_id: str = "") -> Tracker:
     """An MLflow run in the model's experiment, with parameters and lineage.
+
+    Args:
+        run_id: of an interrupted training, whose run goes on.
 
     Raises:
         TrackingError: there is no MLflow, or it refuses.
     """
+    if run_id:
+        return Tracker.resume(plan.name, run_id)
     values = plan.parameters.model_dump(mode="json", exclude={"model_arguments"})
     values.update({f"model_argument.{item.name}": item.value for item in plan.parameters.model_arguments})
     tracker = Tracker.start(
@@ -77,7 +83,8 @@ def run_training(
     """Train what the plan says and publish the package, unless that has been done.
 
     Args:
-        start: opens the tracker; called when there is work to do.
+        start: opens the tracker; called when there is work to do, with the plan and, where a killed worker
+            has left a checkpoint, the run that it wrote to.
     """
     plan = load_plan(store, plan_uri)
     done = load_record(store, plan.folder_uri)
@@ -85,13 +92,18 @@ def run_training(
         return done
     started = _now()
     data = open_inputs(store, plan)
-    tracker = start(plan)
-    try:
-        with tempfile.TemporaryDirectory(prefix="train-") as folder:
-            record = _train(store, plan, data, Path(folder), tracker, started, progress)
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
+    with tempfile.TemporaryDirectory(prefix="train-") as folder:
+        work = Path(folder)
+        checkpoints = StoredCheckpoints(store, plan.folder_uri, work)
+        begun = checkpoints.run_id
+        tracker = start(plan, begun) if begun else start(plan)
+        try:
+            if tracker.run_id:
+                checkpoints.note_run(tracker.run_id)
+            record = _train(store, plan, data, work, tracker, started, progress, checkpoints)
+        except BaseException:
+            tracker.finish("FAILED")
+            raise
     tracker.tags({"chipline.package": record.package, "chipline.sha256": record.digest})
     tracker.finish()
     # Last: whoever finds it finds all that it names. A second worker on the same plan changes nothing.
@@ -100,6 +112,7 @@ def run_training(
         record.model_dump_json(indent=1).encode(),
         content_type="application/json",
     )
+    checkpoints.clear()
     return record
 
 
@@ -165,9 +178,18 @@ def _train(
     tracker: Tracker,
     started: str,
     progress: Progress,
+    checkpoints: StoredCheckpoints,
 ) -> TrainRecord:
     inputs = [(item.name, item.identity) for item in plan.inputs]
-    result = train_model(plan.parameters, data, work, tracker=tracker, progress=progress, inputs=inputs)
+    result = train_model(
+        plan.parameters,
+        data,
+        work,
+        tracker=tracker,
+        progress=progress,
+        inputs=inputs,
+        checkpoints=checkpoints,
+    )
     publication = Publication(store, plan.folder_uri)
     metrics = json.dumps(result.metrics, indent=1, allow_nan=False).encode()
     files = [

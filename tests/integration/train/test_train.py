@@ -26,7 +26,7 @@ from tasks.package.network_source import load_network
 from tasks.settings import settings
 from tasks.store import ObjectStore, current, iter_files
 from tasks.tracking import Tracker
-from tasks.train import plan, work
+from tasks.train import checkpoints, plan, work
 from tasks.train.parameters import TrainParameters
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "yellowstone_trees"
@@ -196,6 +196,37 @@ def test_a_failed_training_leaves_nothing_visible(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RunError, match="left no result"):
         work.finish(store, uri, {})
     assert current(store, plan.KIND, "broken") is None
+
+
+@pytest.mark.usefixtures("root")
+def test_a_killed_training_goes_on_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = parameters(model_type="UNET", in_folder=["cover"], output_name="killed", max_epochs=2)
+    store = ObjectStore()
+    uri = plan.save_plan(store, plan.make_plan(store, given))
+    runs: list[tuple[str, ...]] = []
+
+    def start(_plan: plan.TrainPlan, *run_id: str) -> Tracker:
+        runs.append(run_id)
+        tracker = Tracker.disabled()
+        tracker.run_id = "run 1"
+        return tracker
+
+    keep = checkpoints.StoredCheckpoints.keep
+
+    def last_words(self: checkpoints.StoredCheckpoints, path: Path) -> None:
+        keep(self, path)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(checkpoints.StoredCheckpoints, "keep", last_words)
+        with pytest.raises(RuntimeError, match="killed"):
+            work.run_training(store, uri, start=start, progress=lambda _fraction, _what: None)
+    record = work.run_training(store, uri, start=start, progress=lambda _fraction, _what: None)
+    assert runs == [(), ("run 1",)]
+    assert record.metrics["epochs"] == 2
+    folder = Path(uri).parent
+    assert not list((folder / checkpoints.FOLDER).iterdir())
 
 
 @pytest.mark.usefixtures("root")
