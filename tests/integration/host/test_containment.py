@@ -62,6 +62,24 @@ def connect(family, address):
     return "connected"
 
 
+def say(family, address):
+    with socket.socket(family, socket.SOCK_DGRAM) as line:
+        return line.sendto(b"from inside", address)
+
+
+def through_link(secret):
+    place = os.path.join(tempfile.gettempdir(), "link")
+    os.symlink(secret, place)
+    return open(place).read()
+
+
+def others(host):
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    if host in numbers:
+        return numbers
+    raise PermissionError(numbers)
+
+
 class Probe:
     def initialize(self, **kwargs):
         self.targets = json.load(open(os.path.join(os.path.dirname(kwargs["model"]), "targets.json")))
@@ -94,6 +112,33 @@ class Probe:
                 ["/bin/sh", "-c", f"echo x > {t['outside']}/from-shell"], check=True, capture_output=True)),
             "setuid": tried(lambda: os.setuid(0) if os.getuid() else "already"),
             "chown": tried(lambda: os.chown(t["secret"], 0, 0)),
+            "home credentials": tried(lambda: open(t["home"] + "/.aws/credentials").read()),
+            "home of root": tried(lambda: os.listdir("/root")),
+            "through a link": tried(lambda: through_link(t["secret"])),
+            "hard link": tried(lambda: os.link(t["secret"], os.path.join(tempfile.gettempdir(), "hard"))),
+            "rename": tried(lambda: os.rename(t["victim"], os.path.join(tempfile.gettempdir(), "taken"))),
+            "unlink": tried(lambda: os.unlink(t["victim"])),
+            "truncate": tried(lambda: os.truncate(t["victim"], 0)),
+            "overwrite": tried(lambda: write(t["victim"])),
+            "device": tried(lambda: os.mknod(os.path.join(tempfile.gettempdir(), "disk"), 0o60600, 0x800)),
+            "shared memory": tried(lambda: open(t["shared"]).read()),
+            "host memory": tried(lambda: open(f"/proc/{t['host']}/mem", "rb").read(1)),
+            "host files": tried(lambda: [
+                os.readlink(p) for p in glob.glob(f"/proc/{t['host']}/fd/*")] or 1 / 0),
+            "all processes": tried(lambda: others(t["host"])),
+            "udp": tried(lambda: say(socket.AF_INET, ("127.0.0.1", t["port"]))),
+            "tcp6": tried(lambda: connect(socket.AF_INET6, ("::1", t["port"]))),
+            "packet": tried(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
+            "netlink": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
+            "abstract": tried(lambda: connect(socket.AF_UNIX, t["abstract"])),
+            "unix datagram": tried(lambda: say(socket.AF_UNIX, t["datagram"])),
+            "datagram of a pair": tried(lambda: socket.socketpair(
+                socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"from inside", t["datagram"])),
+            "read process": tried(lambda: ctypes.CDLL(None).process_vm_readv(t["host"], 0, 0, 0, 0, 0)),
+            "keyring": tried(lambda: ctypes.CDLL(None).syscall(250, 0, -4, 1)),
+            "bpf": tried(lambda: ctypes.CDLL(None).syscall(321, 0, 0, 0)),
+            "mount": tried(lambda: ctypes.CDLL(None).mount(b"none", b"/tmp", b"tmpfs", 0, 0)),
+            "other user": tried(lambda: subprocess.run(["su", "-c", "id"], check=True, capture_output=True)),
         }
 
     def updatePixels(self, tlc, shape, props, **pixelBlocks):
@@ -111,8 +156,27 @@ def _attack(make_package: MakePackage, limits: HostLimits, tmp_path: Path) -> tu
     unix.bind(str(outside / "service.sock"))
     unix.listen()
     (outside / "service.sock").chmod(0o777)
+    (outside / "home" / ".aws").mkdir(parents=True)
+    (outside / "home" / ".aws" / "credentials").write_text("aws_secret_access_key = chipline-test-credential")
+    victim = outside / "victim.txt"
+    victim.write_text("whole")
+    victim.chmod(0o666)
+    shared = Path(f"/dev/shm/chipline-test-{os.getpid()}")
+    shared.write_text("the supervisor's")
+    shared.chmod(0o666)
+    datagram, abstract = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX)
+    datagram.bind(str(outside / "log.sock"))
+    (outside / "log.sock").chmod(0o777)
+    datagram.setblocking(False)
+    abstract.bind(f"\0chipline-test-{os.getpid()}")
+    abstract.listen()
     package = make_package(source=ATTEMPTS)
     targets = {
+        "home": str(outside / "home"),
+        "victim": str(victim),
+        "shared": str(shared),
+        "datagram": str(outside / "log.sock"),
+        "abstract": f"\0chipline-test-{os.getpid()}",
         "package": str(package.folder),
         "outside": str(outside),
         "secret": str(secret),
@@ -122,9 +186,14 @@ def _attack(make_package: MakePackage, limits: HostLimits, tmp_path: Path) -> tu
         "unix": str(outside / "service.sock"),
     }
     (package.folder / "targets.json").write_text(json.dumps(targets))
-    with tcp, unix, HostProcess(package, limits=limits) as host:
-        assert host.run("updatePixels", np.zeros((1, 4, 4), np.uint8)).shape == (1, 4, 4)
-        return host.configuration, outside
+    try:
+        with tcp, unix, datagram, abstract, HostProcess(package, limits=limits) as host:
+            assert host.run("updatePixels", np.zeros((1, 4, 4), np.uint8)).shape == (1, 4, 4)
+            with pytest.raises(BlockingIOError):
+                datagram.recv(100)
+            return host.configuration, outside
+    finally:
+        shared.unlink()
 
 
 def test_hostile_function_gets_nothing(
@@ -161,13 +230,37 @@ def test_hostile_function_gets_nothing(
         "dns",
         "shell",
         "chown",
+        "home credentials",
+        "home of root",
+        "through a link",
+        "hard link",
+        "rename",
+        "unlink",
+        "truncate",
+        "overwrite",
+        "device",
+        "shared memory",
+        "host memory",
+        "host files",
+        "all processes",
+        "udp",
+        "tcp6",
+        "packet",
+        "netlink",
+        "abstract",
+        "unix datagram",
+        "datagram of a pair",
+        "other user",
     ):
         assert result[attempt].startswith("refused"), f"{attempt}: {result[attempt]}"
     assert result["any environ"].startswith("refused") or result["any environ"] == "[]"
-    assert result["ptrace"] == "-1"
+    for call in ("ptrace", "read process", "keyring", "bpf", "mount"):
+        assert result[call] == "-1", call
     assert result["new user namespace"] == "-1"
     assert result["setuid"] == "'already'" or result["setuid"].startswith("refused")
-    assert sorted(path.name for path in outside.iterdir()) == ["secret.txt", "service.sock"]
+    kept = ["home", "log.sock", "secret.txt", "service.sock", "victim.txt"]
+    assert sorted(path.name for path in outside.iterdir()) == kept
+    assert (outside / "victim.txt").read_text() == "whole"
     inherited = [name for name in result["inherited"] if "memfd:chipline" not in name]
     # stdin, stdout and stderr, and the line to the host; nothing else of the host's
     assert sum(name.startswith(("pipe:", "socket:", "/dev/null")) for name in inherited) <= 4, inherited

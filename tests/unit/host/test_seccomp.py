@@ -12,15 +12,17 @@ X86_64, AARCH64 = 0xC000003E, 0xC00000B7
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 
 
-def _verdict(machine: str, arch: int, number: int, argument: int = 0) -> int:
+def _verdict(machine: str, arch: int, number: int, argument: int = 0, second: int = 1) -> int:
     """What classic BPF decides on ``struct seccomp_data``."""
-    data = {0: number, 4: arch, 16: argument & 0xFFFFFFFF}
+    data = {0: number, 4: arch, 16: argument & 0xFFFFFFFF, 24: second & 0xFFFFFFFF}
     steps, accumulator, place = program(machine), 0, 0
     while True:
         code, if_true, if_false, operand = steps[place]
         place += 1
         if code == 0x20:
             accumulator = data[operand]
+        elif code == 0x54:
+            accumulator &= operand
         elif code == 0x06:
             return operand
         else:
@@ -53,6 +55,25 @@ def _verdict(machine: str, arch: int, number: int, argument: int = 0) -> int:
 )
 def test_verdicts_on_x86_64(number: int, argument: int, verdict: int) -> None:
     assert _verdict("x86_64", X86_64, number, argument) == verdict
+
+
+@pytest.mark.parametrize("call", [41, 53])  # socket, socketpair
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        (1, ALLOW),
+        (5, ALLOW),
+        (0o2000001, ALLOW),
+        (0o2004005, ALLOW),
+        (2, EPERM),
+        (3, EPERM),
+        (0o2000002, EPERM),
+    ],
+)
+def test_unix_sockets_are_made_for_connections_only(call: int, kind: int, verdict: int) -> None:
+    assert _verdict("x86_64", X86_64, call, 1, kind) == verdict
+    assert _verdict("aarch64", AARCH64, {41: 198, 53: 199}[call], 1, kind) == verdict
+    assert _verdict("x86_64", X86_64, call, 2, kind) == EPERM
 
 
 def test_foreign_architecture_is_refused_altogether() -> None:
