@@ -72,13 +72,16 @@ _PIXEL_TYPES = {
 }
 
 
-def function_arguments(package: Package, given: dict[str, str]) -> dict[str, str]:
-    """The arguments that the function gets: those given, and one that the engine asks of our own detector.
+_SETTLED_BY_THE_ENGINE = ("ChiplineObjectDetector.py", "ChiplineInstanceDetector.py")
 
-    Our detector would leave out objects whose centre lies in the padding; the reconciliation needs to see
+
+def function_arguments(package: Package, given: dict[str, str]) -> dict[str, str]:
+    """The arguments that the function gets: those given, and one that the engine asks of our own detectors.
+
+    They would leave out objects whose centre lies in the padding; the reconciliation needs to see
     them (``tasks.infer.reconcile``), unless the person insists.
     """
-    if package.definition.inference_function == "ChiplineObjectDetector.py":
+    if package.definition.inference_function in _SETTLED_BY_THE_ENGINE:
         return {"exclude_pad_detections": "False", **given}
     return given
 

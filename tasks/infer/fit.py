@@ -132,6 +132,8 @@ def check_fit(
     """
     remarks: dict[str, None] = {}
     fit = Fit([], [], [])
+    # Whole images are classified as they are.
+    whole = isinstance(parameters, ClassifyObjectsParameters) and parameters.in_features is None
     for index, info in enumerate(rasters):
         contract = check_contract(
             definition,
@@ -142,7 +144,7 @@ def check_fit(
         )
         contract.raise_refusals(unsigned(info.uri))
         # Of a mosaic the first raster decides the cells.
-        decides = separately(parameters) or index == 0
+        decides = not whole and (separately(parameters) or index == 0)
         fit.bands.append(contract.bands)
         fit.cell_sizes.append(contract.cell_size if decides else None)
         for finding in contract.findings:
