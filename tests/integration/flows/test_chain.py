@@ -125,6 +125,8 @@ def test_the_package_is_a_version_in_the_registry(
     chains: dict[str, dict[str, Any]], as_role: Callable[[str], None]
 ) -> None:
     as_role("control")
+    from mlflow.tracking import MlflowClient
+
     from tasks.store import ObjectStore
     from tasks.tracking import resolve_model
 
@@ -132,6 +134,11 @@ def test_the_package_is_a_version_in_the_registry(
         uri = resolve_model(f"models:/{parameters['output_name']}/1")
         assert uri.endswith(".dlpk")
         assert ObjectStore().exists(uri)
+        tags = MlflowClient().get_model_version(parameters["output_name"], "1").tags
+        assert tags["chipline.type"] in ("ImageClassification", "ObjectDetection")
+        assert tags["chipline.sha256"] in uri
+        assert tags["chipline.classes"]
+        assert "/manifest.json" in tags["chipline.training_data"]
 
 
 def test_the_same_chain_again_does_no_work_and_says_so(chains: dict[str, dict[str, Any]], runs: Runs) -> None:
