@@ -10,11 +10,13 @@ from __future__ import annotations
 import ast
 import mmap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from tasks.package.builtin import GENERIC, Builtin, NotBuiltIn, resolve
+from tasks.package.builtin import GENERIC, ONNX, Builtin, NotBuiltIn, resolve
 from tasks.package.definition import ModelDefinition
+from tasks.package.onnx_check import classifier_problems, detector_problems
 
 Fault = tuple[Literal["function", "weights", "numbers"], str, str]
 Locate = Callable[[str], Path | None]
@@ -55,6 +57,8 @@ def builtin_problems(definition: ModelDefinition, locate: Locate) -> Iterator[Fa
     elif builtin in GENERIC.values():
         yield from _child_problems(definition, builtin.configuration, locate)
     weights = locate(definition.model_file) if definition.model_file else None
+    if weights is not None and weights.is_file() and builtin in ONNX.values():
+        yield from _onnx_problems(definition, weights, builtin)
     if weights is None or not weights.is_file() or not builtin.endings:
         return
     if weights.suffix.lower() not in builtin.endings:
@@ -89,6 +93,18 @@ def _module_problems(definition: ModelDefinition, locate: Locate) -> Iterator[Fa
                 "function",
                 f"ModelConfiguration.{key} {named!r} is no module in the package",
                 "Put the .py that defines `model` and `config` into the package.",
+            )
+
+
+def _onnx_problems(definition: ModelDefinition, weights: Path, builtin: Builtin) -> Iterator[Fault]:
+    look = classifier_problems if builtin == ONNX["imageclassifier.py"] else detector_problems
+    with suppress(ValueError):  # no ONNX model: told among the weights
+        for text in look(weights, definition):
+            yield (
+                "weights",
+                f"ModelFile {weights.name} cannot be run by the built-in {builtin.configuration}: {text}",
+                'Export the model as docs/formats/python-raster-function.md, "ONNX", says, correct the '
+                "definition, or give the package a function of its own.",
             )
 
 

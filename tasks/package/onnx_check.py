@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.package.definition import ModelDefinition
+
 # protobuf, in which ONNX files are written, reads no more.
 _MAX_BYTES = 2**31 - 1
 
@@ -54,13 +56,51 @@ def onnx_summary(path: Path) -> OnnxSummary:
         ValueError: the file is no ONNX model.
     """
     model = _read(path)
-    held = {tensor.name for tensor in model.graph.initializer}
     return OnnxSummary(
         opset={item.domain or "ai.onnx": item.version for item in model.opset_import},
-        # Up to version 3 of the format the weights were listed among the inputs.
-        inputs=tuple(_value(item) for item in model.graph.input if item.name not in held),
+        inputs=tuple(map(_value, _inputs(model))),
         outputs=tuple(_value(item) for item in model.graph.output),
     )
+
+
+def classifier_problems(path: Path, definition: ModelDefinition) -> list[str]:
+    """Why the built-in classifier cannot run a model; empty where it can, as far as the file says.
+
+    Source of the rules: docs/formats/python-raster-function.md, "ONNX".
+    """
+    model, problems = _with_input_problems(path, definition)
+    output = model.graph.output[0]
+    sizes, count = _sizes(output), len(definition.classes or [])
+    if _kind(output) != "float32" or len(sizes) != 4:
+        problems.append(f"its output is {_value(output)}, not float32 (n, classes, rows, cols)")
+    elif sizes[1] is not None and sizes[1] not in (count, count + 1):
+        problems.append(f"it scores {sizes[1]} classes, and the definition names {count}")
+    return problems
+
+
+def detector_problems(path: Path, definition: ModelDefinition) -> list[str]:
+    """Why the built-in detector cannot run a model; empty where it can, as far as the file says."""
+    model, problems = _with_input_problems(path, definition)
+    names = [item.name for item in model.graph.output]
+    missing = [name for name in ("boxes", "labels", "scores") if name not in names]
+    if missing:
+        problems.append(f"its outputs are {', '.join(names)}, without {', '.join(missing)}")
+    return problems
+
+
+def _with_input_problems(path: Path, definition: ModelDefinition) -> tuple[Any, list[str]]:
+    model = _read(path)
+    inputs = _inputs(model)
+    given = "; ".join(map(_value, inputs))
+    if len(inputs) != 1 or _kind(inputs[0]) != "float32" or len(_sizes(inputs[0])) != 4:
+        return model, [f"it takes {given}, not one float32 (n, bands, rows, cols)"]
+    bands = len(definition.extract_bands) if definition.extract_bands else None
+    expected = (None, bands, definition.image_height, definition.image_width)
+    pairs = zip(_sizes(inputs[0]), expected, strict=True)
+    if all(own is None or said is None or own == said for own, said in pairs):
+        return model, []
+    said = ", ".join("n" if size is None else str(size) for size in expected)
+    return model, [f"it takes {given}, and the definition's bands and image size are ({said})"]
 
 
 def _read(path: Path) -> Any:
@@ -111,12 +151,25 @@ def _beside(path: Path, location: str, folder: Path) -> Path | None:
     return target if target.is_relative_to(folder.resolve()) else None
 
 
-def _value(item: Any) -> str:
+def _inputs(model: Any) -> list[Any]:
+    # Up to version 3 of the format the weights were listed among the inputs.
+    held = {tensor.name for tensor in model.graph.initializer}
+    return [item for item in model.graph.input if item.name not in held]
+
+
+def _kind(item: Any) -> str:
     from onnx import TensorProto
 
-    tensor = item.type.tensor_type
-    known = tensor.elem_type in TensorProto.DataType.values()
-    kind = TensorProto.DataType.Name(tensor.elem_type).lower() if known else "unknown"
-    kind = {"float": "float32", "double": "float64"}.get(kind, kind)
-    sizes = [size.dim_param or str(size.dim_value or "?") for size in tensor.shape.dim]
-    return f"{item.name} {kind} ({', '.join(sizes)})"
+    number = item.type.tensor_type.elem_type
+    kind = TensorProto.DataType.Name(number).lower() if number in TensorProto.DataType.values() else "unknown"
+    return {"float": "float32", "double": "float64"}.get(kind, kind)
+
+
+def _sizes(item: Any) -> list[int | None]:
+    """The shape; None for a size that is open."""
+    return [size.dim_value or None for size in item.type.tensor_type.shape.dim]
+
+
+def _value(item: Any) -> str:
+    sizes = [size.dim_param or str(size.dim_value or "?") for size in item.type.tensor_type.shape.dim]
+    return f"{item.name} {_kind(item)} ({', '.join(sizes)})"

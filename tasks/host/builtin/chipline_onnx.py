@@ -5,6 +5,7 @@ docs/formats/python-raster-function.md, "ONNX". Runs in the host's child; see ``
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,11 @@ class OnnxNetwork:
                 "a GPU was asked for, and this ONNX Runtime was built for the CPU: "
                 "install onnxruntime-gpu, or run on the CPU"
             )
-        self._session = onnxruntime.InferenceSession(definition.weights, providers=[provider])
+        options = onnxruntime.SessionOptions()
+        # Without a number it takes all cores and pins threads to them, also those that are not ours.
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        options.intra_op_num_threads = int(threads) if threads.isdigit() else len(os.sched_getaffinity(0))
+        self._session = onnxruntime.InferenceSession(definition.weights, options, providers=[provider])
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             given = "; ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)

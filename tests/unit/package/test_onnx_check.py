@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from tasks.errors import PackageError
+from tasks.package import package_problems
 from tasks.package.examine import card_rows, examine_package
 from tasks.package.onnx_check import onnx_problems, onnx_summary
 from tasks.package.pack import pack_package
@@ -93,6 +94,39 @@ def test_summary_names_opset_inputs_and_outputs(tmp_path: Path) -> None:
     assert found.opset == {"ai.onnx": 17, "x.y": 2}
     assert found.inputs == ("image float32 (n, 3, 8, ?)",)
     assert found.outputs == ("scores float32 (n, 2, 8, 8)",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"Classes": [{"Value": 5, "Name": "a"}]}, []),  # one score more than classes: background
+        ({"ImageHeight": 16}, ["and the definition's bands and image size are (n, 3, 16, 8)"]),
+        ({"ExtractBands": [0, 1]}, ["image size are (n, 2, 8, 8)"]),
+        (
+            {"Classes": [{"Value": value, "Name": "a"} for value in range(4)]},
+            ["it scores 2 classes", "names 4"],
+        ),
+        ({"ModelType": "ObjectDetection"}, ["its outputs are scores, without boxes, labels"]),
+    ],
+)
+def test_what_the_built_in_functions_cannot_run_is_told_first(
+    tmp_path: Path, changes: dict[str, Any], said: list[str]
+) -> None:
+    emd = {
+        "ModelType": "ImageClassification",
+        "ModelFile": "models/net.onnx",
+        "ExtractBands": [0, 1, 2],
+        "ImageHeight": 8,
+        "ImageWidth": 8,
+        "Classes": [{"Value": 1, "Name": "a"}, {"Value": 2, "Name": "b"}],
+        **changes,
+    }
+    _written(tmp_path, _model())
+    (tmp_path / "net.emd").write_text(json.dumps(emd))
+    problems = [item.text for item in package_problems(tmp_path)]
+    assert len(problems) == bool(said)
+    assert all(part in problems[0] for part in said)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
