@@ -24,7 +24,8 @@ _WHAT = {
     "ObjectClassification": "gives given objects a class",
 }
 _COUNTS = ("pixels", "objects")
-_NO_MEASURES = ("epochs", "steps", "learning_rate", "threshold", "valid_loss")
+_MEASURES = ("accuracy", "precision", "recall", "f1", "iou", "map", "calibration", "psnr", "ssim")
+"""Parts of the names of measures; the rest of the metrics says how the training went."""
 _FEW = {"pixels": 10_000, "objects": 30}
 """With fewer of a class on the validation chips its numbers are chance."""
 
@@ -147,7 +148,7 @@ def _numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
     overall = [
         (key.replace("_", " "), _measure(value, intervals.get(key)))
         for key, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key not in _NO_MEASURES
+        if isinstance(value, int | float) and any(part in key.lower() for part in _MEASURES)
     ]
     per_class = _per_class(metrics)
     if not overall and not per_class:

@@ -116,12 +116,18 @@ def test_one_epoch_gives_a_package_that_predicts(model_type: str, folder: str) -
     with zipfile.ZipFile(record.package) as archive:
         name = given.output_name
         definition = read_definition(archive.read(f"{name}.emd").decode())
+        card = archive.read("MODEL_CARD.md").decode()
         network = load_network(
             archive.read("ChiplineNetwork.py").decode(),
             torch.load(archive.open(f"{name}.pth"), weights_only=True),
         )
     assert (definition.image_height, definition.model_name) == (128, model_type)
     assert [item.name for item in definition.classes or []] == ["Tree"]
+    assert [band["BandName"] for band in definition.extras["AllTilesStats"]] == definition.bands
+    assert f"| data set {folder} | {made.inputs[0].identity} |" in card
+    assert f"| chips: validation | {record.metrics['chips']['validation']} |" in card
+    assert record.tags["chipline.classes"].endswith(" Tree")
+    assert made.inputs[0].identity in record.tags["chipline.training_data"]
     image = torch.randn(3, 192, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         if model_type == "UNET":
