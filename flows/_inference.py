@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows._parts import run_parts
-from tasks.infer.parameters import InferenceTool
+from tasks.infer.parameters import InferenceTool, parts_at_once
 from tasks.infer.task import estimate_inference, finish_inference, is_part_done, plan_inference
 
 
@@ -27,5 +27,6 @@ def run_inference(parameters: InferenceTool, *, verb: str) -> dict[str, str]:
             parts=[{"plan_uri": plan_uri, "part": part} for part in range(plan["parts"])],
             title=f"{verb}: {plan['shards']} shards",
             is_done=lambda part: is_part_done(plan_uri, part),
+            at_once=parts_at_once(parameters.parallel_processing_factor),
         )
     return finish_inference(plan_uri)

@@ -22,6 +22,7 @@ def run_parts(
     parts: Sequence[Mapping[str, Any]],
     title: str,
     is_done: Callable[[int], bool] | None = None,
+    at_once: int | None = None,
 ) -> None:
     """Run every part as a deployment run of ``leaf`` and return when all are done.
 
@@ -35,6 +36,7 @@ def run_parts(
         parts: JSON parameters of each part.
         title: what is being done, for the log and the progress artifact.
         is_done: whether a part's results are in the store; parts that are done are not submitted.
+        at_once: parts that are submitted and not finished at any time; None: all.
 
     Raises:
         RunError: a part failed, or was lost too often.
@@ -42,4 +44,4 @@ def run_parts(
     if not parts:
         return
     with get_client(sync_client=True) as client:
-        Watcher(LeafServer(client, leaf), run_key, parts, title, is_done).watch()
+        Watcher(LeafServer(client, leaf), run_key, parts, title, is_done, at_once).watch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -29,12 +30,15 @@ class Watcher:
         parts: Sequence[Mapping[str, Any]],
         title: str,
         is_done: Callable[[int], bool] | None,
+        at_once: int | None = None,
     ) -> None:
         self.server = server
         self.run_key = run_key
         self.parts = parts
         self.title = title
         self.is_done = is_done or (lambda _part: False)
+        self.at_once = at_once or len(parts)
+        self.waiting: deque[int] = deque()
         self.log = get_run_logger()
         self.running: dict[UUID, int] = {}
         self.lost = [0] * len(parts)
@@ -54,7 +58,8 @@ class Watcher:
             if self.is_done(part):
                 self.done += 1
             else:
-                self._submit(part)
+                self.waiting.append(part)
+        self._submit_waiting()
         self.log.info("%s: %d parts, %d done already", self.title, len(self.parts), self.done)
         reported = -1
         while self.running:
@@ -65,6 +70,7 @@ class Watcher:
             runs = self._read_runs()
             for run in runs:
                 self._judge(run)
+            self._submit_waiting()
             idle = bool(runs) and all(run.state is not None and run.state.is_scheduled() for run in runs)
             if idle and not noted and time.monotonic() - started > IDLE_NOTE_SECONDS:
                 noted = True
@@ -76,6 +82,10 @@ class Watcher:
                 )
         update_progress_artifact(progress, progress=100.0)
         self.log.info("%s: all %d parts done", self.title, len(self.parts))
+
+    def _submit_waiting(self) -> None:
+        while self.waiting and len(self.running) < self.at_once:
+            self._submit(self.waiting.popleft())
 
     def _submit(self, part: int) -> None:
         while True:

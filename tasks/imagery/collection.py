@@ -83,6 +83,7 @@ def grid_of_collection(
     out_sr: str | None = None,
     cell_size: float | tuple[float, float] | None = None,
     extent: Bounds | None = None,
+    snap: RasterInfo | None = None,
 ) -> Grid:
     """The target grid over all rasters: their joint extent on the first raster's grid.
 
@@ -92,22 +93,23 @@ def grid_of_collection(
         cell_size: target cell size in units of the target CRS; the first raster's by default.
         extent: (xmin, ymin, xmax, ymax) in the target CRS; the part of the collection inside it, snapped
             outwards to whole cells.
+        snap: a raster in the target CRS; the grid's corner is its corner plus whole cells.
 
     Returns:
-        A grid whose cells coincide with the first raster's cells where CRS and cell size are its own,
-        whose corner is the first raster's corner plus whole cells where only the cell size differs, and
+        Without ``snap`` a grid whose cells coincide with the first raster's cells where CRS and cell size are
+        its own, whose corner is the first raster's corner plus whole cells where only the cell size differs, and
         whose coordinates are multiples of the cell size where the CRS differs.
 
     Raises:
         BadInputError: no CRS, several CRS without ``out_sr``, a rotated or south-up raster without
             ``out_sr`` or ``cell_size`` (its pixels would have to be resampled), an extent that touches no
-            raster, or values that make no sense.
+            raster, a ``snap`` in another CRS, or values that make no sense.
     """
     if not infos:
         raise BadInputError("The collection holds no raster.", "Give at least one raster.")
     for info in infos:
         _require_crs(info)
-    resampled = out_sr is not None or cell_size is not None
+    resampled = out_sr is not None or cell_size is not None or snap is not None
     if not resampled:
         for info in infos:
             _require_north_up(info)
@@ -121,6 +123,14 @@ def grid_of_collection(
     else:
         cell_x, cell_y = _cell_size(cell_size, _warped_cell_size(reference, target_wkt))
         anchor_x = anchor_y = 0.0
+    if snap is not None:
+        if not same_crs(snap.crs_wkt, target_wkt):
+            raise BadInputError(
+                f"The snap raster {snap.address} is in {crs_name(snap.crs_wkt)}, the output in "
+                f"{crs_name(target_wkt)}.",
+                "Give a snap_raster in the output's reference system, or set out_sr to the snap raster's.",
+            )
+        anchor_x, anchor_y = snap.bounds[0], snap.bounds[3]
     bounds = union_of_bounds([bounds_in(info, target_wkt) for info in infos])
     return _snapped(target_wkt, (anchor_x, anchor_y), (cell_x, cell_y), bounds, extent)
 
@@ -187,6 +197,11 @@ def bounds_in(info: RasterInfo, crs_wkt: str | None, *, within: Bounds | None = 
     bounds = _warped_bounds(info.crs_wkt, crs_wkt, own)
     if bounds is None:
         raise _not_expressible(info)
+    if bounds[0] > bounds[2]:  # PROJ's way to say that it runs over the edge of the map
+        raise BadInputError(
+            f"{info.address} crosses the antimeridian of {crs_name(crs_wkt)}, where a grid has its two edges.",
+            "Choose an out_sr whose map is in one piece there (a UTM zone, EPSG:3832), or leave it out.",
+        )
     return bounds
 
 

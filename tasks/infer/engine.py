@@ -107,7 +107,7 @@ class Tile:
     Attributes:
         row, col: place on the grid, in tile steps.
         inner: what the tile contributes; may reach outside the grid.
-        valid: (rows, cols) of the inner part, False where the imagery holds no pixel.
+        valid: (rows, cols) of the inner part, False where the imagery holds no pixel or a mask leaves it out.
     """
 
     row: int
@@ -188,10 +188,12 @@ class TileCutter:
 
     Attributes:
         needs: see :class:`Operator`.
+        wanted: pixels of a window of a grid, by its number, whose results count; None: all.
     """
 
     geometry: TileGeometry
     needs: Callable[[NDArray[np.bool_], TileGeometry], bool]
+    wanted: Callable[[int, Window], NDArray[np.bool_]] | None = None
 
     def strips(self, shard: Shard, source: Source) -> Iterator[Strip]:
         """Consecutive rows of tiles."""
@@ -221,13 +223,15 @@ class TileCutter:
         for row in range(rows):
             for col in range(strip.shard.tile_cols):
                 top, left = row * geometry.rows, col * geometry.cols
-                valid = pixels.valid[top : top + height, left : left + width]
-                if not self.needs(valid, geometry):
+                valid = counts = pixels.valid[top : top + height, left : left + width]
+                inner = geometry.inner(first_row + row, strip.shard.tile_col + col)
+                if self.wanted is not None and valid.any():
+                    counts = valid & self.wanted(strip.shard.grid, inner.expand(pad))
+                if not self.needs(counts, geometry):
                     yield None
                     continue
-                inner = geometry.inner(first_row + row, strip.shard.tile_col + col)
                 # A copy: the strip may go as soon as its tiles are submitted.
-                inner_valid = valid[pad : pad + geometry.rows, pad : pad + geometry.cols].copy()
+                inner_valid = counts[pad : pad + geometry.rows, pad : pad + geometry.cols].copy()
                 yield Block(
                     pixels.values[:, top : top + height, left : left + width],
                     valid.astype(np.uint8),  # the host makes one plane per band of it

@@ -36,6 +36,7 @@ from tasks.infer.crops import (
     crop_windows,
 )
 from tasks.infer.describe import FunctionDescription
+from tasks.infer.mask import MaskPolygons, geometry_px
 from tasks.infer.outputs_tables import field_named
 from tasks.infer.parameters import ClassifyObjectsParameters
 from tasks.infer.planned import Plan, PlannedGrid
@@ -213,6 +214,7 @@ def features_of_layer(
     layer: FeatureLayer,
     grids: Sequence[PlannedGrid],
     crops: PlannedCrops,
+    mask: MaskPolygons | None,
 ) -> FeatureInput:
     """The features of a layer, each with the grids that its crop lies on.
 
@@ -226,9 +228,12 @@ def features_of_layer(
     records, numbers, pixels = [], [], []
     for number, planned in enumerate(grids):
         index = np.flatnonzero(usable)
-        moved = geometry_px(shapes[index], crs_wkt, planned)
+        moved = geometry_px(shapes[index], crs_wkt, planned.crs_wkt, planned.transform)
         index, moved = index[_finite(moved)], moved[_finite(moved)]
         on = _on_imagery(moved, planned, crops, with_extent=parameters.extent is not None)
+        if mask is not None:
+            xmin, ymin, xmax, ymax = shapely.bounds(moved).reshape(-1, 4).T
+            on &= mask.on_grid(planned.crs_wkt, planned.transform).holds((xmin + xmax) / 2, (ymin + ymax) / 2)
         index, moved = index[on], moved[on]
         windows = crop_windows(moved, crops)
         cells = windows[:, :2] // _CELL_PX
@@ -269,7 +274,7 @@ def features_of_images(
     Raises:
         BadInputError: images that are too large, or parameters that mean nothing without features.
     """
-    for name in ("cell_size", "extent"):
+    for name in ("cell_size", "extent", "mask", "snap_raster"):
         if getattr(parameters, name) is not None:
             raise BadInputError(
                 f"{name} means nothing where each image is one object.", "Leave it out, or give in_features."
@@ -307,22 +312,6 @@ def features_of_images(
     return FeatureInput(frame, crops, numbers, boxes), [grid]
 
 
-def geometry_px(geometry: NDArray[np.object_], crs_wkt: str, planned: PlannedGrid) -> NDArray[np.object_]:
-    """Geometries in pixels of a grid: x = column, y = row."""
-    a, _, c, _, e, f = planned.transform
-    project = None
-    if not same_crs(crs_wkt, planned.crs_wkt):
-        project = pyproj.Transformer.from_crs(crs_wkt, planned.crs_wkt, always_xy=True)
-
-    def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        if project is not None:
-            points = np.column_stack(project.transform(points[:, 0], points[:, 1]))
-        return (points - (c, f)) / (a, e)
-
-    moved: NDArray[np.object_] = shapely.transform(shapely.force_2d(geometry), move)
-    return moved
-
-
 def features_of_plan(plan: Plan, table: bytes) -> Callable[[Shard], Features]:
     """Reads the features of a shard from the plan's table."""
     crops = plan.crops
@@ -339,7 +328,9 @@ def features_of_plan(plan: Plan, table: bytes) -> Callable[[Shard], Features]:
         column = file.read_row_groups(list(groups), columns=["geometry"])["geometry"]
         first = groups[0] * _ROWS_PER_GROUP
         found = shapely.from_wkb(column.to_numpy()[start - first : stop - first])
-        return Features(rows, geometry_px(np.asarray(found, object), crops.crs_wkt, plan.grids[shard.grid]))
+        planned = plan.grids[shard.grid]
+        shapes = np.asarray(found, object)
+        return Features(rows, geometry_px(shapes, crops.crs_wkt, planned.crs_wkt, planned.transform))
 
     return read
 

@@ -11,10 +11,12 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from tasks.imagery.identity import unsigned
 from tasks.infer.crops import PlannedCrops, read_labels
 from tasks.infer.features import GRID, RECORD, table_of_plan
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
 from tasks.infer.layer import reprojected
+from tasks.infer.mask import geometry_px
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_tables import TableFiles, write_table
 from tasks.infer.picture import PREVIEW_BYTES, Outlines, picture
@@ -99,9 +101,6 @@ def labelled(store: ObjectStore, plan: Plan) -> geopandas.GeoDataFrame:
 
 def _sources(plan: Plan, frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:
     """Per feature, the first raster of its grid whose footprint holds the middle of its envelope."""
-    from tasks.imagery.identity import unsigned
-    from tasks.infer.features import geometry_px
-
     crops = plan.crops
     assert crops is not None
     found = np.full(len(frame), None, dtype=object)
@@ -111,7 +110,7 @@ def _sources(plan: Plan, frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:
         mine = np.flatnonzero(grids == number)
         if not len(mine):
             continue
-        bounds = shapely.bounds(geometry_px(shapes[mine], crops.crs_wkt, planned))
+        bounds = shapely.bounds(geometry_px(shapes[mine], crops.crs_wkt, planned.crs_wkt, planned.transform))
         middle = shapely.points((bounds[:, :2] + bounds[:, 2:]) / 2)
         boxes = np.array([(col, row, col + cols, row + rows) for row, col, rows, cols in planned.footprints])
         points, rasters = shapely.STRtree(shapely.box(*boxes.T)).query(middle, predicate="intersects")

@@ -17,6 +17,7 @@ from rasterio.io import MemoryFile
 from tasks.errors import HostError
 from tasks.host import Operation
 from tasks.infer.engine import Tile
+from tasks.infer.mask import GridMask
 from tasks.infer.objects import Objects, no_objects
 from tasks.infer.reconcile import border_margin
 from tasks.infer.shards import Shard, TileGeometry
@@ -172,10 +173,12 @@ class ObjectOperator:
 
     Attributes:
         regions: per grid, the (row, col, rows, cols) outside of which objects are left out.
+        masks: per grid, what the centroid of an object must lie in; empty: there is no mask.
     """
 
     geometry: TileGeometry
     regions: Mapping[int, tuple[int, int, int, int]]
+    masks: Mapping[int, GridMask] = field(default_factory=dict)
     operation: Operation = "vectorize"
 
     def needs(self, valid: NDArray[np.bool_], geometry: TileGeometry) -> bool:  # noqa: ARG002
@@ -193,7 +196,7 @@ class ObjectOperator:
         if not len(whole):
             return
         items, inside = [result[index] for index in whole.tolist()], polygons[whole]
-        objects = self._judged(tile, items, inside, self.regions[state.shard.grid])
+        objects = self._judged(tile, items, inside, state.shard.grid)
         if len(objects):
             state.parts.append(objects)
 
@@ -202,7 +205,7 @@ class ObjectOperator:
         tile: Tile,
         items: Sequence[DetectionLike],
         polygons: NDArray[np.object_],
-        region: tuple[int, int, int, int],
+        grid: int,
     ) -> Objects:
         rows, cols, pad = self.geometry.rows, self.geometry.cols, self.geometry.padding
         margin = border_margin(self.geometry)
@@ -222,11 +225,13 @@ class ObjectOperator:
         near_outside = (x >= -margin) & (x < cols + margin) & (y >= -margin) & (y < rows + margin)
         # An object that the neighbour owns and that is cut off here is seen more whole over there.
         kept = owned | (near_outside & ~cut)
-        row, col, region_rows, region_cols = region
+        row, col, region_rows, region_cols = self.regions[grid]
         grid_x, grid_y = x + tile.inner.col, y + tile.inner.row
         kept &= (
             (grid_x >= col) & (grid_x < col + region_cols) & (grid_y >= row) & (grid_y < row + region_rows)
         )
+        if grid in self.masks:
+            kept &= self.masks[grid].holds(grid_x, grid_y)
         offset = np.array((tile.inner.col, tile.inner.row))
         shifted = shapely.transform(polygons, lambda points: points + offset)
         count = len(items)

@@ -5,6 +5,7 @@ Source of names and defaults: ``docs/formats/tools.md`` §2 to §6.
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -68,6 +69,16 @@ class EngineParameters(ToolParameters):
         description="EPSG code of the output's coordinate system. A mosaic of rasters in several coordinate "
         "systems needs it; separate items keep their own grids and only features are reprojected",
     )
+    mask: str | None = Field(
+        default=None,
+        description="Polygons that bound the results: URI of any vector file. Pixels outside stay nodata, "
+        "and objects count whose centre lies inside",
+    )
+    snap_raster: str | None = Field(
+        default=None,
+        description="Raster whose corner the cells of the output are aligned to, in the output's coordinate "
+        "system; imagery that does not lie on them is resampled",
+    )
     processor_type: ProcessorType = Field(
         default="AUTO",
         description="AUTO takes a GPU where the workers have one; GPU insists on one and fails without; CPU",
@@ -95,6 +106,13 @@ class EngineParameters(ToolParameters):
         ge=1,
         le=10_000,
         description="Number of shards that one run of a worker computes; it changes no result",
+    )
+
+    parallel_processing_factor: str | None = Field(
+        default=None,
+        pattern=r"^\s*\d{1,4}\s*%?\s*$",
+        description="Parts of this run that are computed at the same time: a number, such as 2, or a share "
+        "of the processor's cores, such as 80%; as far as there are workers. Empty: all that there are",
     )
 
     @model_validator(mode="after")
@@ -140,6 +158,19 @@ class ChangeImageryParameters(ToolParameters):
     def imagery(self) -> list[str]:
         """All imagery as it was named, in order."""
         return [*self.from_raster, *self.to_raster]
+
+
+def parts_at_once(factor: str | None) -> int | None:
+    """How many parts ``parallel_processing_factor`` lets run at the same time; None: as many as there are.
+
+    A share counts the cores of the machine that asks; at least one part runs.
+    """
+    if factor is None:
+        return None
+    number = int(factor.strip().removesuffix("%"))
+    if "%" in factor:
+        number = round((os.cpu_count() or 1) * number / 100)
+    return max(1, number)
 
 
 # Bases in this order: the form shows the fields of the last one first.

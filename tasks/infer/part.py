@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,10 +21,12 @@ from tasks.infer.blending import ScoreOperator
 from tasks.infer.change import PairReader
 from tasks.infer.crops import CropOperator, ImagesReader
 from tasks.infer.describe import description_of
-from tasks.infer.engine import Operator, Progress, Source, run_shards
+from tasks.infer.engine import Cutter, Operator, Progress, Source, TileCutter, run_shards
 from tasks.infer.execution import settle_engine
 from tasks.infer.features import crop_cutter, images_reader
 from tasks.infer.fit import RescaledReader
+from tasks.infer.mask import TABLE as MASK_TABLE
+from tasks.infer.mask import GridMask, MaskPolygons
 from tasks.infer.operators import ObjectOperator, PixelOperator
 from tasks.infer.planned import Plan, PlannedGrid
 from tasks.infer.scores import ChipHost
@@ -122,6 +124,8 @@ def compute_part(
     """
     shards = shards_of(plan, part)
     started = time.monotonic()
+    masks = masks_of_plan(store, plan)
+    operator = operator_for(plan, masks)
     with (
         HostProcess(
             package, processor_type=plan.processor, arguments=plan.arguments, foreign=plan.package.foreign
@@ -140,10 +144,10 @@ def compute_part(
             shards,
             sources,
             host if plan.scoring is None else ChipHost(host, plan.geometry, plan.scoring.layout),
-            operator_for(plan),
+            operator,
             ShardStore(store, settings().root),
             geometry=plan.geometry,
-            cutter=None if plan.crops is None else crop_cutter(store, plan),
+            cutter=cutter_for(store, plan, operator, masks),
             progress=progress,
         )
         report = PartReport(
@@ -174,13 +178,33 @@ def reports(store: ObjectStore, plan: Plan) -> list[PartReport]:
     ]
 
 
-def operator_for(plan: Plan) -> Operator[Any]:
+def masks_of_plan(store: ObjectStore, plan: Plan) -> dict[int, GridMask]:
+    """The plan's mask on each of its grids; none where there is no mask, or where crops are cut."""
+    if not plan.mask or plan.crops is not None:
+        return {}
+    mask = MaskPolygons.from_bytes(store.get(join(plan.folder, MASK_TABLE)))
+    return {
+        number: mask.on_grid(planned.crs_wkt, planned.transform) for number, planned in enumerate(plan.grids)
+    }
+
+
+def cutter_for(
+    store: ObjectStore, plan: Plan, operator: Operator[Any], masks: Mapping[int, GridMask]
+) -> Cutter:
+    """How the plan's shards become blocks."""
+    if plan.crops is not None:
+        return crop_cutter(store, plan)
+    wanted = (lambda grid, window: masks[grid].inside(window)) if masks else None
+    return TileCutter(plan.geometry, operator.needs, wanted)
+
+
+def operator_for(plan: Plan, masks: Mapping[int, GridMask] | None = None) -> Operator[Any]:
     """The operator of the plan's tool."""
     if plan.crops is not None:
         return CropOperator()
     regions = {number: planned.region for number, planned in enumerate(plan.grids)}
     if plan.pixel_format is None:
-        return ObjectOperator(plan.geometry, regions)
+        return ObjectOperator(plan.geometry, regions, masks or {})
     if plan.scoring is None:
         return PixelOperator(plan.geometry, plan.pixel_format)
     return ScoreOperator(plan.geometry, plan.pixel_format, plan.scoring, regions)

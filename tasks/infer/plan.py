@@ -30,6 +30,7 @@ from tasks.infer.features import (
     planned_crops,
 )
 from tasks.infer.fit import Samples, agreed_bands, check_fit, rescaling_for, separately, target_sr
+from tasks.infer.mask import MaskPolygons, misses
 from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
     ClassifyObjectsParameters,
@@ -38,6 +39,7 @@ from tasks.infer.parameters import (
     InferenceTool,
     ProcessorType,
     Tool,
+    parts_at_once,
 )
 from tasks.infer.parameters_outputs import LayerParameters
 from tasks.infer.planned import Plan, PlannedClass, PlannedGrid, PlannedPackage, Processor, output_name
@@ -76,6 +78,10 @@ def check_addresses(parameters: InferenceTool) -> None:
     """
     for uri in parameters.imagery:
         check_allowed(uri)
+    if parameters.mask is not None:
+        check_allowed(split_layer(parameters.mask)[0])
+    if parameters.snap_raster is not None:
+        check_allowed(parameters.snap_raster)
     if isinstance(parameters, ClassifyObjectsParameters) and parameters.in_features is not None:
         check_allowed(split_layer(parameters.in_features)[0])
     if not parameters.model.startswith("models:/"):
@@ -174,6 +180,8 @@ def plan_with_features(
     samples: Samples = (),
     asked_threshold: float | None = None,
     layer: FeatureLayer | None = None,
+    mask: MaskPolygons | None = None,
+    snap: RasterInfo | None = None,
 ) -> tuple[Plan, FeatureInput | None]:
     """The plan, from checked parts, and the objects that classify_objects works on.
 
@@ -190,6 +198,8 @@ def plan_with_features(
         samples: a look into the rasters of both dates, see ``tasks.infer.fit``; empty: nothing was read.
         asked_threshold: of the layer, where the function's own is lowered for candidates, which are kept.
         layer: the features of classify_objects; None where each image is one object.
+        mask: polygons that results must lie in.
+        snap: raster whose cells the output's are aligned to.
 
     Raises:
         BadInputError: imagery that does not fit the package or the parameters.
@@ -225,9 +235,9 @@ def plan_with_features(
     if isinstance(parameters, ClassifyObjectsParameters) and layer is None:
         features, grids = features_of_images(parameters, rasters, planned_crops(package, description))
     else:
-        grids = _plan_grids(parameters, rasters, after, fit.cell_sizes)
+        grids = _plan_grids(parameters, rasters, after, fit.cell_sizes, mask, snap)
     if isinstance(parameters, ClassifyObjectsParameters) and layer is not None:
-        features = features_of_layer(parameters, layer, grids, planned_crops(package, description))
+        features = features_of_layer(parameters, layer, grids, planned_crops(package, description), mask)
     if features is not None:
         remarks += features.remarks
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
@@ -256,6 +266,8 @@ def plan_with_features(
                 **({} if scoring is None else {"scores": scoring.model_dump()}),
                 **({} if rescaling is None else {"rescaling": rescaling.model_dump()}),
                 **({} if features is None else {"crops": features.crops.decides_pixels}),
+                # Which features a mask leaves is in the shards themselves.
+                **({} if mask is None or features is not None else {"mask": mask.digest}),
                 "device": processor,
                 "precision": str(description.scalars.get("precision", PRECISION)).lower(),
                 "batch": [
@@ -277,7 +289,7 @@ def plan_with_features(
         if features is not None:
             shards += features.shards(number, footprints, base_key, features.per_shard(parameters.shard_size))
             continue
-        shards += plan_shards(
+        made = plan_shards(
             grid=number,
             region=Window(*planned.region),
             geometry=geometry,
@@ -288,7 +300,13 @@ def plan_with_features(
             grid_window=planned.grid.window,
             margin=0 if scoring is None else scoring.margin,
         )
+        if mask is not None and made:
+            touched = mask.on_grid(planned.crs_wkt, planned.transform).touches([one.target for one in made])
+            made = [one for one, there in zip(made, touched.tolist(), strict=True) if there]
+        shards += made
     if not shards and features is None:
+        if mask is not None:
+            raise misses(mask.uri)
         raise BadInputError(
             "No imagery lies in the extent.", "Give an extent that touches a raster, or leave it empty."
         )
@@ -333,13 +351,24 @@ def plan_with_features(
         scoring=scoring,
         rescaling=rescaling,
         crops=None if features is None else features.crops,
+        mask="" if mask is None else mask.digest,
         processor=processor,
         grids=grids,
         shards=shards,
-        parts=split_parts(len(shards), parameters.shards_per_part),
+        parts=split_parts(len(shards), shards_per_part(parameters, len(shards))),
         remarks=remarks,
     )
     return plan, features
+
+
+def shards_per_part(parameters: InferenceTool, shards: int) -> int:
+    """So many that each of the parts that run at the same time has something to do."""
+    at_once = parts_at_once(parameters.parallel_processing_factor)
+    return (
+        parameters.shards_per_part
+        if at_once is None
+        else min(parameters.shards_per_part, max(1, -(-shards // at_once)))
+    )
 
 
 def _on_record(parameters: InferenceTool) -> dict[str, Any]:
@@ -399,6 +428,8 @@ def _plan_grids(
     rasters: Sequence[RasterInfo],
     after: Sequence[RasterInfo],
     cell_sizes: Sequence[float | None],
+    mask: MaskPolygons | None,
+    snap: RasterInfo | None,
 ) -> list[PlannedGrid]:
     apart = separately(parameters)
     code = target_sr(parameters)
@@ -412,11 +443,16 @@ def _plan_grids(
     for name, indices in groups:
         infos = [rasters[index] for index in indices]
         cell_size = parameters.cell_size if parameters.cell_size is not None else cell_sizes[indices[0]]
-        grid = grid_of_collection(infos, out_sr=out_sr, cell_size=cell_size)
+        grid = grid_of_collection(infos, out_sr=out_sr, cell_size=cell_size, snap=snap)
         region = _region(grid, parameters.extent, infos)
         places = [_place(info, grid) for info in after]
         if after:
             region = _common_region(grid, region, places)
+        if mask is not None and not region.is_empty:
+            assert grid.crs_wkt is not None
+            region = region.intersection(mask.on_grid(grid.crs_wkt, grid.transform).window)
+            if region.is_empty and not apart:
+                raise misses(mask.uri)
         if region.is_empty:
             if not apart:
                 raise _extent_misses(grid, parameters.extent)

@@ -106,6 +106,7 @@ class Plan(BaseModel):
         scoring: how classes are made of scores; None where the function gives the classes.
         rescaling: what becomes of pixel values before the function gets them; None: nothing.
         crops: what is cut around features; None for tiles.
+        mask: SHA-256 of the polygons that results must lie in, which stand in the plan's folder; empty: none.
         processor: what the parts must run on.
         parts: (start, stop) over ``shards``.
         made: when the work was planned first, for the outputs' own records; None until the plan is saved.
@@ -132,6 +133,7 @@ class Plan(BaseModel):
     scoring: Scoring | None = None
     rescaling: Rescaling | None = None
     crops: PlannedCrops | None = None
+    mask: str = ""
     processor: Processor
     grids: list[PlannedGrid]
     shards: list[Shard]

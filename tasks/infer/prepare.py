@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from tasks.imagery import inspect_raster
 from tasks.infer.candidates import THRESHOLD, asked_threshold
 from tasks.infer.describe import describe, function_arguments
 from tasks.infer.execution import engine_arguments
 from tasks.infer.features import read_layer
 from tasks.infer.fit import check_fit, sample_collection
+from tasks.infer.mask import TABLE as MASK_TABLE
+from tasks.infer.mask import read_mask
 from tasks.infer.parameters import (
     ClassifyObjectsParameters,
     DetectChangeParameters,
@@ -61,6 +64,8 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
         first = describe(package, arguments, store, foreign=not package.made_here)
         asked = asked_threshold(first, parameters.candidate_threshold)
         arguments[THRESHOLD] = str(parameters.candidate_threshold)
+    mask = None if parameters.mask is None else read_mask(parameters.mask)
+    snap = None if parameters.snap_raster is None else inspect_raster(parameters.snap_raster)
     layer = None
     if isinstance(parameters, ClassifyObjectsParameters) and parameters.in_features is not None:
         layer = read_layer(store, parameters.in_features)
@@ -75,7 +80,11 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
         samples=samples,
         asked_threshold=asked,
         layer=layer,
+        mask=mask,
+        snap=snap,
     )
+    if mask is not None:
+        store.put(join(plan.folder, MASK_TABLE), mask.to_bytes())
     if features is not None and plan.crops is not None:
         store.put(join(plan.folder, plan.crops.table), features.table)
     return plan

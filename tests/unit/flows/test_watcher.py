@@ -120,3 +120,29 @@ def test_an_earlier_run_without_results_is_done_anew() -> None:
     # The results are gone, but the server still knows the run and its key.
     _watch(server, 1, is_done=lambda part: part in done)
     assert server.started == [0, 0]
+
+
+def test_no_more_parts_than_wanted_run_at_the_same_time() -> None:
+    server = Server({part: [Crashed(), Completed()] if part == 1 else [Completed()] for part in range(5)})
+    most = 0
+    start = server.start
+
+    watcher = Watcher(
+        server,  # type: ignore[arg-type]
+        "key",
+        [{"part": part} for part in range(5)],
+        "Work",
+        lambda part: part == 3,
+        at_once=2,
+    )
+
+    def counted(*given: Any, **more: Any) -> FlowRun:
+        nonlocal most
+        run = start(*given, **more)
+        most = max(most, len(watcher.running) + 1)
+        return run
+
+    server.start = counted  # type: ignore[method-assign]
+    watcher.watch()
+    assert sorted(server.started) == [0, 1, 1, 2, 4]
+    assert most == 2

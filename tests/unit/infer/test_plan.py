@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 
 from tasks.errors import BadInputError, DeviceError, NotFoundError
@@ -17,6 +18,7 @@ from tasks.imagery import RasterInfo, Window, inspect_raster
 from tasks.infer import plan as planning
 from tasks.infer.describe import FunctionDescription
 from tasks.infer.fit import separately
+from tasks.infer.mask import MaskPolygons
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
 from tasks.infer.plan import check_addresses, choose_processor, inspect_collection, make_plan
 from tasks.infer.planned import Plan
@@ -91,7 +93,13 @@ def classify(**more: Any) -> ClassifyPixelsParameters:
 
 
 def plan(
-    *rasters: RasterInfo, processor: Any = "CPU", pack: Any = None, says: Any = None, **more: Any
+    *rasters: RasterInfo,
+    processor: Any = "CPU",
+    pack: Any = None,
+    says: Any = None,
+    mask: Any = None,
+    snap: Any = None,
+    **more: Any,
 ) -> Plan:
     parameters = classify(**more)
     return make_plan(
@@ -101,6 +109,8 @@ def plan(
         package_uri="s3://m.dlpk",
         description=says or description(),
         processor=processor,
+        mask=mask,
+        snap=snap,
     )
 
 
@@ -399,3 +409,47 @@ def test_of_candidate_items_only_those_are_taken_and_dates_travel(tmp_path: Path
     with pytest.raises(BadInputError, match="Candidate"):
         inspect_collection([str(tmp_path / "a.tif")], candidates_only=True)
     assert separately(classify(processing_mode="PROCESS_CANDIDATE_ITEMS_ONLY"))
+
+
+def test_a_mask_bounds_the_output_and_leaves_out_shards_between_its_polygons() -> None:
+    crs = rasterio.crs.CRS.from_epsg(32612).to_wkt()
+    squares = [
+        shapely.box(500_010, 4_899_980, 500_020, 4_899_990),
+        shapely.box(500_250, 4_899_720, 500_270, 4_899_730),
+    ]
+    mask = MaskPolygons("m.gpkg", crs, np.array(squares, dtype=object))
+    whole, masked = (plan(info(shape=(3000, 3000)), shard_size=500, mask=item) for item in (None, mask))
+    assert masked.grids[0].region == (100, 100, 2700, 2600)
+    assert masked.grids[0].transform == whole.grids[0].transform
+    assert [(s.row, s.col) for s in masked.shards] == [(0, 0), (5, 4), (5, 5)]
+    assert not {shard.key for shard in masked.shards} & {shard.key for shard in whole.shards}
+    assert masked.mask == mask.digest
+    far = MaskPolygons("far.gpkg", crs, shapely.box([0.0], [0.0], [1.0], [1.0]))
+    with pytest.raises(BadInputError, match=r"far\.gpkg does not touch"):
+        plan(mask=far)
+    # Of separate items those that it does not touch are left out.
+    east = info("east", at=(0, 20_000))
+    apart = plan(info(), east, mask=mask, processing_mode="PROCESS_ITEMS_SEPARATELY")
+    assert [grid.name for grid in apart.grids] == ["west"]
+
+
+def test_cells_are_aligned_to_a_snap_raster() -> None:
+    crs = rasterio.crs.CRS.from_epsg(32612).to_wkt()
+    snap = info("snap", transform=(10.0, 0.0, 499_000.03, 0.0, -10.0, 4_950_000.07), crs_wkt=crs)
+    made = plan(snap=snap).grids[0]
+    assert made.grid.cell_size == (0.1, 0.1)
+    steps = np.array([made.transform[2] - 499_000.03, made.transform[5] - 4_950_000.07]) / 0.1
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+    assert (made.rows, made.cols) == (1001, 701)
+    elsewhere = info("snap", crs_wkt=rasterio.crs.CRS.from_epsg(4326).to_wkt())
+    with pytest.raises(BadInputError, match=r"snap raster.*EPSG:4326"):
+        plan(snap=elsewhere)
+
+
+def test_there_are_as_many_parts_as_run_at_the_same_time() -> None:
+    big = info(shape=(3000, 3000))
+    assert len(plan(big, shard_size=500).parts) == 3
+    assert len(plan(big, shard_size=500, parallel_processing_factor="7").parts) == 6
+    assert len(plan(big, shard_size=500, parallel_processing_factor="2").parts) == 3
+    with pytest.raises(BadInputError, match="parallel_processing_factor"):
+        validated(ClassifyPixelsParameters, {**classify().model_dump(), "parallel_processing_factor": "much"})
