@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
 import pickle
 import signal
@@ -20,6 +21,8 @@ from tasks.errors import RunError
 from tasks.export.crew import READY, usable_cores
 
 _PR_SET_PDEATHSIG = 1
+# Optional for pyogrio, which loads them for data frames that cutting does not make: a third of the start.
+_SPARED = ("geopandas", "pandas")
 
 
 def main() -> None:
@@ -28,10 +31,7 @@ def main() -> None:
     _die_with(parent)
     # Whoever is asked to stop is the process that cuts the part.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Here, so that those that come of dividing share them.
-    import tasks.export.cutter
-    import tasks.labels.prepared  # noqa: F401
-
+    _load()
     gc.freeze()
     children = []
     while len(descriptors) > 1:
@@ -49,6 +49,16 @@ def main() -> None:
     for child in children:
         os.waitpid(child, 0)
     _end(code)
+
+
+def _load() -> None:
+    """Load what cutting needs, before dividing, so that all share it."""
+    for name in _SPARED:
+        sys.modules[name] = None  # type: ignore[assignment]
+    for name in ("pyogrio.raw", "tasks.labels.prepared", "tasks.export.cutter"):
+        importlib.import_module(name)
+    for name in _SPARED:
+        del sys.modules[name]
 
 
 def _die_with(parent: int) -> None:

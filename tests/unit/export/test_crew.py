@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import psutil
 import pytest
+import shapely
 
 from tasks.errors import ChiplineError, RunError
 from tasks.export import crew as crews
@@ -21,6 +23,7 @@ from tasks.export import cut, cutter, inputs, plan
 from tasks.export.crew import Crew
 from tasks.export.parameters import ExportParameters
 from tasks.store import ObjectStore
+from tests.unit.export.conftest import CRS
 from tests.unit.export.oracle import differences
 
 MakeScene = Callable[..., Any]
@@ -41,14 +44,17 @@ def _wait_until_ready(crew: Crew) -> None:
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(
-    make_scene: MakeScene, export: Export, crew: Crew, monkeypatch: pytest.MonkeyPatch
+    make_scene: MakeScene, export: Export, crew: Crew, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     scene = make_scene(rows=220)
+    area = tmp_path / "area.gpkg"
+    frame = geopandas.GeoDataFrame(geometry=[shapely.box(*scene.frame.total_bounds).buffer(50)], crs=CRS)
+    frame.to_file(area, engine="pyogrio")
     options: dict[str, dict[str, Any]] = {
         "tiles": {"metadata_format": "Classified_Tiles", "chips_per_part": 15},
         "boxes": {"tile_size": 48, "stride_size": 48},
         "turned": {"metadata_format": "RCNN_Masks", "rotation_angle": 90},
-        "features": {"metadata_format": "Labeled_Tiles"},
+        "features": {"metadata_format": "Labeled_Tiles", "input_mask_polygons": str(area)},
     }
     alone = {name: export(scene, output_location=name, **chosen).files() for name, chosen in options.items()}
     _wait_until_ready(crew)
