@@ -1,4 +1,4 @@
-"""Parts that die or lose their store: started again, they finish, with the same pixels and little done twice."""
+"""Parts that die: started again, they finish, with the same pixels and little done twice."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Work to be killed: a small Classify Pixels whose parts run in processes of their own.
 
-    python -m tests.fault.work part FOLDER|PLAN_URI     computes all shards, then puts the output together
+    python -m tests.fault.work part PLAN_URI        computes all shards, then puts the output together
 
-``Work`` makes it, starts such processes and judges what is left. Every shard that a process begins is a line in
-``begun``, so that it can be told how often a shard was computed.
+``Work`` makes it, starts such processes and judges what is left. Every shard that a process begins is a line
+in ``begun``, so that it can be told how often a shard was computed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Slow:
         return {"output_pixels": np.where(total > 49 * 128, 2, 1).astype(np.uint8)[None, 8:-8, 8:-8]}
 '''
 
-# What a killed process may have had in its hands: one being cut, tiles of the next, results waiting to be written.
+# What a killed process may have in its hands: a shard being cut, tiles of another, results being written.
 SHARDS_IN_FLIGHT = 5
 BEGUN = "CHIPLINE_TEST_BEGUN"
 
@@ -76,7 +76,7 @@ class Work:
     """One plan, and the processes that work on it.
 
     Attributes:
-        folder: holds package, imagery and the log of begun shards; the store too, unless ``root`` says another.
+        folder: holds package, imagery, logs and ``begun``.
         environment: of the processes.
     """
 
