@@ -140,10 +140,10 @@ def assemble(
     return Assembled(kind(detector, encoder=pyramid.encoder, options=options, **shared), source)
 
 
-def budget_of(parameters: TrainParameters, steps: int) -> Budget:
-    """How long the training lasts; ``steps`` are those of one epoch."""
+def budget_of(parameters: TrainParameters) -> Budget:
+    """How long the training lasts; its steps are set once the batch size is known."""
     minutes = parameters.time_limit_minutes
-    return Budget(steps=steps * parameters.max_epochs, seconds=None if minutes is None else minutes * 60.0)
+    return Budget(steps=1, seconds=None if minutes is None else minutes * 60.0)
 
 
 def _class_weights(train_set: datasets.PixelChips, classes: int) -> list[float]:

@@ -72,6 +72,15 @@ class TrainingModule(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def loss_of(self, batch: Any) -> tuple[Tensor, int]:
+        """The loss of a training batch, and of how many chips it is."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        loss, chips = self.loss_of(batch)
+        self.log("train_loss", loss, batch_size=chips, on_step=False, on_epoch=True)
+        return loss
+
     def on_validation_epoch_start(self) -> None:
         self._validation_losses = []
 
@@ -126,11 +135,10 @@ class PixelModule(TrainingModule):
             result = result + _dice_loss(logits, labels, known)
         return result
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+    def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
         images, labels = batch
-        loss = self.loss(self.network(images.contiguous(memory_format=torch.channels_last)), labels)
-        self.log("train_loss", loss, batch_size=len(images), on_step=False, on_epoch=True)
-        return loss
+        scores = self.network(images.contiguous(memory_format=torch.channels_last))
+        return self.loss(scores, labels), len(images)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -162,12 +170,10 @@ class ObjectModule(TrainingModule):
         self.schema = schema
         self.chips: list[Matches] = []
 
-    def training_step(self, batch: tuple[list[Tensor], list[Target]], _index: int) -> Tensor:
+    def loss_of(self, batch: tuple[list[Tensor], list[Target]]) -> tuple[Tensor, int]:
         images, targets = batch
         losses: dict[str, Tensor] = self.network(images, targets)
-        loss = torch.stack(list(losses.values())).sum()
-        self.log("train_loss", loss, batch_size=len(images), on_step=False, on_epoch=True)
-        return loss
+        return torch.stack(list(losses.values())).sum(), len(images)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -231,11 +237,10 @@ class LabelModule(TrainingModule):
             return functional.binary_cross_entropy_with_logits(logits.float(), smooth)
         return functional.cross_entropy(logits.float(), truth, label_smoothing=smoothing)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+    def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
         images, truth = batch
-        loss = self.loss(self.network(images.contiguous(memory_format=torch.channels_last)), truth)
-        self.log("train_loss", loss, batch_size=len(images), on_step=False, on_epoch=True)
-        return loss
+        scores = self.network(images.contiguous(memory_format=torch.channels_last))
+        return self.loss(scores, truth), len(images)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

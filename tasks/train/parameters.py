@@ -86,13 +86,21 @@ class TrainParameters(ToolParameters):
     max_epochs: int = Field(
         default=20, ge=1, le=100_000, description="Passes over the training chips, one crop of each per pass"
     )
-    batch_size: int = Field(default=8, ge=1, le=1024, description="Chips per training step")
+    batch_size: int | None = Field(
+        default=8,
+        ge=1,
+        le=1024,
+        description="Chips per training step; empty: as many as the memory of the GPU holds (8 on a CPU)",
+    )
+    accumulate_batches: int = Field(
+        default=1, ge=1, le=256, description="Batches whose gradients are added up before a training step"
+    )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Largest learning rate of the one-cycle schedule; empty: 0.004. The encoder learns with "
-        "half of it",
+        description="Largest learning rate of the one-cycle schedule; empty: found by a test over rising "
+        "rates (0.004 with preset = light). The encoder learns with half of it",
     )
     validation_percent: float = Field(
         default=10.0,

@@ -27,6 +27,7 @@ from tasks.train.packaging import build
 from tasks.train.parameters import TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
+from tasks.train.search import find_batch_size, find_learning_rate
 from tasks.train.splits import Split, check_no_leak, split_spatially
 from tasks.training_data import (
     Chip,
@@ -133,24 +134,41 @@ def fit(
     validation = samples_of(
         parameters, options, [chips[i] for i in split.validation], normalisation, chip_size, validation=True
     )
-    batch = min(parameters.batch_size, len(train_set))
-    check_batch(parameters, batch)
     sampler = datasets.DrawSampler(len(train_set), seed=parameters.seed)
     accelerator = _accelerator(parameters)
+    budget = budget_of(parameters)
+    rate = parameters.learning_rate or DEFAULT_LEARNING_RATE
+    shared = {"learning_rate": rate, "budget": budget, "freeze": parameters.freeze_model}
+    assembled = assemble(parameters, options, schema, data[0].band_names, train_set, shared)
+    module = assembled.module
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    collate = collate_of(parameters)
+
+    def first(size: int) -> Any:
+        return collate([cast(Any, train_set)[index, 0] for index in range(size)])
+
+    batch = min(
+        parameters.batch_size or find_batch_size(module, first, len(train_set), device), len(train_set)
+    )
+    check_batch(parameters, batch)
     loader: dict[str, Any] = {
         "batch_size": batch,
         "num_workers": _GPU_LOADERS if accelerator == "gpu" else 0,
-        "collate_fn": collate_of(parameters),
+        "collate_fn": collate,
     }
-    steps = max(1, len(train_set) // batch)
-    budget = budget_of(parameters, steps)
-    shared = {
-        "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
-        "budget": budget,
-        "freeze": parameters.freeze_model,
-    }
-    assembled = assemble(parameters, options, schema, data[0].band_names, train_set, shared)
-    module = assembled.module
+    batches = max(1, len(train_set) // batch)
+    steps = -(-batches // parameters.accumulate_batches)
+    budget.steps = steps * parameters.max_epochs
+    # Samplers give (index, draw) pairs: all that decides what a sample looks like.
+    train_loader = DataLoader(train_set, sampler=cast(Any, sampler), drop_last=True, **loader)
+    every = [(index, 0) for index in range(len(validation))]
+    validation_loader = DataLoader(validation, sampler=cast(Any, every), **loader)
+    resumed = None if checkpoints is None else checkpoints.newest()
+    if parameters.learning_rate is None and options.preset != "light":
+        # Its own order of the chips: that of the training must not depend on the search.
+        trial = datasets.DrawSampler(len(train_set), seed=parameters.seed + 1)
+        tried = DataLoader(train_set, sampler=cast(Any, trial), drop_last=True, **loader)
+        rate = module.learning_rate = find_learning_rate(module, tried, device)
 
     curves = Curves(lambda row, epoch: tracker.metrics(_plain(row), epoch), progress)
     best = BestWeights(parameters.monitor, patience=_PATIENCE if parameters.stop_training else None)
@@ -166,7 +184,8 @@ def fit(
             curves,
             KeepCheckpoints(checkpoints, sampler, seed=parameters.seed, work=work),
         ],
-        check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // steps)),
+        check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // batches)),
+        accumulate_grad_batches=parameters.accumulate_batches,
         gradient_clip_val=_GRADIENT_NORM,
         default_root_dir=work,
         logger=False,
@@ -176,12 +195,7 @@ def fit(
         num_sanity_val_steps=0,
         deterministic="warn",
     )
-    # Samplers give (index, draw) pairs: all that decides what a sample looks like.
-    train_loader = DataLoader(train_set, sampler=cast(Any, sampler), drop_last=True, **loader)
-    every = [(index, 0) for index in range(len(validation))]
-    validation_loader = DataLoader(validation, sampler=cast(Any, every), **loader)
     started = time.monotonic()
-    resumed = None if checkpoints is None else checkpoints.newest()
     trainer.fit(module, train_loader, validation_loader, ckpt_path=resumed, weights_only=True)
     seconds_taken = time.monotonic() - started
     epochs, steps_done = trainer.current_epoch, trainer.global_step
@@ -203,11 +217,12 @@ def fit(
         "stopped_early": best.stopped_early,
         "device": trainer.strategy.root_device.type,
         "precision": str(trainer.precision),
-        "learning_rate": parameters.learning_rate or DEFAULT_LEARNING_RATE,
+        "learning_rate": rate,
+        "batch_size": batch,
     }
     effort = {
         "train_seconds": seconds_taken,
-        "chips_per_second": steps_done * batch / max(seconds_taken, 1e-9),
+        "chips_per_second": steps_done * batch * parameters.accumulate_batches / max(seconds_taken, 1e-9),
     }
     tracker.metrics({**_final_values(metrics), **effort}, epochs)
     return Trained(

@@ -49,6 +49,7 @@ def parameters(model_type: str, arguments: dict[str, str], **values: Any) -> Tra
         "model_type": model_type,
         "backbone_model": TINY,
         "max_epochs": 1,
+        "learning_rate": 0.004,
         "batch_size": 4,
         "validation_percent": 30,
         "processor_type": "CPU",
