@@ -190,6 +190,29 @@ def test_boxes_of_several_views_are_merged_into_one() -> None:
     assert len(detector._fused([first], 1.0)[0]) == 2
 
 
+def test_merged_boxes_lie_where_the_object_is_whatever_way_the_tile_is_turned() -> None:
+    def bright(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """A detector that turns with its picture: the box of the bright pixels."""
+        found = []
+        for image in images:
+            rows, cols = torch.nonzero(image[0] > 0.5, as_tuple=True)
+            box = torch.stack([cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]).float()
+            found.append(
+                {"boxes": box[None], "labels": torch.tensor([1]), "scores": image[0].max()[None].float()}
+            )
+        return found
+
+    function = detector.ChiplineObjectDetector()
+    assert configured(function, test_time_augmentation="True", batch_size="4")["tx"] == 64
+    function.network.module, function.network.normalised = bright, torch.from_numpy
+    chips = np.zeros((2, 1, 64, 64), np.float32)
+    chips[0, 0, 10:20, 30:37] = 0.75
+    chips[1, 0, 40:41, 2:60] = 0.625
+    (first, second) = function._detect(chips)
+    assert (first[0].tolist(), first[1].tolist(), first[2].tolist()) == ([[30, 10, 37, 20]], [1], [0.75])
+    assert (second[0].tolist(), second[2].tolist()) == ([[2, 40, 60, 41]], [0.625])
+
+
 class TestDevice:
     """ArcGIS's device numbers."""
 
