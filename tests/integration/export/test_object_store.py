@@ -13,6 +13,7 @@ import shapely
 from affine import Affine
 
 from tasks.export import cut, finish, inputs, plan
+from tasks.export.crew import Crew
 from tasks.export.parameters import ExportParameters
 from tasks.settings import settings
 from tasks.store import ObjectStore, current, iter_files, read_manifest, sync_folder
@@ -41,7 +42,7 @@ def _scene(folder: Path) -> tuple[Path, Path]:
     return raster, labels
 
 
-def _exported(raster: str, labels: str, metadata_format: str) -> str:
+def _exported(raster: str, labels: str, metadata_format: str, *, processes: int) -> str:
     parameters = ExportParameters(
         input_raster=[raster],
         input_class_data=labels,
@@ -54,8 +55,10 @@ def _exported(raster: str, labels: str, metadata_format: str) -> str:
     store = ObjectStore()
     made = plan.plan_in_force(store, parameters, inputs.inspect_inputs(parameters))
     uri = plan.save_plan(store, made)
-    for part in reversed(range(len(made.parts))):
-        cut.cut_part(store, plan.load_plan(store, uri), part)
+    with Crew(processes) as crew:
+        assert all(helper.connection.poll(60) for helper in crew._helpers)
+        for part in reversed(range(len(made.parts))):
+            cut.cut_part(store, plan.load_plan(store, uri), part, crew=crew)
     assert len(made.parts) > 1
     finish.finish(store, plan.load_plan(store, uri), {})
     return made.folder_uri
@@ -90,7 +93,7 @@ def test_in_the_store_as_on_disk(
 ) -> None:
     raster, labels = _scene(tmp_path)
     at(str(tmp_path / "root"))
-    on_disk = Path(_exported(str(raster), str(labels), metadata_format))
+    on_disk = Path(_exported(str(raster), str(labels), metadata_format, processes=1))
 
     root = f"s3://{BUCKET}/{tmp_path.name}"
     at(root, as_setting(server.admin))
@@ -98,7 +101,8 @@ def test_in_the_store_as_on_disk(
         store = ObjectStore()
         for path in (raster, labels):
             store.upload(path, f"{root}/imagery/{path.name}")
-        uri = _exported(f"{root}/imagery/scene.tif", f"{root}/imagery/labels.gpkg", metadata_format)
+        inside = f"{root}/imagery"
+        uri = _exported(f"{inside}/scene.tif", f"{inside}/labels.gpkg", metadata_format, processes=3)
         manifest = read_manifest(store, uri)
         assert manifest is not None
         assert current(store, "training-data", "chips") == uri
