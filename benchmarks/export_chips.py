@@ -3,9 +3,10 @@
     python benchmarks/export_chips.py [--size 10000] [--labels 20000] [--stride 256] [--large 32768]
 
 Makes a COG and polygons in a temporary folder (10 GB, most of it geoai's environment), then runs in a
-process of its own each: our export (plan, cut, finish) into a local folder; the bare limit, which decodes
-every block once and encodes every chip in as many threads as there are cores, and writes nothing, once with
-our encoder, once with GDAL's through rasterio (deflate level 1, which is what most tools would do);
+process of its own each: our export (plan, cut, finish, with the processes that it starts for cutting) into a
+local folder; the bare limit, which decodes every block once and encodes every chip in as many threads as
+there are cores, and writes nothing, once with our encoder, once with GDAL's through rasterio (deflate level
+1, which is what most tools would do);
 ``geoai.export_geotiff_tiles``. Ours and the limits run twice, since other work on the machine comes and
 goes; the faster run counts. ``--large`` adds one export of a larger raster with as many polygons per area,
 to show what memory does. Prints Markdown rows.
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from exporting import exported
 from scenes import TRANSFORM, decoded, make_labels, make_raster
 from watched import Clock, watched
 
@@ -51,7 +53,7 @@ def main() -> None:
         case, metadata_format, folder = chosen.case
         sizes = Path(folder), metadata_format, chosen.tile, chosen.stride
         if case == "ours":
-            answer = _ours(*sizes, processes=chosen.processes)
+            answer = exported(*sizes, processes=chosen.processes)
         else:
             answer = _bare(*sizes, by_gdal=case == "bare-gdal")
         sys.stdout.write(json.dumps(answer) + "\n")
@@ -131,41 +133,6 @@ def _geoai_environment(folder: Path) -> str:
     subprocess.run(["uv", "venv", "-q", "--python", "3.11", str(folder / "geoai")], check=True)
     subprocess.run(["uv", "pip", "install", "-q", "--python", str(python), GEOAI], check=True)
     return str(python)
-
-
-def _ours(
-    folder: Path, metadata_format: str, tile: int, stride: int, *, processes: int = 0
-) -> dict[str, Any]:
-    from tasks.export.crew import Crew
-    from tasks.export.cut import cut_part
-    from tasks.export.finish import finish
-    from tasks.export.inputs import inspect_inputs
-    from tasks.export.parameters import ExportParameters
-    from tasks.export.plan import make_plan
-    from tasks.store import ObjectStore
-
-    parameters = ExportParameters.model_validate(
-        {
-            "input_raster": [str(folder / "scene.tif")],
-            "input_class_data": str(folder / "labels.gpkg"),
-            "output_location": metadata_format,
-            "metadata_format": metadata_format,
-            "tile_size": tile,
-            "stride_size": stride,
-            "output_nofeature_tiles": "ALL_TILES",
-        }
-    )
-    store, whole, phases = ObjectStore(), Clock(), {}
-    clock = Clock()
-    with Crew(processes or None) as crew:
-        plan = make_plan(store, parameters, inspect_inputs(parameters))
-        phases["plan"], clock = clock.read()["wall_s"], Clock()
-        for part in range(len(plan.parts)):
-            cut_part(store, plan, part, crew=crew)
-    phases["cut"], clock = clock.read()["wall_s"], Clock()
-    finish(store, plan, {})
-    phases["finish"] = clock.read()["wall_s"]
-    return {"chips": plan.chips, "phases": phases, **whole.read()}
 
 
 def _bare(

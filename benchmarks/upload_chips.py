@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import rasterio
+from exporting import exported
 from scenes import EXAMPLE, make_labels, make_raster
 from watched import Clock
 
@@ -166,29 +167,8 @@ def _by_publication(files: list[File], threads: int) -> None:
 
 
 def _export(folder: Path, metadata_format: str, made: list[int]) -> None:
-    from tasks.export.cut import cut_part
-    from tasks.export.finish import finish
-    from tasks.export.inputs import inspect_inputs
-    from tasks.export.parameters import ExportParameters
-    from tasks.export.plan import make_plan
-    from tasks.store import ObjectStore
-
-    parameters = ExportParameters.model_validate(
-        {
-            "input_raster": [str(folder / "scene.tif")],
-            "input_class_data": str(folder / "labels.gpkg"),
-            "output_location": metadata_format,
-            "metadata_format": metadata_format,
-            "tile_size": TILE,
-            "stride_size": TILE,
-            "output_nofeature_tiles": "ALL_TILES",
-        }
-    )
-    store = ObjectStore()
-    plan = make_plan(store, parameters, inspect_inputs(parameters))
-    for part in range(len(plan.parts)):
-        cut_part(store, plan, part)
-    made += [plan.chips, finish(store, plan, {}).manifest.bytes]
+    answer = exported(folder, metadata_format, TILE, TILE)
+    made += [answer["chips"], answer["bytes"]]
 
 
 def _fresh() -> str:
