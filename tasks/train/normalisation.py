@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import TrainingDataError
-from tasks.training_data import TrainingData
+from tasks.training_data import BandStatistics, TrainingData, read_chip_image
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,3 +75,37 @@ def normalisation_of(data: Sequence[TrainingData], dtype: np.dtype[Any]) -> Norm
         means.append((mean - low) / (high - low))
         stds.append(max(float(spread) ** 0.5 / (high - low), 1e-6))
     return Normalisation(tuple(minimum), tuple(maximum), tuple(means), tuple(stds), imagenet=False)
+
+
+_SAMPLED_CHIPS = 32
+_SPREAD_FACTOR = 20.0
+
+
+def check_scale(data: Sequence[TrainingData]) -> None:
+    """Refuse statistics that are not of these chips: another scale would train a network on nonsense.
+
+    A sample of 32 chips is compared: its values must lie within the declared range, up to its double, and
+    its spread within a factor of 20 of the declared one.
+
+    Raises:
+        TrainingDataError: with the band, what is declared, and what the chips hold.
+    """
+    for item in data:
+        if not item.declared_stats:
+            continue  # then they come from the chips
+        places = np.unique(np.linspace(0, len(item.chips) - 1, _SAMPLED_CHIPS).astype(int))
+        found = BandStatistics.empty(item.bands)
+        for place in places:
+            found = found.merge(BandStatistics.of(read_chip_image(item.chips[place])))
+        for band, stats in enumerate(item.declared_stats):
+            low, high, spread = (float(v[band]) for v in (found.minimum, found.maximum, found.std))
+            span = stats.maximum - stats.minimum
+            outside = low < stats.minimum - span or high > stats.maximum + span
+            if outside or (stats.std > 0 and not 1 / _SPREAD_FACTOR < spread / stats.std < _SPREAD_FACTOR):
+                raise TrainingDataError(
+                    f"The statistics of {item.folder} do not belong to its chips: the band {stats.name} is "
+                    f"said to lie from {stats.minimum:g} to {stats.maximum:g} (standard deviation "
+                    f"{stats.std:g}); the chips hold {low:g} to {high:g} (standard deviation {spread:g}).",
+                    "Export the training data again, or remove esri_accumulated_stats.json and the "
+                    "statistics in esri_model_definition.emd: they are then taken from the chips.",
+                )

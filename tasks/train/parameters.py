@@ -109,6 +109,11 @@ class TrainParameters(ToolParameters):
         description="Share of the chips, in percent, that is kept aside, as compact areas: no training chip "
         "overlaps a validation chip",
     )
+    validation_folder: list[str] = Field(
+        default=[],
+        description="Training data to validate on, in place of validation_percent; refused where it shows "
+        "ground or pixels of in_folder",
+    )
     chip_size: int | None = Field(
         default=None,
         ge=64,

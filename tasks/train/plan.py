@@ -62,6 +62,7 @@ class TrainPlan(BaseModel):
     name: str
     parameters: TrainParameters
     inputs: list[TrainInput]
+    validation: list[TrainInput] = []
 
 
 class TrainRecord(BaseModel):
@@ -99,11 +100,12 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
 
         check_exists(parameters.backbone_model)
     inputs = [_input(store, given) for given in parameters.in_folder]
-    for item in inputs:
+    validation = [_input(store, given) for given in parameters.validation_folder]
+    for item in [*inputs, *validation]:
         if item.details:
             check_format(parameters, item.details["metadata_format"], item.uri)
             check_sizes(parameters, options, int(item.details["tile_size"]), int(item.details["chips"]))
-    decides = parameters.model_dump(mode="json", exclude={"in_folder", "output_name"})
+    decides = parameters.model_dump(mode="json", exclude={"in_folder", "validation_folder", "output_name"})
     decides["model_arguments"] = arguments
     key = run_key(
         {
@@ -111,6 +113,7 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
             "semantics": SEMANTICS,
             "parameters": decides,
             "inputs": [item.identity for item in inputs],
+            "validation": [item.identity for item in validation],
         }
     )
     return TrainPlan(
@@ -119,6 +122,7 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
         name=parameters.output_name,
         parameters=parameters,
         inputs=inputs,
+        validation=validation,
     )
 
 

@@ -114,15 +114,20 @@ def check_no_leak(footprints: Sequence[Footprint], split: Split) -> None:
         raise TrainingDataError(
             "The split does not place every chip once.", "Report this: the split is not sound."
         )
-    boxes = np.asarray(footprints, dtype=np.float64).reshape(-1, 4)
-    chosen = np.zeros(len(boxes), dtype=bool)
-    chosen[list(split.validation)] = True
-    leaking = _Neighbours(boxes).overlapping(chosen)
+    leaking = overlapping(footprints, split.validation)
     leaks = [index for index in split.train if leaking[index]]
     if leaks:
         raise TrainingDataError(
             f"{len(leaks)} training chips overlap validation chips.", "Report this: the split is not sound."
         )
+
+
+def overlapping(footprints: Sequence[Footprint], chosen: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """True for each chip that overlaps one of the chosen chips by area (these overlap themselves)."""
+    boxes = np.asarray(footprints, dtype=np.float64).reshape(-1, 4)
+    mask = np.zeros(len(boxes), dtype=bool)
+    mask[list(chosen)] = True
+    return _Neighbours(boxes).overlapping(mask)
 
 
 def _starts(

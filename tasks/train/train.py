@@ -20,9 +20,10 @@ from tasks.train.assembly import assemble, budget_of, collate_of, samples_of
 from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
 from tasks.train.checkpoints import Checkpoints, KeepCheckpoints
 from tasks.train.data_formats import check_format
+from tasks.train.leakage import Leakage, find_leakage, refuse_leakage, without
 from tasks.train.models.options import check_batch, check_sizes, input_size, options_of
 from tasks.train.modules import TrainingModule
-from tasks.train.normalisation import normalisation_of
+from tasks.train.normalisation import check_scale, normalisation_of
 from tasks.train.packaging import build
 from tasks.train.parameters import TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
@@ -56,6 +57,7 @@ def train_model(
     tracker: Tracker,
     progress: Progress,
     inputs: Sequence[tuple[str, str]] = (),
+    validation: Sequence[TrainingData] = (),
     checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
     """Train, measure, draw, and build the package.
@@ -67,6 +69,7 @@ def train_model(
         tracker: gets parameters, curves, per-class values and pictures; see ``Tracker.disabled``.
         progress: called with a fraction and a word about what goes on.
         inputs: name and identity of each folder, for the package's model card.
+        validation: training data to validate on; empty: compact areas of ``data`` are kept aside.
         checkpoints: where the training goes on from, and leaves where it is; None: nowhere.
 
     Raises:
@@ -74,7 +77,15 @@ def train_model(
         BadInputError: parameters that do not fit the data.
         DeviceError: a GPU was asked for and is not there.
     """
-    trained = fit(parameters, data, work, tracker=tracker, progress=progress, checkpoints=checkpoints)
+    trained = fit(
+        parameters,
+        data,
+        work,
+        tracker=tracker,
+        progress=progress,
+        apart=validation,
+        checkpoints=checkpoints,
+    )
     pictures = draw_pictures(trained, data[0].classes)
     page = metrics_page(parameters, trained, pictures)
     for name, picture in pictures.items():
@@ -118,15 +129,18 @@ def fit(
     *,
     tracker: Tracker,
     progress: Progress,
+    apart: Sequence[TrainingData] = (),
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Train and measure; see :func:`train_model`."""
-    check_data(parameters, data)
+    check_data(parameters, [*data, *apart])
     lightning.seed_everything(parameters.seed, workers=True, verbose=False)
     schema, options = data[0].classes, options_of(parameters)
-    chips = [chip for item in data for chip in item.chips]
-    split = _split(chips, data, parameters)
+    chips = [chip for item in (*data, *apart) for chip in item.chips]
+    split, leaked = _split(chips, data, apart, parameters)
     normalisation = normalisation_of(data, read_chip_image(chips[0]).dtype)
+    if not normalisation.imagenet:
+        check_scale([*data, *apart])
     rows, cols = data[0].tile_size
     chip_size = input_size(parameters, options, min(rows, cols))
 
@@ -211,6 +225,7 @@ def fit(
             "train": len(split.train),
             "validation": len(split.validation),
             "dropped": len(split.dropped),
+            "copies": len(leaked.copies),
         },
         "epochs": epochs,
         "steps": steps_done,
@@ -250,19 +265,34 @@ def _validation_values(module: TrainingModule) -> dict[str, Any]:
     }
 
 
-def _split(chips: Sequence[Chip], data: Sequence[TrainingData], parameters: TrainParameters) -> Split:
+def _split(
+    chips: Sequence[Chip],
+    data: Sequence[TrainingData],
+    apart: Sequence[TrainingData],
+    parameters: TrainParameters,
+) -> tuple[Split, Leakage]:
+    """Which chips are learnt from, and which training chips had to go because they leaked."""
     placed = [chip.footprint for chip in chips]
+    if apart:
+        given = sum(len(item.chips) for item in data)
+        split = Split(tuple(range(given)), tuple(range(given, len(chips))), ())
+        if len({item.wkid for item in (*data, *apart)}) > 1:
+            placed = [None] * len(chips)  # footprints in several systems say nothing about each other
+        leakage = find_leakage(chips, placed, split)
+        refuse_leakage(leakage, given)
+        return split, leakage
     known = [footprint for footprint in placed if footprint is not None]
     if len(known) < len(chips):
         raise TrainingDataError(
             f"{len(chips) - len(known)} of {len(chips)} chips have no georeference, so that a spatial split "
             f"of {', '.join(str(item.folder) for item in data)} is not possible.",
-            "Export the chips with world files.",
+            "Export the chips with world files, or name chips of other ground as validation_folder.",
         )
     amounts = [_label_amount(chip, parameters) for chip in chips] if len(chips) <= _WEIGHED_CHIPS else None
     split = split_spatially(known, parameters.validation_percent, seed=parameters.seed, amounts=amounts)
     check_no_leak(known, split)
-    return split
+    leakage = find_leakage(chips, placed, split)
+    return without(split, leakage), leakage
 
 
 def _label_amount(chip: Chip, parameters: TrainParameters) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from tasks.store import (
 from tasks.tracking import Tracker
 from tasks.train.callbacks import Progress
 from tasks.train.checkpoints import StoredCheckpoints
-from tasks.train.plan import KIND, RESULT, TrainPlan, TrainRecord, load_plan, load_record
+from tasks.train.plan import KIND, RESULT, TrainInput, TrainPlan, TrainRecord, load_plan, load_record
 from tasks.train.train import train_model
 from tasks.training_data import TrainingData, open_training_data
 
@@ -74,6 +74,8 @@ def start_tracker(plan: TrainPlan, run_id: str = "") -> Tracker:
     )
     for item in plan.inputs:
         tracker.dataset(item.name, item.uri, item.identity)
+    for item in plan.validation:
+        tracker.dataset(item.name, item.uri, item.identity, context="validation")
     return tracker
 
 
@@ -91,7 +93,8 @@ def run_training(
     if done is not None:
         return done
     started = _now()
-    data = open_inputs(store, plan)
+    data = open_inputs(store, plan.inputs)
+    apart = open_inputs(store, plan.validation)
     with tempfile.TemporaryDirectory(prefix="train-") as folder:
         work = Path(folder)
         checkpoints = StoredCheckpoints(store, plan.folder_uri, work)
@@ -100,7 +103,7 @@ def run_training(
         try:
             if tracker.run_id:
                 checkpoints.note_run(tracker.run_id)
-            record = _train(store, plan, data, work, tracker, started, progress, checkpoints)
+            record = _train(store, plan, data, apart, work, tracker, started, progress, checkpoints)
         except BaseException:
             tracker.finish("FAILED")
             raise
@@ -116,10 +119,10 @@ def run_training(
     return record
 
 
-def open_inputs(store: ObjectStore, plan: TrainPlan) -> list[TrainingData]:
+def open_inputs(store: ObjectStore, inputs: Sequence[TrainInput]) -> list[TrainingData]:
     """Local copies of the training data, opened."""
     folder = settings().cache / "training-data"
-    return [open_training_data(sync_folder(store, item.uri, folder / item.identity)) for item in plan.inputs]
+    return [open_training_data(sync_folder(store, item.uri, folder / item.identity)) for item in inputs]
 
 
 def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Published:
@@ -174,6 +177,7 @@ def _train(
     store: ObjectStore,
     plan: TrainPlan,
     data: list[TrainingData],
+    apart: list[TrainingData],
     work: Path,
     tracker: Tracker,
     started: str,
@@ -188,6 +192,7 @@ def _train(
         tracker=tracker,
         progress=progress,
         inputs=inputs,
+        validation=apart,
         checkpoints=checkpoints,
     )
     publication = Publication(store, plan.folder_uri)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -43,10 +42,18 @@ class Folder:
             raise PowerFailure
 
 
-def train(data: TrainingData, work: Path, kept: Folder | None, **values: Any) -> Trained:
+def train(data: TrainingData, work: Path, kept: Folder | None, apart: Sequence[TrainingData] = ()) -> Trained:
     torch.set_num_threads(1)
-    given = parameters("PSPNET", {"width": "32"}, max_epochs=4, **values)  # its decoder drops out
-    return fit(given, [data], work, tracker=Tracker.disabled(), progress=lambda *_: None, checkpoints=kept)
+    given = parameters("PSPNET", {"width": "32"}, max_epochs=4)  # its decoder drops out
+    return fit(
+        given,
+        [data],
+        work,
+        tracker=Tracker.disabled(),
+        progress=lambda *_: None,
+        apart=apart,
+        checkpoints=kept,
+    )
 
 
 def test_a_resumed_training_ends_with_the_same_weights(
