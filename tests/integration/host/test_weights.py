@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,20 @@ _EXPORT = """
         import torch
         with torch.inference_mode():
             return self.module(torch.from_numpy(batch)).numpy()
+"""
+
+
+_TELLS = """
+    def initialize(self, **kwargs):
+        self.said = ""
+        try:
+            self.load(os.path.join(os.path.dirname(kwargs["model"]), "net.pt2"))
+        except Exception as error:
+            self.said = repr(error)
+
+    def getConfiguration(self, **scalars):
+        import builtins
+        return {"tx": 8, "ty": 8, "attacked": hasattr(builtins, "attacked"), "said": self.said[:500]}
 """
 
 
@@ -313,3 +329,23 @@ def test_an_exported_program_runs_in_the_child(tmp_path: Path) -> None:
     pixels = np.random.default_rng(5).integers(0, 255, (3, 8, 8), dtype=np.uint8)
     with HostProcess(package, limits=ROOMY) as host:
         np.testing.assert_array_equal(host.run("updatePixels", pixels), _expected(pixels))
+
+
+class _Attack:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return exec, ("import builtins; builtins.attacked = True",)
+
+
+@pytest.mark.slow
+def test_pickled_code_in_an_exported_program_does_not_run_even_unchecked(tmp_path: Path) -> None:
+    good, hostile = tmp_path / "good.pt2", io.BytesIO()
+    torch.export.save(torch.export.export(_network(), (torch.zeros(1, 3, 8, 8),)), good)
+    package = _packed(tmp_path / "package", good, _EXPORT + _TELLS)
+    torch.save(_Attack(), hostile)
+    # The file changes after the checks, as if they had missed it.
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(package.folder / "net.pt2", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, hostile.getvalue() if "sample_inputs" in name else old.read(name))
+    with HostProcess(package, limits=ROOMY) as host:
+        assert host.configuration["attacked"] is False
+        assert "Weights only load failed" in host.configuration["said"]
