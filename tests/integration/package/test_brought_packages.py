@@ -122,6 +122,14 @@ def test_a_model_from_elsewhere_runs_after_the_operator_s_word_only(
 
     assert resolve_model(f"models:/{name}@current") == uri
 
+    # Taken back, it runs no more, by whatever address.
+    assert main(["revoke", uri, "--by", "Grace", "--reason", "Taken back by this test"]) == 0
+    by_alias = {**applying, "model": f"models:/{name}@current"}
+    stopped = runs.wait(runs.start("classify_pixels/classify_pixels", by_alias))
+    assert stopped["state_type"] == "FAILED"
+    assert "revoked by Grace" in runs.message(stopped)
+    assert "Taken back by this test" in runs.message(stopped)
+
 
 def test_a_broken_package_is_shown_with_all_its_problems_and_not_published(
     runs: Runs, as_role: Any, tmp_path: Path
