@@ -25,7 +25,7 @@ _INHERITED = (
     "https_proxy", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES",
 )  # fmt: skip
 
-# What an operator decides about packages, their host and exports (tasks/settings.py); workers read it when they start.
+# What an operator decides (tasks/settings.py); workers read it when they start.
 _OPERATORS_WORD = (
     "CHIPLINE_HOST_INTERPRETERS", "CHIPLINE_HOST_BLOCK_TIMEOUT_S", "CHIPLINE_HOST_START_TIMEOUT_S",
     "CHIPLINE_HOST_MEMORY_MB", "CHIPLINE_ALLOW_UNCONTAINED", "CHIPLINE_APPROVED_PACKAGES",
