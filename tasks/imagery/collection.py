@@ -97,8 +97,8 @@ def grid_of_collection(
 
     Returns:
         Without ``snap`` a grid whose cells coincide with the first raster's cells where CRS and cell size are
-        its own, whose corner is the first raster's corner plus whole cells where only the cell size differs, and
-        whose coordinates are multiples of the cell size where the CRS differs.
+        its own, whose corner is the first raster's corner plus whole cells where only the cell size differs,
+        and whose coordinates are multiples of the cell size where the CRS differs.
 
     Raises:
         BadInputError: no CRS, several CRS without ``out_sr``, a rotated or south-up raster without
@@ -199,7 +199,7 @@ def bounds_in(info: RasterInfo, crs_wkt: str | None, *, within: Bounds | None = 
         raise _not_expressible(info)
     if bounds[0] > bounds[2]:  # PROJ's way to say that it runs over the edge of the map
         raise BadInputError(
-            f"{info.address} crosses the antimeridian of {crs_name(crs_wkt)}, where a grid has its two edges.",
+            f"{info.address} crosses the antimeridian, where a grid in {crs_name(crs_wkt)} has its two edges.",
             "Choose an out_sr whose map is in one piece there (a UTM zone, EPSG:3832), or leave it out.",
         )
     return bounds

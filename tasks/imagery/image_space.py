@@ -57,6 +57,7 @@ class ImageTransform:
     residual_px: float
     reach: Bounds | None
     _forward: _Mapping
+    _backward: _Mapping
     _linear: NDArray[np.float64]  # (2, 2): how columns and rows grow with x and y, beyond the reach
 
     def to_image(self, xs: ArrayLike, ys: ArrayLike) -> Positions:
@@ -80,6 +81,17 @@ class ImageTransform:
             cols + self._linear[0, 0] * beyond_x + self._linear[0, 1] * beyond_y,
             rows + self._linear[1, 0] * beyond_x + self._linear[1, 1] * beyond_y,
         )
+
+    def to_map(self, cols: ArrayLike, rows: ArrayLike) -> Positions:
+        """Positions on the map in ``crs_wkt`` of positions in the image: (xs, ys); the way back.
+
+        Usable from several threads. Within the image; beyond, what the transform itself gives.
+        """
+        col, row = np.asarray(cols, np.float64), np.asarray(rows, np.float64)
+        if not col.size:
+            return col, row
+        x, y = self._backward(col.ravel(), row.ravel())
+        return x.reshape(col.shape), y.reshape(row.shape)
 
 
 def image_transform(info: RasterInfo, *, height: float | None = None) -> ImageTransform:
@@ -127,8 +139,11 @@ def _from_affine(info: RasterInfo) -> ImageTransform:
     def forward(x: NDArray[np.float64], y: NDArray[np.float64]) -> Positions:
         return inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
 
+    def backward(cols: NDArray[np.float64], rows: NDArray[np.float64]) -> Positions:
+        return affine.a * cols + affine.b * rows + affine.c, affine.d * cols + affine.e * rows + affine.f
+
     linear = np.array([[inverse.a, inverse.b], [inverse.d, inverse.e]])
-    return ImageTransform("affine", info.crs_wkt, None, 0, 0.0, None, forward, linear)
+    return ImageTransform("affine", info.crs_wkt, None, 0, 0.0, None, forward, backward, linear)
 
 
 def _from_rpcs(rpcs: RPC, info: RasterInfo, height: float | None) -> ImageTransform:
@@ -142,8 +157,11 @@ def _from_rpcs(rpcs: RPC, info: RasterInfo, height: float | None) -> ImageTransf
     def forward(x: NDArray[np.float64], y: NDArray[np.float64]) -> Positions:
         return run.to_image(x, y, level)
 
+    def backward(cols: NDArray[np.float64], rows: NDArray[np.float64]) -> Positions:
+        return run.to_map(cols, rows, level)
+
     crs_wkt = str(CRS.from_epsg(4326).to_wkt())
-    return ImageTransform("rpcs", crs_wkt, level, _quarters(*lean), 0.0, reach, forward, linear)
+    return ImageTransform("rpcs", crs_wkt, level, _quarters(*lean), 0.0, reach, forward, backward, linear)
 
 
 def _from_gcps(gcps: Sequence[GroundControlPoint], crs: CRS | None, info: RasterInfo) -> ImageTransform:
@@ -162,7 +180,10 @@ def _from_gcps(gcps: Sequence[GroundControlPoint], crs: CRS | None, info: Raster
     def forward(x: NDArray[np.float64], y: NDArray[np.float64]) -> Positions:
         return run.to_image(x, y, 0.0)
 
-    return ImageTransform("gcps", str(crs.to_wkt()), None, 0, residual, reach, forward, linear)
+    def backward(cols: NDArray[np.float64], rows: NDArray[np.float64]) -> Positions:
+        return run.to_map(cols, rows, 0.0)
+
+    return ImageTransform("gcps", str(crs.to_wkt()), None, 0, residual, reach, forward, backward, linear)
 
 
 class _Transformer:

@@ -18,6 +18,7 @@ from tasks.imagery import Grid, Window
 from tasks.imagery.identity import unsigned
 from tasks.infer.candidates import above, confidence_scale
 from tasks.infer.dates import acquired
+from tasks.infer.image_grids import in_picture, read_as
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
 from tasks.infer.layer import Layer, gather_layer, reprojected, sources_of, taken, to_pixels
 from tasks.infer.objects import Objects
@@ -56,11 +57,9 @@ def write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
     classes = label_classes(plan.package.classes)
     for planned in plan.grids[:MOST_PREVIEWS]:
         shown = picture(
-            [plan.rasters[index] for index in planned.rasters],
+            read_as(planned, [plan.rasters[index] for index in planned.rasters]),
             classes,
-            outlines=Outlines(
-                reprojected(features.geometry, layer.crs_wkt, planned.crs_wkt), features.class_name
-            ),
+            outlines=_outlines(plan, planned, features, layer.crs_wkt),
             grid=planned.output_grid,
             max_bytes=PREVIEW_BYTES,
         )
@@ -78,6 +77,16 @@ def write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         described |= {"path": files.geoparquet.name, "media_type": GEOPARQUET_TYPE, "fields": files.fields}
         outputs.described.append(described)
         outputs.put(files.geoparquet, GEOPARQUET_TYPE)
+
+
+def _outlines(plan: Plan, planned: PlannedGrid, features: Features, crs_wkt: str) -> Outlines:
+    """The objects as the picture of a grid shows them; of raw images each shows its own objects."""
+    if planned.crs_wkt:
+        return Outlines(reprojected(features.geometry, crs_wkt, planned.crs_wkt), features.class_name)
+    uri = unsigned(plan.rasters[planned.rasters[0]].uri)
+    mine = np.array([source == uri for source in features.source_raster], np.bool_)
+    names = [name for name, here in zip(features.class_name, mine.tolist(), strict=True) if here]
+    return Outlines(in_picture(plan, planned, features.geometry[mine], crs_wkt), names)
 
 
 def write_polygons(

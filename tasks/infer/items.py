@@ -11,6 +11,7 @@ from typing import Any
 import pyproj
 
 from tasks.imagery.identity import unsigned
+from tasks.infer.image_grids import map_bounds, map_crs
 from tasks.infer.outputs_formats import FURTHER_FORMATS
 from tasks.infer.outputs_raster import RasterFormat
 from tasks.infer.planned import Plan, PlannedClass, PlannedGrid, output_name
@@ -123,7 +124,7 @@ def _item(
     item: dict[str, Any] = stac_item(
         f"{name}-{plan.run_key[:12]}",
         crs_wkt=crs_wkt,
-        footprints=[_bounds(planned, crs_wkt) for planned in grids],
+        footprints=[_bounds(plan, planned, crs_wkt) for planned in grids],
         created=plan.made or datetime.now(UTC),
         assets=assets,
         lineage=Lineage(
@@ -138,9 +139,12 @@ def _item(
     return (json.dumps(item, indent=1) + "\n").encode()
 
 
-def _bounds(planned: PlannedGrid, crs_wkt: str) -> tuple[float, float, float, float]:
-    if planned.crs_wkt == crs_wkt:
-        return planned.output_grid.bounds
-    project = pyproj.Transformer.from_crs(planned.crs_wkt, crs_wkt, always_xy=True)
-    xmin, ymin, xmax, ymax = project.transform_bounds(*planned.output_grid.bounds, densify_pts=21)
-    return xmin, ymin, xmax, ymax
+def _bounds(plan: Plan, planned: PlannedGrid, crs_wkt: str) -> tuple[float, float, float, float]:
+    own = map_crs(plan, planned)
+    bounds = map_bounds(plan, planned)
+    if own == crs_wkt:
+        return bounds
+    project = pyproj.Transformer.from_crs(own, crs_wkt, always_xy=True)
+    xmin, ymin, xmax, ymax = project.transform_bounds(*bounds, densify_pts=21)
+    # Across the antimeridian the box goes on beyond 180 degrees.
+    return xmin, ymin, xmax + 360 if xmax < xmin else xmax, ymax

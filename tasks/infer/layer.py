@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tasks.errors import BadInputError
 from tasks.imagery.collection import same_crs
 from tasks.imagery.identity import unsigned
+from tasks.infer.image_grids import map_crs, to_map
 from tasks.infer.objects import Objects
 from tasks.infer.outputs_features import Features, FieldType
 from tasks.infer.planned import Plan, PlannedGrid
@@ -53,7 +54,7 @@ def gather_layer(plan: Plan, found: Sequence[Objects]) -> Layer:
     """
     crs_wkt = layer_crs(plan)
     geometry = [
-        reprojected(to_map(objects.geometry, planned), planned.crs_wkt, crs_wkt)
+        reprojected(to_map(plan, planned, objects.geometry), map_crs(plan, planned), crs_wkt)
         for planned, objects in zip(plan.grids, found, strict=True)
     ]
     sources = [
@@ -89,36 +90,37 @@ def layer_crs(plan: Plan) -> str:
     out_sr = plan.finishing.get("out_sr")
     if out_sr is not None:
         return str(pyproj.CRS.from_epsg(out_sr).to_wkt())
-    first = plan.grids[0].crs_wkt
-    if all(same_crs(first, planned.crs_wkt) for planned in plan.grids):
+    first = map_crs(plan, plan.grids[0])
+    if all(same_crs(first, map_crs(plan, planned)) for planned in plan.grids):
         return first
     return str(pyproj.CRS.from_user_input(MIXED_CRS).to_wkt())
 
 
 def to_pixels(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.object_]:
-    """The inverse of :func:`to_map`."""
+    """Geometries in pixels of a map grid; the inverse of :func:`tasks.infer.image_grids.to_map`."""
     a, _, c, _, e, f = planned.transform
     scale, origin = np.array([a, e]), np.array([c, f])
     on_grid: NDArray[np.object_] = shapely.transform(geometry, lambda points: (points - origin) / scale)
     return on_grid
 
 
-def to_map(geometry: NDArray[np.object_], planned: PlannedGrid) -> NDArray[np.object_]:
-    """The geometries from pixels of a grid to its map coordinates."""
-    a, _, c, _, e, f = planned.transform
-    scale, origin = np.array([a, e]), np.array([c, f])
-    mapped: NDArray[np.object_] = shapely.transform(geometry, lambda points: origin + points * scale)
-    return mapped
-
-
 def reprojected(geometry: NDArray[np.object_], source: str, target: str) -> NDArray[np.object_]:
-    """The geometries with their vertices in another coordinate system (both as WKT)."""
+    """The geometries with their vertices in another coordinate system (both as WKT).
+
+    In degrees, a polygon across the antimeridian goes on beyond 180 instead of around the world.
+    """
     if same_crs(source, target) or len(geometry) == 0:
         return geometry
     project = pyproj.Transformer.from_crs(source, target, always_xy=True)
     moved: NDArray[np.object_] = shapely.transform(
         geometry, lambda points: np.column_stack(project.transform(points[:, 0], points[:, 1]))
     )
+    if pyproj.CRS.from_wkt(target).is_geographic:
+        xmin, _, xmax, _ = shapely.bounds(moved).T
+        across = xmax - xmin > 180
+        moved[across] = shapely.transform(
+            moved[across], lambda points: np.column_stack([points[:, 0] % 360, points[:, 1]])
+        )
     return moved
 
 

@@ -201,6 +201,11 @@ class DetectObjectsParameters(CandidateParameters, LayerParameters, EngineParame
         description="Name of the output, or the URI of a folder; holds one layer of polygons as GeoParquet "
         "and as GeoPackage",
     )
+    use_pixelspace: bool = Field(
+        default=False,
+        description="Detect in the raw images, as they lie in their files, and carry the objects onto the "
+        "map by each image's RPCs, control points or affine; several images need PROCESS_ITEMS_SEPARATELY",
+    )
     run_nms: bool = Field(
         default=False,
         description="Run Non Maximum Suppression over the complete layer: of objects that overlap more than "

@@ -25,6 +25,7 @@ from tasks.infer.engine import Cutter, Operator, Progress, Source, TileCutter, r
 from tasks.infer.execution import settle_engine
 from tasks.infer.features import crop_cutter, images_reader
 from tasks.infer.fit import RescaledReader
+from tasks.infer.image_grids import read_as
 from tasks.infer.mask import TABLE as MASK_TABLE
 from tasks.infer.mask import GridMask, MaskPolygons
 from tasks.infer.operators import ObjectOperator, PixelOperator
@@ -224,7 +225,7 @@ def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, So
                 reader = images_reader(plan, planned, infos)
             else:
                 reader = before = stack.enter_context(
-                    GridReader(infos, planned.grid, tuple(plan.extract_bands))
+                    GridReader(read_as(planned, infos), planned.grid, tuple(plan.extract_bands))
                 )
             if planned.after:
                 later = _touched(plan, planned.after, planned.after_footprints, here)

@@ -30,6 +30,7 @@ from tasks.infer.features import (
     planned_crops,
 )
 from tasks.infer.fit import Samples, agreed_bands, check_fit, rescaling_for, separately, target_sr
+from tasks.infer.image_grids import check_image_space, image_grid, in_image_space, seen_as
 from tasks.infer.mask import MaskPolygons, misses
 from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
@@ -218,7 +219,7 @@ def plan_with_features(
             parameters, package, description.extract_bands, rasters, after, samples
         )
     else:
-        fit = check_fit(parameters, package.definition, rasters, samples)
+        fit = check_fit(parameters, package.definition, seen_as(parameters, rasters), samples)
         bands = agreed_bands(fit, package, description, rasters)
     rescaling = rescaling_for(description.data_range, [*rasters, *after], bands, samples)
     remarks = [*fit.remarks, *([] if rescaling is None else [rescaling.remark])]
@@ -439,6 +440,9 @@ def _plan_grids(
     else:
         names = _distinct_names([PurePosixPath(urlsplit(info.uri).path).stem for info in rasters])
         groups = [(name, [index]) for index, name in enumerate(names)]
+    if in_image_space(parameters):
+        check_image_space(parameters, rasters, apart=apart)
+        return [image_grid(name, indices[0], rasters[indices[0]]) for name, indices in groups]
     planned = []
     for name, indices in groups:
         infos = [rasters[index] for index in indices]

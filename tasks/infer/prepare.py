@@ -8,6 +8,7 @@ from tasks.infer.describe import describe, function_arguments
 from tasks.infer.execution import engine_arguments
 from tasks.infer.features import read_layer
 from tasks.infer.fit import check_fit, sample_collection
+from tasks.infer.image_grids import seen_as
 from tasks.infer.mask import TABLE as MASK_TABLE
 from tasks.infer.mask import read_mask
 from tasks.infer.parameters import (
@@ -48,7 +49,9 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
     check_package(package, parameters.tool)
     samples = sample_collection([*rasters, *after])
     if not after:
-        check_fit(parameters, package.definition, rasters, samples)  # refused before any function starts
+        check_fit(
+            parameters, package.definition, seen_as(parameters, rasters), samples
+        )  # refused before any function starts
     processor = choose_processor(parameters.processor_type, settings().worker_processor)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     arguments |= engine_arguments(
