@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SINGLE_PUT_BYTES = 64 * 1024 * 1024
 PART_BYTES = 32 * 1024 * 1024
 _CONFLICT_TRIES = 5
+_BODY_TRIES = 4
 _REFUSED = {
     "AccessDenied",
     "InvalidAccessKeyId",
@@ -50,8 +51,9 @@ class S3Backend:
     def read(self, uri: str) -> tuple[bytes, str]:
         bucket, key = split_s3(uri)
         with _errors(uri):
-            answer = self._client(uri).get_object(Bucket=bucket, Key=key)
-            return answer["Body"].read(), answer["ETag"]
+            client = self._client(uri)
+            data, answer = _whole(lambda: client.get_object(Bucket=bucket, Key=key))
+            return data, answer["ETag"]
 
     def get_range(self, uri: str, start: int, length: int) -> bytes:
         from botocore.exceptions import ClientError
@@ -61,15 +63,13 @@ class S3Backend:
             return b""
         with _errors(uri):
             try:
-                answer = self._client(uri).get_object(
-                    Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}"
-                )
+                client, part = self._client(uri), f"bytes={start}-{start + length - 1}"
+                return _whole(lambda: client.get_object(Bucket=bucket, Key=key, Range=part))[0]
             except ClientError as error:
                 # Past the end: a file would give nothing there, so does the store.
                 if _code(error) in ("InvalidRange", "416"):
                     return b""
                 raise
-            return answer["Body"].read()
 
     def put(
         self,
@@ -311,6 +311,21 @@ def _put_parts(
 def _code(error: Any) -> str:
     answer = error.response
     return str(answer.get("Error", {}).get("Code") or answer["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def _whole(ask: Callable[[], Any]) -> tuple[bytes, Any]:
+    """Body and answer of a request; asked again where the body breaks off, which boto3 does not do."""
+    from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError
+
+    for attempt in range(_BODY_TRIES):
+        answer = ask()
+        try:
+            return answer["Body"].read(), answer
+        except (ConnectionError, HTTPClientError, IncompleteReadError):
+            if attempt + 1 == _BODY_TRIES:
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
 
     try:
-        _wait(endpoint, process, home / "log")
+        wait_for(endpoint, process, home / "log")
         yield Server(endpoint, access("admin"), access("reader"), process)
     finally:
         process.terminate()
@@ -127,7 +127,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         log.close()
 
 
-def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the server takes an object."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
