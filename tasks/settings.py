@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         description="what the workers of pool gpu compute on; AUTO: as the machine that plans",
     )
     export_processes: int = Field(
-        default=0, ge=0, description="processes that cut chips in one part; 0: one for each usable core"
+        default=0, ge=0, description="processes that cut one part; 0: one for each usable core, up to 16"
     )
     approved_packages: list[str] = Field(
         default=[], description="SHA-256 digests of approved foreign packages"

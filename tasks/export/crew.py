@@ -30,11 +30,19 @@ if TYPE_CHECKING:
 READY = "ready"
 _TICK_S = 0.02
 _END_S = 5.0
+_CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
+# Each process holds a few hundred megabytes; whoever has more cores and memory says so.
+_MOST_UNASKED = 16
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return max(1, len(os.sched_getaffinity(0)))
+    """Cores that this process may run on, a container's share of the machine (cgroup v2) considered."""
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = _CPU_SHARE.read_text().split()
+        if quota != "max":
+            cores = min(cores, -(-int(quota) // int(period)))
+    return max(1, cores)
 
 
 class Crew:
@@ -42,11 +50,11 @@ class Crew:
 
     Args:
         processes: how many cut, this one included; None takes ``settings().export_processes``, else one for
-            each usable core.
+            each usable core, 16 at most.
     """
 
     def __init__(self, processes: int | None = None) -> None:
-        self.processes = processes or settings().export_processes or usable_cores()
+        self.processes = processes or settings().export_processes or min(usable_cores(), _MOST_UNASKED)
         self._helpers: list[_Helper] = []
         self._server: subprocess.Popen[bytes] | None = None
 

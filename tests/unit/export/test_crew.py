@@ -22,6 +22,7 @@ from tasks.export import crew as crews
 from tasks.export import cut, cutter, inputs, plan
 from tasks.export.crew import Crew
 from tasks.export.parameters import ExportParameters
+from tasks.settings import settings
 from tasks.store import ObjectStore
 from tests.unit.export.conftest import CRS
 from tests.unit.export.oracle import differences
@@ -189,3 +190,16 @@ def test_closing_ends_helpers_that_are_still_starting() -> None:
     assert server is not None
     assert server.poll() is not None
     assert time.monotonic() - begin < crews._END_S
+
+
+@pytest.mark.parametrize(("text", "cores"), [("max 100000", 4), ("150000 100000", 2), ("900000 100000", 4)])
+def test_a_container_s_share_of_the_machine_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    monkeypatch.setattr(crews, "_CPU_SHARE", tmp_path / "cpu.max")
+    assert crews.usable_cores() == cores
+    monkeypatch.setenv("CHIPLINE_EXPORT_PROCESSES", "7")
+    settings.cache_clear()
+    assert (Crew().processes, Crew(3).processes) == (7, 3)
