@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import geopandas
@@ -11,6 +12,7 @@ import pytest
 import rasterio
 import rasterio.features
 import shapely
+import torch
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 
@@ -21,7 +23,9 @@ from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.part import compute_part, load_plan, save_plan
 from tasks.infer.plan import inspect_collection, make_plan
 from tasks.infer.planned import Plan
-from tasks.package import Package
+from tasks.labels import ClassSchema
+from tasks.package import Package, open_package
+from tasks.package.build import build_package
 from tasks.store import join
 
 
@@ -153,3 +157,72 @@ def test_a_classification_becomes_polygons_that_no_shard_cuts(
     assert {"classes_polygons.gpkg", "classes_polygons.fgb"} <= set(names)
     item = json.loads(store.get(join(plan.folder, "classes.stac.json")))
     assert "polygons_flatgeobuf" in item["assets"]
+
+
+NETWORK = """
+import torch
+
+
+class Near(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, images):
+        return self.head(images)
+
+
+def build():
+    return Near()
+"""
+
+
+@pytest.mark.slow
+def test_our_own_function_gives_the_same_classes_by_its_scores(
+    store: Any, tmp_path: Path, write_scene: Any, texture: Any
+) -> None:
+    class Plain:
+        minimum, maximum, mean, std, imagenet = (0.0,) * 3, (255.0,) * 3, (0.0,) * 3, (1.0,) * 3, False
+
+    torch.manual_seed(1)
+    path = build_package(
+        kind="pixels",
+        name="near",
+        network_source=NETWORK,
+        state_dict={"head.weight": torch.randn(3, 3, 3, 3) * 2, "head.bias": torch.tensor([-2.0, 0.0, 0.5])},
+        classes=ClassSchema.from_values({5: "Tree", 6: "Roof"}),
+        normalisation=Plain(),
+        tile_size=64,
+        padding=16,
+        batch_size=4,
+        cell_size=0.5,
+        wkid=32612,
+        band_names=("Red", "Green", "Blue"),
+        metrics={},
+        metrics_html="<html></html>",
+        characteristics={},
+        extra_definition={},
+        into=tmp_path,
+    )
+    package = open_package(path, tmp_path / "near")
+    uri = write_scene("scene", texture)
+    made = {}
+    wishes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "kept": {"keep_probabilities": True},
+        "blended": {"stitching": "BLEND", "keep_probabilities": True, "shard_size": 64},
+    }
+    for name, more in wishes.items():
+        plan, _ = applied(store, package, [uri], output_classified_raster=name, **more)
+        with rasterio.open(join(plan.folder, f"{name}.tif")) as dataset:
+            made[name] = dataset.read(1)
+    assert plan.scoring is not None
+    assert (plan.scoring.layout.batch, plan.scoring.layout.chip_rows, plan.scoring.margin) == (4, 64, 8)
+    assert len(np.unique(made["plain"])) == 3
+    np.testing.assert_array_equal(made["kept"], made["plain"])
+    # The network sees one pixel: blending changes only what its 255ths cannot tell.
+    with rasterio.open(join(plan.folder, "blended_probability.tif")) as dataset:
+        probability = dataset.read().astype(int)
+    clear = probability[0] - probability[1] > 2
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(made["blended"][clear], made["plain"][clear])
