@@ -15,6 +15,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("host", "host_boundary.py", ()),
     ("export", "export_chips.py", ("--large", "32768")),
     ("upload", "upload_chips.py", ()),
+    ("suppression", "infer_suppression.py", ("--rounds", "2")),
     ("vectorise", "infer_vectorise.py", ()),
     ("seams", "infer_seams.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
