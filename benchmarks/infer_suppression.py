@@ -4,8 +4,8 @@
 
 Prints a Markdown row per case: the median wall time and its range, the highest memory over what the same
 process holds before it starts, and what stays. Objects lie in heaps of twenty. At a hundred thousand the kept
-sets of all must be equal; at a million ours runs alone, since torchvision compares every pair. SAHI suppresses
-in Python per pair and is not among the dependencies; its greedy NMS has the rule of torchvision's.
+sets of all must be equal; at a million ours runs alone, since torchvision compares every pair. SAHI is not
+among the dependencies: it suppresses in Python, pair by pair, by the rule of torchvision.
 """
 
 from __future__ import annotations
