@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import pyproj
+import rasterio
 
 from tasks.imagery.identity import unsigned
 from tasks.infer.image_grids import map_bounds, map_crs
@@ -131,12 +133,27 @@ def _item(
             inputs=[unsigned(plan.rasters[index].uri) for index in indices],
             package_uri=plan.package.uri,
             package_digest=plan.package.digest,
-            software={"chipline": version("chipline")},
+            software={
+                "chipline": version("chipline"),
+                "gdal": rasterio.__gdal_version__,
+                "python": platform.python_version(),
+            },
             parameters=plan.parameters,
         ),
+        acquired=_acquired(plan.rasters[index].acquired for index in indices),
         title=f"{what}: {name}, by {plan.package.name}",
     )
     return (json.dumps(item, indent=1) + "\n").encode()
+
+
+def _acquired(dates: Iterable[str | None]) -> datetime | None:
+    """The one time at which all imagery was taken; None where there are several, or none is known."""
+    known = set(dates)
+    only = known.pop() if len(known) == 1 else None
+    if only is None:
+        return None
+    time = datetime.fromisoformat(only)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _bounds(plan: Plan, planned: PlannedGrid, crs_wkt: str) -> tuple[float, float, float, float]:
