@@ -91,6 +91,7 @@ def blobs(dots: NDArray[Any]) -> list[tuple[slice, slice]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_south_up_raster_is_turned_or_refused(
     store: Any, classifier: Package, write: Any, texture: NDArray[np.uint8]
 ) -> None:
