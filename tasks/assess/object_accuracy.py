@@ -117,7 +117,7 @@ def assess_objects(
     truth_blocks, detection_blocks, count = _blocks(results, block_size)
     interval = block_bootstrap(
         count,
-        _Resampled(joined, sorted(scores.by_class), truth_blocks, detection_blocks, count),
+        Resampled(joined, sorted(scores.by_class), truth_blocks, detection_blocks, count),
         replicates=replicates,
         level=level,
         seed=seed,
@@ -237,7 +237,7 @@ def _block_of(blocks: Blocks, geometries: npt.NDArray[np.object_]) -> npt.NDArra
     return blocks.of(shapely.get_x(centres), shapely.get_y(centres))
 
 
-class _Resampled:
+class Resampled:
     """The measures of every class and of all, from how often each block was drawn."""
 
     def __init__(

@@ -231,6 +231,69 @@ def score_objects(detections: Detections, truths: Truths, min_iou: float) -> Obj
     return score_matches(match_objects(detections, truths, min_iou))
 
 
+def coco_precision(
+    parts: Sequence[tuple[Detections, Truths]],
+    steps: Sequence[float] = COCO_STEPS,
+    *,
+    overlaps: Sequence[Overlaps] | None = None,
+) -> dict[int, float]:
+    """COCO's average precision of each class that has truths, the mean over the steps of IoU.
+
+    As in its reference implementation: at most 100 detections of a class per part (the most confident ones),
+    precision at 101 recalls. Its mean over the classes is COCO's mAP.
+
+    Args:
+        parts: per picture.
+        steps: of IoU.
+        overlaps: of the parts, where they are known already.
+    """
+    known = overlaps or [find_overlaps(*part) for part in parts]
+    values: dict[int, list[float]] = {}
+    for step in steps:
+        matches = Matches.joined(
+            [
+                _most_confident(match_objects(*part, step, overlaps=pairs))
+                for part, pairs in zip(parts, known, strict=True)
+            ]
+        )
+        for value in np.unique(matches.truth_classes[matches.truth_counted]):
+            mine = (matches.classes == value) & matches.counted
+            truths = int(((matches.truth_classes == value) & matches.truth_counted).sum())
+            precision = _coco_points(matches.scores[mine], matches.truth[mine] >= 0, truths)
+            values.setdefault(int(value), []).append(precision)
+    return {value: float(np.mean(found)) for value, found in values.items()}
+
+
+_COCO_DETECTIONS = 100
+_COCO_RECALLS = np.linspace(0.0, 1.0, 101)
+
+
+def _most_confident(matches: Matches) -> Matches:
+    """The outcome without detections beyond the hundred most confident of each class."""
+    order = np.argsort(-matches.scores, kind="stable")
+    counted = matches.counted.copy()
+    for value in np.unique(matches.classes):
+        counted[order[matches.classes[order] == value][_COCO_DETECTIONS:]] = False
+    return Matches(
+        matches.classes,
+        matches.scores,
+        np.where(counted, matches.truth, -1),
+        counted,
+        matches.truth_classes,
+        matches.truth_counted,
+    )
+
+
+def _coco_points(scores: Floats, hits: Bools, truths: int) -> float:
+    """The mean of the precision, made monotone, at 101 recalls; 0 at recalls that are not reached."""
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(hits[order])
+    precision = found / np.arange(1, len(found) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    place = np.searchsorted(found / truths, _COCO_RECALLS, side="left")
+    return float(np.append(envelope, 0.0)[place].mean())
+
+
 def mean_average_precision(
     parts: Sequence[tuple[Detections, Truths]],
     steps: Sequence[float] = COCO_STEPS,

@@ -96,7 +96,7 @@ def assess_pixels(
     foreground = np.array([value != BACKGROUND for value in values])
 
     def statistic(weights: Floats) -> Floats:
-        return _statistics(np.tensordot(weights, stack, axes=1), foreground)
+        return statistics_of(np.tensordot(weights, stack, axes=1), foreground)
 
     whole = statistic(np.ones(len(blocks)))
     return PixelAccuracy(
@@ -107,7 +107,7 @@ def assess_pixels(
     )
 
 
-def _statistics(counts: Floats, foreground: npt.NDArray[np.bool_]) -> Floats:
+def statistics_of(counts: Floats, foreground: npt.NDArray[np.bool_]) -> Floats:
     """All measures of all classes, their means, the overall accuracy."""
     measures = class_measures(counts)
     chosen = measures[foreground]

@@ -13,12 +13,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks.assess.objects import Matches
+from tasks.assess.calibration import Calibration
+from tasks.assess.chips import Intervals, object_intervals, pixel_intervals
+from tasks.assess.objects import (
+    Detections,
+    Matches,
+    Overlaps,
+    Truths,
+    coco_precision,
+    find_overlaps,
+    match_objects,
+    mean_or_nan,
+    ratio,
+)
 from tasks.labels import ClassSchema
 from tasks.train.datasets import IGNORED, Target
 from tasks.train.models.options import ClassifierOptions, DetectorOptions, PixelOptions
 from tasks.train.schedule import Budget, one_cycle
-from tasks.train.scores import chosen_labels, label_scores, match_chip, pixel_scores, score_chips
+from tasks.train.scores import (
+    chip_objects,
+    chosen_labels,
+    label_scores,
+    mask_overlaps,
+    pixel_scores,
+    score_chips,
+)
 
 _ENCODER_SHARE = 0.5  # of the learning rate: ImageNet weights move less than new ones
 _WEIGHT_DECAY = 0.05
@@ -45,6 +64,7 @@ class TrainingModule(lightning.LightningModule):
         self.freeze_encoder = freeze
         self.measured: dict[str, float] = {}
         self.per_class: dict[str, dict[str, float]] = {}
+        self.calibration = Calibration()
         self._encoder = [encoder]  # in a list: it is registered once, inside the network
         if freeze:
             encoder.requires_grad_(False)
@@ -83,6 +103,19 @@ class TrainingModule(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._validation_losses = []
+        self.calibration = Calibration()
+
+    def chip_errors(self) -> npt.NDArray[np.float64]:
+        """How wrong each validation chip is, in their order, larger is worse  # (chips,)."""
+        raise NotImplementedError
+
+    def final_values(self, blocks: npt.NDArray[np.int64]) -> tuple[dict[str, float], Intervals]:
+        """What is computed once, of the best weights: further values, and intervals.
+
+        Args:
+            blocks: of ground, of each validation chip  # (chips,)
+        """
+        raise NotImplementedError
 
     def finish_validation(self, values: Mapping[str, float]) -> None:
         """Keep the values of this validation and log them."""
@@ -112,6 +145,7 @@ class PixelModule(TrainingModule):
             persistent=False,
         )
         self.confusion = np.zeros((len(schema) + 1, len(schema) + 1), dtype=np.int64)
+        self.confusions: list[npt.NDArray[np.int64]] = []  # one per validation chip
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy (or focal loss), and soft Dice; unknown pixels count nowhere."""
@@ -142,17 +176,30 @@ class PixelModule(TrainingModule):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self.confusion[:] = 0
+        self.confusion = np.zeros_like(self.confusion)
+        self.confusions = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         images, labels = batch
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
         self._validation_losses.append(float(self.loss(logits, labels)))
-        truth, predicted = labels.flatten(), logits.argmax(dim=1).flatten()
-        known = truth != IGNORED
+        confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
         size = len(self.confusion)
-        pairs = truth[known] * size + predicted[known]
-        self.confusion += torch.bincount(pairs, minlength=size * size).reshape(size, size).cpu().numpy()
+        for truth, found, sure in zip(labels, predicted, confidence, strict=True):
+            known = truth != IGNORED
+            pairs = truth[known] * size + found[known]
+            counts = torch.bincount(pairs, minlength=size * size).reshape(size, size).cpu().numpy()
+            self.confusions.append(counts)
+            self.confusion += counts
+            self.calibration.add(sure[known].cpu().numpy(), (truth == found)[known].cpu().numpy())
+
+    def chip_errors(self) -> npt.NDArray[np.float64]:
+        return np.array([1.0 - ratio(float(np.trace(part)), float(part.sum())) for part in self.confusions])
+
+    def final_values(self, blocks: npt.NDArray[np.int64]) -> tuple[dict[str, float], Intervals]:
+        names = ["Background", *self.schema.names]
+        intervals = pixel_intervals(np.stack(self.confusions), blocks, names)
+        return {"calibration_error": self.calibration.error}, intervals
 
     def on_validation_epoch_end(self) -> None:
         values, self.per_class = pixel_scores(self.confusion, self.schema)
@@ -169,6 +216,8 @@ class ObjectModule(TrainingModule):
         self.options = options
         self.schema = schema
         self.chips: list[Matches] = []
+        self.parts: list[tuple[Detections, Truths]] = []
+        self.overlaps: list[Overlaps] = []
 
     def loss_of(self, batch: tuple[list[Tensor], list[Target]]) -> tuple[Tensor, int]:
         images, targets = batch
@@ -177,7 +226,7 @@ class ObjectModule(TrainingModule):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self.chips = []
+        self.chips, self.parts, self.overlaps = [], [], []
 
     def validation_step(self, batch: tuple[list[Tensor], list[Target]], _index: int) -> None:
         images, targets = batch
@@ -185,12 +234,38 @@ class ObjectModule(TrainingModule):
             losses: dict[str, Tensor] = self.network(images, targets)
         self._validation_losses.append(float(torch.stack(list(losses.values())).sum()))
         for image, found, target in zip(images, self.network(images), targets, strict=True):
-            rows, cols = image.shape[-2:]
-            self.chips.append(self.match(found, target, rows, cols))
+            part = chip_objects(found, target, rows=image.shape[-2], cols=image.shape[-1])
+            pairs = self.overlaps_of(part, found, target)
+            self.parts.append(part)
+            self.overlaps.append(pairs)
+            self.chips.append(match_objects(*part, self.options.detect_min_iou, overlaps=pairs))
 
-    def match(self, found: Target, target: Target, rows: int, cols: int) -> Matches:
-        """What was found in one chip against what is there, by the overlap of boxes."""
-        return match_chip(found, target, rows=rows, cols=cols, min_iou=self.options.detect_min_iou)
+    def overlaps_of(self, part: tuple[Detections, Truths], found: Target, target: Target) -> Overlaps:  # noqa: ARG002
+        """By how much the objects found in a chip overlap those that are there."""
+        return find_overlaps(*part)
+
+    def chip_errors(self) -> npt.NDArray[np.float64]:
+        threshold = self.measured["THRESHOLD"]
+        errors = []
+        for chip in self.chips:
+            sure = chip.counted & (chip.scores >= threshold)
+            hits = np.count_nonzero(sure & (chip.truth >= 0))
+            errors.append(np.count_nonzero(sure) + np.count_nonzero(chip.truth_counted) - 2 * hits)
+        return np.array(errors, np.float64)
+
+    def final_values(self, blocks: npt.NDArray[np.int64]) -> tuple[dict[str, float], Intervals]:
+        labels = list(range(1, len(self.schema) + 1))
+        every = Matches.joined(self.chips)
+        self.calibration = Calibration()
+        self.calibration.add(every.scores[every.counted], every.truth[every.counted] >= 0)
+        coco = coco_precision(self.parts, overlaps=self.overlaps)
+        values = {
+            "calibration_error": self.calibration.error,
+            "coco_map": mean_or_nan(list(coco.values())),
+        }
+        for label, name in zip(labels, self.schema.names, strict=True):
+            self.per_class[name]["coco_ap"] = coco.get(label, float("nan"))
+        return values, object_intervals(self.chips, blocks, labels, self.schema.names)
 
     def on_validation_epoch_end(self) -> None:
         values, self.per_class = score_chips(self.chips, self.schema)
@@ -200,10 +275,8 @@ class ObjectModule(TrainingModule):
 class InstanceModule(ObjectModule):
     """Trains torchvision's Mask R-CNN; objects match by the overlap of their masks."""
 
-    def match(self, found: Target, target: Target, rows: int, cols: int) -> Matches:
-        masks = found["masks"][:, 0] >= 0.5, target["masks"].bool()
-        min_iou = self.options.detect_min_iou
-        return match_chip(found, target, rows=rows, cols=cols, min_iou=min_iou, masks=masks)
+    def overlaps_of(self, part: tuple[Detections, Truths], found: Target, target: Target) -> Overlaps:
+        return mask_overlaps(find_overlaps(*part), found["masks"][:, 0] >= 0.5, target["masks"].bool())
 
 
 class LabelModule(TrainingModule):
@@ -273,6 +346,26 @@ class LabelModule(TrainingModule):
     def validated(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Scores and truth of the validation chips, in their order  # (n, classes) both."""
         return torch.cat(self._scores).numpy(), torch.cat(self._truths).numpy() > 0.5
+
+    def chip_errors(self) -> npt.NDArray[np.float64]:
+        scores, truth = self.validated
+        return np.asarray(np.abs(scores - truth).max(axis=1), np.float64)
+
+    def final_values(self, blocks: npt.NDArray[np.int64]) -> tuple[dict[str, float], Intervals]:
+        scores, truth = self.validated
+        calibration = Calibration()
+        if self.several:
+            chosen = chosen_labels(scores, several=True)
+            calibration.add(np.where(chosen, scores, 1 - scores).ravel(), (chosen == truth).ravel())
+            return {"calibration_error": calibration.error}, {}
+        best = scores.argmax(axis=1)
+        calibration.add(scores.max(axis=1), truth[np.arange(len(best)), best])
+        size = truth.shape[1]
+        each = np.zeros((len(best), size + 1, size + 1), np.int64)
+        each[np.arange(len(best)), truth.argmax(axis=1) + 1, best + 1] = 1
+        intervals = pixel_intervals(each, blocks, ["", *self.schema.names])
+        del intervals[""]
+        return {"calibration_error": calibration.error}, intervals
 
     def on_validation_epoch_end(self) -> None:
         values, self.per_class = label_scores(*self.validated, self.schema, several=self.several)

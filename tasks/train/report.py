@@ -37,6 +37,7 @@ Picture = npt.NDArray[np.uint8]  # (rows, cols, 3)
 def draw_pictures(trained: Trained, schema: ClassSchema) -> dict[str, bytes]:
     """PNG files by name: ``loss_graph.png``, ``show_results.png``; for pixels ``confusion_matrix.png``."""
     pictures = {"loss_graph.png": _curves(trained.history), "show_results.png": _samples(trained, schema)}
+    pictures["worst_samples.png"] = _sheet(trained, _worst(trained), schema)
     if isinstance(trained.module, PixelModule):
         pictures["confusion_matrix.png"] = _confusion(trained.module.confusion, ["Background", *schema.names])
     if isinstance(trained.module, LabelModule) and not trained.module.several:
@@ -55,6 +56,8 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
         "Epochs": metrics["epochs"],
         "Chips": f"{chips['train']} for training, {chips['validation']} for validation, "
         f"{chips['dropped']} left out because they overlap validation chips",
+        "Calibration error": _shown(metrics["calibration_error"]),
+        **({"COCO mAP": _shown(metrics["coco_map"])} if "coco_map" in metrics else {}),
         "Device": f"{metrics['device']}, {metrics['precision']}",
     }
     rows = "".join(
@@ -78,7 +81,25 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
     return (
         f"<h2>{html.escape(parameters.output_name)}</h2>\n<table>{rows}</table>\n"
         f"<h3>Values on the validation chips</h3>\n"
-        f"<table><tr><th>class</th>{head}</tr>{body}</table>\n{images}\n"
+        f"<table><tr><th>class</th>{head}</tr>{body}</table>\n{_intervals(metrics['intervals'])}\n{images}\n"
+    )
+
+
+def _intervals(intervals: dict[str, Any]) -> str:
+    rows = [(name, row) for name, row in intervals.items() if isinstance(row, dict)]
+    if not rows:
+        return ""
+    columns = list(rows[0][1])
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join("<td>{} to {}</td>".format(*map(_shown, row[column])) for column in columns)
+        + "</tr>"
+        for name, row in rows
+    )
+    return (
+        f"<h3>{100 * intervals['level']:.0f} % intervals, by a bootstrap over {intervals['blocks']} blocks "
+        f"of ground</h3>\n<table><tr><th>class</th>{head}</tr>{body}</table>"
     )
 
 
@@ -134,7 +155,16 @@ def _confusion(confusion: npt.NDArray[np.int64], names: list[str]) -> bytes:
 
 def _samples(trained: Trained, schema: ClassSchema) -> bytes:
     """Validation chips with the truth above and the prediction below; those with the most labels."""
-    chosen = _telling(trained.validation)
+    return _sheet(trained, _telling(trained.validation), schema)
+
+
+def _worst(trained: Trained) -> list[int]:
+    """The validation chips with the largest errors."""
+    errors = np.nan_to_num(trained.module.chip_errors(), nan=-1.0)
+    return [int(index) for index in np.argsort(-errors, kind="stable")[:_SAMPLES]]
+
+
+def _sheet(trained: Trained, chosen: list[int], schema: ClassSchema) -> bytes:
     cells = [_sample(trained, index, schema) for index in chosen]
     step = _SAMPLE_PX + _GAP_PX
     sheet = Image.new("RGB", (step * len(cells) - _GAP_PX, 2 * step - _GAP_PX), "white")

@@ -17,8 +17,6 @@ from tasks.assess.objects import (
     Truths,
     average_precision,
     best_f1,
-    find_overlaps,
-    match_objects,
     mean_or_nan,
     precision_recall_curve,
     ratio,
@@ -33,16 +31,10 @@ _SEVERAL_FROM = 0.5  # probability from which on a chip has a class, where it ma
 _NO_OBJECT_THRESHOLD = 0.5  # of a package whose validation chips held nothing to tune it on
 
 
-def match_chip(
-    found: dict[str, Tensor],
-    truth: dict[str, Tensor],
-    *,
-    rows: int,
-    cols: int,
-    min_iou: float,
-    masks: tuple[Tensor, Tensor] | None = None,
-) -> Matches:
-    """Matches of one chip; classes are the network's labels, from 1.
+def chip_objects(
+    found: dict[str, Tensor], truth: dict[str, Tensor], *, rows: int, cols: int
+) -> tuple[Detections, Truths]:
+    """The objects of one chip; classes are the network's labels, from 1.
 
     An object at the chip's edge is cut there, often to a sliver: it is not assessed.
 
@@ -50,20 +42,15 @@ def match_chip(
         found: a detector's output, "boxes" (n, 4) xmin, ymin, xmax, ymax, "labels" (n,), "scores" (n,).
         truth: the target, "boxes" and "labels".
         rows, cols: size of the chip, pixels.
-        min_iou: least overlap of a match.
-        masks: of the found and of the true objects, whose overlap then counts in place of that of the boxes
-            # (n, rows, cols) bool.
     """
     detections = Detections(_boxes(found), _labels(found), found["scores"].detach().cpu().double().numpy())
     corners = truth["boxes"].detach().cpu()
     inside = (corners[:, :2] > _EDGE_PX).all(dim=1)
     inside &= (corners[:, 2] < cols - _EDGE_PX) & (corners[:, 3] < rows - _EDGE_PX)
-    truths = Truths(_boxes(truth), _labels(truth), ~inside.numpy())
-    overlaps = None if masks is None else _mask_overlaps(find_overlaps(detections, truths), *masks)
-    return match_objects(detections, truths, min_iou, overlaps=overlaps)
+    return detections, Truths(_boxes(truth), _labels(truth), ~inside.numpy())
 
 
-def _mask_overlaps(boxes: Overlaps, found: Tensor, truth: Tensor) -> Overlaps:
+def mask_overlaps(boxes: Overlaps, found: Tensor, truth: Tensor) -> Overlaps:
     """The overlaps of masks, for those pairs whose boxes overlap."""
     ours, theirs = found.detach().cpu().numpy(), truth.detach().cpu().numpy()
     iou = np.zeros(len(boxes.iou))

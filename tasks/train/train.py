@@ -13,6 +13,7 @@ import pytorch_lightning as lightning
 import torch
 from torch.utils.data import DataLoader
 
+from tasks.assess.chips import LEVEL, blocks_of
 from tasks.errors import BadInputError, DeviceError, TrainingDataError
 from tasks.tracking import Tracker
 from tasks.train import datasets
@@ -219,8 +220,19 @@ def fit(
     best.restore(module)
     trainer.validate(module, validation_loader, verbose=False)
     module.to("cpu").eval()
+    blocks = blocks_of([chips[index].footprint for index in split.validation])
+    further, intervals = module.final_values(blocks)
     metrics = {
         **_validation_values(module),
+        **{name: _number(value) for name, value in further.items()},
+        "intervals": {
+            "level": LEVEL,
+            "blocks": int(blocks.max(initial=-1)) + 1,
+            **{
+                name: {key: [_number(end) for end in ends] for key, ends in row.items()}
+                for name, row in intervals.items()
+            },
+        },
         "chips": {
             "train": len(split.train),
             "validation": len(split.validation),
@@ -331,6 +343,11 @@ def _final_values(metrics: dict[str, Any]) -> dict[str, float]:
     values = {f"final_{name}": value for name, value in metrics.items() if isinstance(value, float)}
     for class_name, row in metrics["per_class"].items():
         values.update({f"{class_name}.{name}": value for name, value in row.items() if value is not None})
+    for class_name, row in metrics["intervals"].items():
+        if isinstance(row, dict):
+            for name, ends in row.items():
+                told = zip(("low", "high"), ends, strict=True)
+                values.update({f"{class_name}.{name}_{end}": v for end, v in told if v is not None})
     return values
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.assess.objects import Matches
+from tasks.assess.objects import Matches, match_objects
 from tasks.labels import ClassSchema
-from tasks.train.scores import match_chip, pixel_scores, score_chips
+from tasks.train.scores import chip_objects, pixel_scores, score_chips
 
 SCHEMA = ClassSchema.from_values({3: "Round", 7: "Square"})
 
@@ -24,7 +24,7 @@ def boxes(corners: Sequence[Corners]) -> torch.Tensor:
 
 
 def chip(found: Sequence[tuple[Corners, int, float]], truth: Sequence[tuple[Corners, int]]) -> Matches:
-    return match_chip(
+    part = chip_objects(
         {
             "boxes": boxes([item[0] for item in found]),
             "labels": torch.tensor([item[1] for item in found], dtype=torch.int64),
@@ -36,8 +36,8 @@ def chip(found: Sequence[tuple[Corners, int, float]], truth: Sequence[tuple[Corn
         },
         rows=200,
         cols=200,
-        min_iou=0.5,
     )
+    return match_objects(*part, 0.5)
 
 
 def test_boxes_of_one_chip_never_match_objects_of_another() -> None:
