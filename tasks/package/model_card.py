@@ -26,6 +26,8 @@ _WHAT = {
 _COUNTS = ("pixels", "objects")
 _MEASURES = ("accuracy", "precision", "recall", "f1", "iou", "map", "calibration", "psnr", "ssim")
 """Parts of the names of measures; the rest of the metrics says how the training went."""
+_ALL = "all"
+_MEAN_OF = {"miou": "iou", "f1_score": "f1", "average_precision": "ap"}
 _FEW = {"pixels": 10_000, "objects": 30}
 """With fewer of a class on the validation chips its numbers are chance."""
 
@@ -85,9 +87,9 @@ def model_card(name: str, definition: ModelDefinition, training: TrainingFacts |
 
     Args:
         name: of the package.
-        definition: of the package; ``Chipline.Metrics`` holds what training measured. Intervals are shown
-            where it has ``intervals``: by measure, and under ``per_class`` by class and measure, two numbers
-            each, with ``level``, their confidence.
+        definition: of the package; ``Chipline.Metrics`` holds what training measured. Its ``intervals``,
+            where there are any, hold two numbers by class and measure, the means over the classes under ``all``,
+            and with them ``level`` and the number of ``blocks`` of ground.
         training: what it was trained on, where that is known.
     """
     own = definition.extras.get("Chipline")
@@ -143,42 +145,41 @@ def _training(training: TrainingFacts | None) -> Iterator[str]:
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
-    intervals = metrics.get("intervals")
-    intervals = intervals if isinstance(intervals, Mapping) else {}
+    intervals = _rows(metrics.get("intervals"))
+    of_all = intervals.get(_ALL, {})
     overall = [
-        (key.replace("_", " "), _measure(value, intervals.get(key)))
+        (key.replace("_", " "), _measure(value, of_all.get(_MEAN_OF.get(key, ""))))
         for key, value in metrics.items()
         if isinstance(value, int | float) and any(part in key.lower() for part in _MEASURES)
     ]
-    per_class = _per_class(metrics)
+    per_class = _rows(metrics.get("per_class"))
     if not overall and not per_class:
         yield "Nothing was measured."
         return
-    level = intervals.get("level")
-    bracket = (
-        f" In brackets: {float(level):.0%} intervals." if isinstance(level, int | float) else " No intervals."
-    )
+    stated: Mapping[str, Any] = metrics.get("intervals") or {}
+    level, ground = stated.get("level"), stated.get("blocks")
+    bracket = " No intervals."
+    if intervals and isinstance(level, int | float):
+        bracket = f" In brackets: {level:.0%} intervals, by a bootstrap over {ground} blocks of ground."
     yield f"On the validation chips, which no training chip overlaps.{bracket}"
     if overall:
         yield _table(("measure", "value"), overall)
     if per_class:
-        of_class = intervals.get("per_class")
-        of_class = of_class if isinstance(of_class, Mapping) else {}
         columns = list(dict.fromkeys(key for row in per_class.values() for key in row))
         yield _table(
             ("class", *columns),
             [
                 (
                     name,
-                    *(_measure(row.get(key), (of_class.get(name) or {}).get(key)) for key in columns),
+                    *(_measure(row.get(key), intervals.get(name, {}).get(key)) for key in columns),
                 )
                 for name, row in per_class.items()
             ],
         )
 
 
-def _per_class(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    found = metrics.get("per_class")
+def _rows(found: Any) -> dict[str, Mapping[str, Any]]:
+    """The entries that are rows themselves."""
     if not isinstance(found, Mapping):
         return {}
     return {str(name): row for name, row in found.items() if isinstance(row, Mapping)}
@@ -208,7 +209,7 @@ def _limits(
         )
     if training is not None:
         yield "Pixel values must be on the scale of the table above; a host compares them before it computes."
-    for name, row in _per_class(metrics).items():
+    for name, row in _rows(metrics.get("per_class")).items():
         for count in _COUNTS:
             seen = row.get(count)
             if isinstance(seen, int | float) and seen < _FEW[count]:

@@ -21,7 +21,13 @@ METRICS: dict[str, Any] = {
         "Tree | tall": {"ap": 0.61, "objects": 900.0},
         "Bush": {"ap": float("nan"), "objects": 4.0},
     },
-    "intervals": {"level": 0.95, "f1_score": [0.6, 0.8], "per_class": {"Tree | tall": {"ap": [0.55, 0.66]}}},
+    "intervals": {
+        "level": 0.95,
+        "blocks": 7,
+        "Tree | tall": {"ap": [0.55, 0.66]},
+        "Bush": {"ap": [None, None]},
+        "all": {"f1": [0.6, 0.8]},
+    },
     "chips": {"train": 80},
     "device": "cpu",
 }
@@ -57,7 +63,7 @@ def test_it_says_what_where_how_good_and_what_not() -> None:
         "| chips: validation | 20 |",
         "| area EPSG:32612 | x 500000 to 501000, y 4900000 to 4900600 |",
         "| Red | 3 | 250 | 101.5 | 40.25 |",
-        "In brackets: 95% intervals.",
+        "In brackets: 95% intervals, by a bootstrap over 7 blocks of ground.",
         "| f1 score | 0.700 (0.600 to 0.800) |",
         "| Tree \\| tall | 0.610 (0.550 to 0.660) | 900 |",
         "| Bush | – | 4 |",
