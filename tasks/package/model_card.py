@@ -88,8 +88,8 @@ def model_card(name: str, definition: ModelDefinition, training: TrainingFacts |
     Args:
         name: of the package.
         definition: of the package; ``Chipline.Metrics`` holds what training measured. Its ``intervals``,
-            where there are any, hold two numbers by class and measure, the means over the classes under ``all``,
-            and with them ``level`` and the number of ``blocks`` of ground.
+            where there are any, hold two numbers by class and measure, the means over the classes under
+            ``all``, and with them ``level`` and the number of ``blocks`` of ground.
         training: what it was trained on, where that is known.
     """
     own = definition.extras.get("Chipline")
