@@ -100,4 +100,7 @@ def _arguments(tree: ast.Module) -> Iterator[FunctionArgument]:
 def _text(node: ast.expr | None) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
         return str(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        number = _text(node.operand)
+        return f"-{number}" if number else ""
     return ""

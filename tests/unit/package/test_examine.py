@@ -28,6 +28,7 @@ class F:
             {"name": "raster", "dataType": "raster", "required": True},
             {"name": "padding", "dataType": "numeric", "value": 16, "displayName": "Padding"},
             {"name": "threshold", "dataType": "numeric", "value": self.t, "description": "Least score"},
+            {"name": "class_of_interest", "dataType": "numeric", "value": -1},
             helper.parameter("tta", "GPString", "False", "Augment", "Mirror images, too"),
         ]
 """
@@ -80,6 +81,7 @@ def test_arguments_are_read_from_the_source_and_nothing_runs(trees: Path) -> Non
     assert arguments == [
         FunctionArgument("padding", "numeric", "16", "Padding"),
         FunctionArgument("threshold", "numeric", "", "Least score"),
+        FunctionArgument("class_of_interest", "numeric", "-1", ""),
         FunctionArgument("tta", "GPString", "False", "Mirror images, too"),
     ]
 
