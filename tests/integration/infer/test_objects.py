@@ -15,6 +15,7 @@ import rasterio
 import shapely
 
 from tasks.errors import ChiplineError
+from tasks.infer import task
 from tasks.infer.finish import finish
 from tasks.infer.parameters import ClassifyObjectsParameters
 from tasks.infer.part import compute_part
@@ -202,7 +203,12 @@ def test_separate_items_classify_a_feature_once_on_each_image(
 
 
 def test_without_features_each_image_is_one_object(
-    run: Any, write_scene: Any, texture: Any, tmp_path: Path
+    run: Any,
+    store: Any,
+    write_scene: Any,
+    texture: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uris = []
     for number in range(7):
@@ -219,6 +225,16 @@ def test_without_features_each_image_is_one_object(
     assert len(plan.shards) == 1
     again, _, _ = run(uris[::-1], shard_size=64)
     assert again["Confidence"].tolist()[::-1] == made["Confidence"].tolist()
+
+    # A run's page has no picture of images that lie side by side.
+    shown: list[str] = []
+    for kind in ("table", "image", "markdown"):
+        monkeypatch.setattr(task, f"create_{kind}_artifact", lambda kind=kind, **_: shown.append(kind))
+    result = finish(store, plan, {})
+    task._leave_artifacts(store, plan, result)
+    assert shown == ["table", "markdown"]
+    assert result.already_done
+    assert task.addresses(plan, result)["uri"].endswith("/labelled.parquet")
 
     # Pictures that lie nowhere give a table.
     raw = tmp_path / "imagery" / "bild_ä.png"
