@@ -18,6 +18,7 @@ from tasks.infer.score_layout import score_layout
 from tasks.infer.scores import ScoreLayout
 from tasks.infer.shards import TileGeometry
 from tasks.package import Package
+from tasks.package.builtin import function_identity
 from tasks.settings import settings
 from tasks.store import ObjectStore, join, run_key
 
@@ -102,7 +103,8 @@ def describe(
         PackageError: the function asks for what the engine cannot give.
         HostError: the function fails to start.
     """
-    key = run_key({"version": DESCRIPTION_VERSION, "arguments": arguments})
+    builtin = function_identity(package.definition)
+    key = run_key({"version": DESCRIPTION_VERSION, "arguments": arguments, **builtin})
     uri = join(settings().root, "packages", package.name, package.digest, "descriptions", f"{key}.json")
     if store.exists(uri):
         try:

@@ -55,6 +55,7 @@ from tasks.infer.shards import (
 )
 from tasks.labels.sources import split_layer
 from tasks.package import Package
+from tasks.package.builtin import function_identity
 from tasks.parameters import arguments_as_dict
 from tasks.store import check_allowed, output_folder, run_key
 
@@ -257,6 +258,7 @@ def plan_with_features(
                 "semantics": SEMANTICS_VERSION,
                 "tool": tool,
                 "package": package.digest,
+                **function_identity(package.definition),
                 "arguments": description.scalars,
                 "grid": planned.grid.to_dict(),
                 "region": planned.region,

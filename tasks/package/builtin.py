@@ -7,7 +7,9 @@ configuration means is stated in docs/formats/python-raster-function.md, "Predef
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -170,6 +172,23 @@ def resolve(definition: ModelDefinition) -> Builtin | NotBuiltIn | None:
         f"{definition.configuration_name}",
         _OWN_FUNCTION,
     )
+
+
+def function_identity(definition: ModelDefinition) -> dict[str, str]:
+    """What decides a package's answers besides its own files: the source of the built-in functions.
+
+    Returns:
+        Nothing for a package with a function of its own; else one entry, for keys of results.
+    """
+    return {"builtin": _source_digest()} if isinstance(resolve(definition), Builtin) else {}
+
+
+@cache
+def _source_digest() -> str:
+    source = hashlib.sha256()
+    for path in sorted(FOLDER.glob("*.py")):  # they import each other, so all of them count
+        source.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return source.hexdigest()
 
 
 def system_function(name: str) -> SystemFunction | None:

@@ -10,8 +10,16 @@ from typing import Any
 
 import pytest
 
-from tasks.package import package_problems, read_definition
-from tasks.package.builtin import BUILTIN, FOLDER, GENERIC, Builtin, NotBuiltIn, resolve
+from tasks.package import builtin, package_problems, read_definition
+from tasks.package.builtin import (
+    BUILTIN,
+    FOLDER,
+    GENERIC,
+    Builtin,
+    NotBuiltIn,
+    function_identity,
+    resolve,
+)
 from tasks.package.builtin_check import graph_nodes
 from tasks.package.card import card_text
 from tasks.package.dlpk import write_dlpk
@@ -146,6 +154,22 @@ def test_what_is_not_built_in_says_the_way_out(changes: dict[str, Any], problem:
 def test_a_package_with_a_function_of_its_own_gets_none() -> None:
     assert _resolved(InferenceFunction="Own.py") is None
     assert _resolved(Framework=None, ModelConfiguration=None) is None
+
+
+def test_the_source_of_built_in_functions_counts_where_it_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = read_definition(json.dumps({**DETECTOR, "InferenceFunction": "Own.py"}))
+    asked = read_definition(json.dumps(DETECTOR))
+    assert function_identity(own) == {}
+    shipped = function_identity(asked)
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path)
+    (tmp_path / "TensorFlowObjectDetector.py").write_text("changed = True")
+    builtin._source_digest.cache_clear()
+    changed = function_identity(asked)
+    builtin._source_digest.cache_clear()
+    assert set(changed) == set(shipped) == {"builtin"}
+    assert changed != shipped
 
 
 def test_built_in_functions_are_whole_and_import_nothing_of_ours() -> None:
