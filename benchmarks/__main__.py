@@ -21,6 +21,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
     ("engine", "infer_engine.py", ("--size", "8192", "--naive")),
     ("memory", "infer_memory.py", ()),
+    ("bytes", "infer_bytes.py", ("--size", "8192", "--read-threads", "1")),
     ("train-objects", "train_accuracy.py", ("--model", "FCOS", "--minutes", "5", "--area", "south")),
     ("train-pixels", "train_accuracy.py", ("--model", "UNET", "--minutes", "5", "--area", "south")),
 )
