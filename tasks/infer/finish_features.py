@@ -90,17 +90,16 @@ def _outlines(plan: Plan, planned: PlannedGrid, features: Features, crs_wkt: str
 
 
 def write_polygons(
-    plan: Plan, planned: PlannedGrid, raster: Path, nodata: int | None, outputs: Outputs, folder: Path
-) -> None:
-    """Put the polygons of one classified raster into the result's folder.
+    plan: Plan, planned: PlannedGrid, raster: Path, nodata: int | None, folder: Path
+) -> FeatureFiles:
+    """Write the polygons of one classified raster.
 
     Args:
         plan: of a classification.
         planned: the raster's grid.
         raster: the finished COG.
         nodata: value that makes no polygon.
-        outputs: takes the files.
-        folder: for files on their way.
+        folder: for the files.
     """
     name, wishes = f"{planned.name}_polygons", plan.finishing["polygons"]
     geometry, values = polygons_of_file(raster, nodata)
@@ -108,8 +107,7 @@ def write_polygons(
     features = class_polygons(geometry, values, names, planned.output_grid, wishes)
     on_grid = to_pixels(features.geometry, planned)
     features = with_origin(plan, replace(features, source_raster=sources_of(plan, planned, on_grid)))
-    files = write_features(folder, name, planned.crs_wkt, features, wishes["output_formats"])
-    put_layer(outputs, name, planned.crs_wkt, files, {})
+    return write_features(folder, name, planned.crs_wkt, features, wishes["output_formats"])
 
 
 def polygons_of_file(raster: Path, nodata: int | None) -> tuple[NDArray[np.object_], NDArray[np.int64]]:

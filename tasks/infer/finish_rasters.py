@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.imagery import Window
-from tasks.infer.finish_features import write_polygons
+from tasks.infer.finish_features import put_layer, write_polygons
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, preview_name, raster_item
 from tasks.infer.operators import PixelFormat, read_pixels
 from tasks.infer.outputs import Outputs
@@ -58,10 +58,13 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         kept = probability_formats(plan)
         item = raster_item(plan, planned, form, preview=shown, kept=kept)
         outputs.put_bytes(f"{planned.name}.stac.json", item, ITEM)
-        if plan.finishing.get("polygons") is not None and form.classes:
+        polygons = None
+        if plan.finishing.get("polygons") is not None:
             nodata = None if form.nodata is None else int(form.nodata)
-            write_polygons(plan, planned, files.cog, nodata, outputs, folder)
+            polygons = write_polygons(plan, planned, files.cog, nodata, folder)
         _put(outputs, planned, planned.name, files, form)
+        if polygons is not None:
+            put_layer(outputs, f"{planned.name}_polygons", planned.crs_wkt, polygons, {})
         for suffix, kept_form in kept.items():
             path = folder / f"{planned.name}_{suffix}.tif"
             values = _kept(store, plan, planned, shards[number], suffix)

@@ -230,6 +230,11 @@ def plan_with_features(
         output_format = pixel_format(description.output_dtype, values, description.output_nodata)
     scoring = None
     if isinstance(parameters, ClassifyPixelsParameters) and output_format is not None:
+        if parameters.output_polygons and output_format.dtype == "float32":
+            raise BadInputError(
+                f"The function of {package.name} gives values, not classes, and values make no polygons.",
+                "Leave output_polygons off.",
+            )
         scoring = scoring_for(
             parameters, description.scores, description.no_scores, geometry, output_format.dtype
         )

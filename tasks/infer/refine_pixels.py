@@ -53,6 +53,10 @@ def refine_raster(
     """
     levels = thresholds_of(parameters, {item.name: item.value for item in source.classes})
     info = inspect_raster(join(source.folder, raster["path"]))
+    if info.dtype == "float32":
+        raise BadInputError(
+            f"{info.uri} holds values, not classes.", "Name a result whose package gives classes."
+        )
     grid = Grid(info.crs_wkt, info.transform, info.height, info.width)
     nodata = None if info.nodata is None else int(info.nodata)
     only = len([item for item in source.outputs(".tif") if item["name"] == raster["name"]]) == 1
@@ -73,6 +77,7 @@ def refine_raster(
             uris["alternatives"] = f"{stem}_alternatives.tif"
     blocks = _blocks(uris, grid, levels, 0 if nodata is None else nodata)
     files = write_raster(folder / f"{name}.tif", grid, blocks, form)
+    made = None
     if parameters.output_polygons:
         wishes = parameters.model_dump(mode="json", include=set(LayerParameters.model_fields))
         class_names = {item.value: item.name for item in source.classes}
@@ -88,7 +93,6 @@ def refine_raster(
             run=key,
         )
         made = write_features(folder, f"{name}_polygons", grid.crs_wkt, features, parameters.output_formats)
-        put_layer(outputs, f"{name}_polygons", grid.crs_wkt, made, {})
     outputs.put(files.cog, COG_TYPE)
     for path in files.side_cars:
         outputs.put(path, "application/xml")
@@ -105,6 +109,8 @@ def refine_raster(
             "pixels_per_class": {str(value): count for value, count in files.counts.items()},
         }
     )
+    if made is not None:
+        put_layer(outputs, f"{name}_polygons", grid.crs_wkt, made, {})
 
 
 def thresholds_of(parameters: RefineParameters, classes: Mapping[str, int]) -> dict[int | None, float]:

@@ -154,6 +154,7 @@ def test_pixels_are_reclassified_and_vectorised(
     bright = np.where(classes == 2, probability[0], probability[1]) + 0.5 >= 0.6 * 255
     dark = np.where(classes == 1, probability[0], probability[1]) + 0.5 >= 0.45 * 255
     path = join(made.folder, "again.tif")
+    assert made.details["outputs"][0]["path"] == "again.tif"
     with rasterio.open(path) as dataset:
         again = dataset.read(1)
         assert dataset.colormap(1)[2] == (250, 240, 0, 255)

@@ -154,6 +154,7 @@ def test_a_classification_becomes_polygons_that_no_shard_cuts(
     assert set(layer["source_raster"]) == {uri}
     assert set(layer["run"]) == {plan.run_key}
     names = [output["path"] for output in result.manifest.details["outputs"]]
+    assert names[0] == "classes.tif", "the result's address is that of its raster"
     assert {"classes_polygons.gpkg", "classes_polygons.fgb"} <= set(names)
     item = json.loads(store.get(join(plan.folder, "classes.stac.json")))
     assert "polygons_flatgeobuf" in item["assets"]
