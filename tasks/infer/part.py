@@ -150,8 +150,8 @@ def compute_part(
             geometry=plan.geometry,
             cutter=cutter_for(store, plan, operator, masks),
             progress=progress,
-            # Each reading thread has its own handle with its own cache of blocks: with one, what a halo shares
-            # with the next strip is fetched and decoded once. Only a GPU outruns a single thread.
+            # Each reading thread has its own handle with its own cache of blocks: with one, what a halo
+            # shares with the next strip is fetched and decoded once. Only a GPU outruns a single thread.
             read_threads=1 if plan.processor == "CPU" else 2,
         )
         report = PartReport(
