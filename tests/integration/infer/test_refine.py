@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import rasterio
 from rio_cogeo.cogeo import cog_validate
 
 from tasks.errors import BadInputError
+from tasks.infer import task
 from tasks.infer.finish import finish
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
 from tasks.infer.parameters_refine import RefineParameters
@@ -180,3 +182,32 @@ def test_the_first_class_by_rank_that_reaches_its_threshold_is_taken() -> None:
     assert made.tolist() == [[1, 1, 2, 9]]
     assert reclassified(classes, probability, {None: 0.6}, nodata=9).tolist() == [[1, 9, 9, 9]]
     assert reclassified(classes, probability, {1: 0.6, 2: 0.45}, nodata=9).tolist() == [[1, 2, 2, 9]]
+
+
+def test_runs_leave_tables_of_what_they_would_take_and_of_what_they_made(
+    store: Any, sure: Package, write_scene: Any, dots: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: dict[str, list[dict[str, str]]] = {}
+    monkeypatch.setattr(task, "get_run_logger", lambda: logging.getLogger("test"))
+
+    def note(*, key: str, table: list[dict[str, str]], description: str) -> None:
+        assert "found" in description or "again" in description
+        tables[key] = table
+
+    monkeypatch.setattr(task, "create_table_artifact", note)
+    monkeypatch.setattr("tasks.package.fetch.fetch_package", lambda *_args: sure)
+    uri = write_scene("dots", dots[:, :150, :150])
+    values = {"input_raster": [uri], "model": f"{uri}.dlpk", "output_objects": "found", "dry_run": True}
+    known = task.estimate_inference.fn(
+        DetectObjectsParameters.model_validate({**values, "processor_type": "CPU"})
+    )
+    assert (known["tiles"], known["shards"], known["device"]) == ("4", "1", "cpu")
+    assert [row["what"] for row in tables["detect-objects-estimate"]][:2] == ["rasters", "grids"]
+
+    plan = detected(store, sure, uri, "found")
+    given = {"input_result": plan.folder, "output_name": "again", "minimum_area": 10}
+    made = task.refine_result.fn(RefineParameters.model_validate(given))
+    assert made["uri"].endswith("again.parquet")
+    assert made["already_done"] == "false"
+    assert [row["output"] for row in tables["refine-results-outputs"]] == ["again.parquet", "again.gpkg"]
+    assert geopandas.read_parquet(made["uri"]).area.min() >= 10
