@@ -199,7 +199,7 @@ def bounds_in(info: RasterInfo, crs_wkt: str | None, *, within: Bounds | None = 
         raise _not_expressible(info)
     if bounds[0] > bounds[2]:  # PROJ's way to say that it runs over the edge of the map
         raise BadInputError(
-            f"{info.address} crosses the antimeridian, where a grid in {crs_name(crs_wkt)} has its two edges.",
+            f"{info.address} crosses the antimeridian, where a grid in {crs_name(crs_wkt)} has two edges.",
             "Choose an out_sr whose map is in one piece there (a UTM zone, EPSG:3832), or leave it out.",
         )
     return bounds
