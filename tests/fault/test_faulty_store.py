@@ -75,9 +75,10 @@ def test_the_server_killed_and_started_again(work: Work, server: Server) -> None
     server.process.kill()
     server.process.wait()
     time.sleep(1)
-    home = Path(str(server.process.args[1]).partition("=")[2])  # type: ignore[index]
+    arguments = [str(item) for item in server.process.args]  # type: ignore[union-attr]
+    home = Path(next(item for item in arguments if item.startswith("-dir=")).removeprefix("-dir="))
     with (home / "log-again").open("wb") as log:
-        again = subprocess.Popen(server.process.args, stdout=log, stderr=log, cwd=home)
+        again = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=home)
     try:
         wait_for(server.endpoint_url, again, home / "log-again")
         code = process.wait(200)
