@@ -20,7 +20,9 @@ from hypothesis.extra.numpy import arrays
 
 import tasks.package.functions as home
 from tasks.errors import BadInputError
+from tasks.host import HostProcess
 from tasks.labels import ClassSchema
+from tasks.package.dlpk import open_package
 from tasks.tracking import Tracker
 from tasks.train.datasets import LabelChips
 from tasks.train.models.pixels import ARCHITECTURES
@@ -255,3 +257,30 @@ def test_a_classifier_of_objects_travels(several: bool, tmp_path: Path) -> None:
         told = [float(part) for part in feature["attributes"]["Confidence"].split(";") if part]
         np.testing.assert_allclose(told, scores[chosen], atol=1e-5)
     assert draw_pictures(result, data.classes)["show_results.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["FEATURE_CLASSIFIER", "MASKRCNN"])
+def test_packages_of_objects_run_in_the_host(model_type: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    given = parameters(model_type, {} if model_type == "FEATURE_CLASSIFIER" else {"width": "32"})
+    if model_type == "FEATURE_CLASSIFIER":
+        data = labelled(tmp_path / "data", several=False)
+    else:
+        export(tmp_path / "data", "RCNN_Masks", squares(10), SCHEMA)
+        data = open_training_data(tmp_path / "data")
+    result = fit(given, [data], tmp_path, tracker=Tracker.disabled(), progress=lambda *_: None)
+    made = build(given, data, result, page="", pictures={}, into=tmp_path)
+    package = open_package(made, tmp_path / "unpacked")
+    chips = [read_chip_image(chip) for chip in data.chips[:3]]
+    with HostProcess(package, "CPU", {"batch_size": "4"}) as host:
+        if model_type == "FEATURE_CLASSIFIER":
+            found = host.run("vectorize", np.stack(chips), np.ones((3, 64, 64), np.uint8))
+            assert host.takes_batches
+            assert [item.index for item in found] == [0, 1, 2]
+            assert {item.label for item in found} <= set(SCHEMA.names)
+        else:
+            assert host.configuration["tx"] == 64
+            block = np.tile(chips[0], (1, 2, 2))[:, :96, :96]
+            found = host.run("vectorize", block, np.ones(block.shape[1:], np.uint8))
+            assert {item.class_name for item in found} <= set(SCHEMA.names)
