@@ -57,9 +57,9 @@ def plan_inference(parameters: InferenceTool) -> PlannedInference:
         log.info("Already done: the same inputs and parameters gave %s", plan.folder)
         return planned
     log.info(
-        "%d rasters, %d megapixels on %d grids: %d shards in %d parts, planned for the %s",
+        "%d rasters, %s megapixels on %d grids: %d shards in %d parts, planned for the %s",
         len(plan.rasters),
-        round(plan.pixels / 1e6),
+        f"{plan.pixels / 1e6:,.1f}",
         len(plan.grids),
         len(plan.shards),
         len(plan.parts),
@@ -303,11 +303,15 @@ def outputs_table(store: ObjectStore, plan: Plan, result: Finished) -> list[dict
 def summary(plan: Plan, result: Finished) -> str:
     """What was computed from what, on what, for a run's page."""
     manifest = result.manifest
+    execution = [part["execution"] for part in manifest.provenance["parts"] if part.get("execution")]
+    engines = dict.fromkeys(f"{one['execution_engine']} in {one['precision']}" for one in execution)
+    reasons = dict.fromkeys(reason for one in execution for reason in one.get("fell_back", []))
     lines = [
         f"**{plan.tool}** of {len(plan.rasters)} rasters by the package `{plan.package.name}` "
         f"(`{plan.package.digest[:12]}`): {plan.pixels:,} pixels in {len(plan.shards)} shards.",
         "",
-        f"Computed on: {', '.join(manifest.provenance['devices'])}.",
+        f"Computed on: {', '.join(manifest.provenance['devices'])}"
+        + (f", by {' and '.join(engines)}." if engines else "."),
     ]
     for output in manifest.details["outputs"]:
         counts = output.get("objects_per_class") or _named(plan, output.get("pixels_per_class", {}))
@@ -315,6 +319,7 @@ def summary(plan: Plan, result: Finished) -> str:
             listed = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
             lines += ["", f"`{output['path']}`: {listed}."]
     lines += [f"\n> {remark}" for remark in manifest.details["remarks"]]
+    lines += [f"\n> Another execution engine computed: {reason}" for reason in reasons]
     return "\n".join(lines)
 
 
