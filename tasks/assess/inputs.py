@@ -100,7 +100,7 @@ def vector_files(store: ObjectStore, uri: str) -> list[str]:
         by_stem.update({name[: -len(ending)]: name for name in names if name.lower().endswith(ending)})
     if not by_stem:
         raise NotFoundError(
-            f"{folder} holds no vector file.", "Name a GeoParquet or GeoPackage file with detected objects."
+            f"{folder} holds no vector file.", "Name a vector file, or the folder of a published layer."
         )
     return [join(folder, name) for name in sorted(by_stem.values())]
 

@@ -43,7 +43,7 @@ def source_of(store: ObjectStore, uri: str) -> Source:
     if manifest is None:
         raise NotFoundError(
             f"There is no published result at {uri}.",
-            "Name the folder of a result of classify_pixels or detect_objects, or of its name.",
+            "Name the folder, or the name, of a result of classify_pixels, detect_change or detect_objects.",
         )
     if manifest.kind not in ("outputs/classify_pixels", "outputs/detect_change", "outputs/detect_objects"):
         raise BadInputError(
