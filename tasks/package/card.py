@@ -38,15 +38,21 @@ def problems_text(problems: Sequence[Problem]) -> str:
     )
 
 
-def card_markdown(examination: Examination) -> str:
-    """The card and the problems for a page; nothing that the package says becomes markup."""
+def card_markdown(examination: Examination, may_run: str = "") -> str:
+    """The card and the problems for a page; nothing that the package says becomes markup.
+
+    Args:
+        examination: what was found.
+        may_run: whether it may run here, where that was asked.
+    """
     blocks = [f"# Package {_cell(examination.name or examination.file)}"]
     if examination.problems:
         faults = [(str(item.check), item.text, item.remedy) for item in examination.problems]
         count = len(faults)
         blocks.append(f"**{count} {'problem' if count == 1 else 'problems'}: it cannot be used.**")
         blocks.append(_table(("check", "problem", "remedy"), faults))
-    blocks.append(_table(("", ""), card_rows(examination)))
+    asked = [("may run here", may_run)] if may_run else []
+    blocks.append(_table(("", ""), [*card_rows(examination), *asked]))
     classes = _classes(examination)
     if classes:
         rows = [(str(item.value), item.name, _color(item)) for item in classes]

@@ -27,14 +27,15 @@ def inspect_package_file(parameters: InspectPackageParameters) -> dict[str, str]
     """Leave the card as an artifact; fails with all problems if there are any.
 
     Returns:
-        ``name``, ``sha256``.
+        ``name``, ``sha256``, ``may_run``.
     """
     from tasks.package.bring import check_package_address, local_copy
     from tasks.store import ObjectStore
 
     check_package_address(parameters.package)
+    store = ObjectStore()
     with tempfile.TemporaryDirectory(prefix="package-") as scratch:
-        return _show(local_copy(ObjectStore(), parameters.package, Path(scratch)))
+        return _show(store, local_copy(store, parameters.package, Path(scratch)))
 
 
 @task(name="add package")
@@ -52,7 +53,7 @@ def add_brought_package(parameters: AddPackageParameters) -> dict[str, str]:
     store = ObjectStore()
     with tempfile.TemporaryDirectory(prefix="package-") as scratch:
         dlpk = local_copy(store, parameters.package, Path(scratch))
-        _show(dlpk)
+        _show(store, dlpk)
         return _publish(store, dlpk, parameters)
 
 
@@ -69,19 +70,21 @@ def pack_foreign_model(parameters: PackageModelParameters) -> dict[str, str]:
     store = ObjectStore()
     with tempfile.TemporaryDirectory(prefix="package-") as scratch:
         dlpk = pack_from_addresses(store, parameters, Path(scratch))
-        _show(dlpk)
+        _show(store, dlpk)
         return _publish(store, dlpk, parameters)
 
 
-def _show(dlpk: Path) -> dict[str, str]:
+def _show(store: ObjectStore, dlpk: Path) -> dict[str, str]:
     from tasks.package.card import card_markdown
     from tasks.package.dlpk import raise_problems
     from tasks.package.examine import examine_package
+    from tasks.package.trust import trust_text
 
     examination = examine_package(dlpk)
-    create_markdown_artifact(key="package-card", markdown=card_markdown(examination))
+    may_run = trust_text(store, examination.digest, examination.name or dlpk.stem)
+    create_markdown_artifact(key="package-card", markdown=card_markdown(examination, may_run))
     raise_problems(examination.file, examination.problems)
-    return {"name": str(examination.name), "sha256": examination.digest}
+    return {"name": str(examination.name), "sha256": examination.digest, "may_run": may_run}
 
 
 def _publish(

@@ -95,6 +95,19 @@ def find_trust(store: ObjectStore, digest: str, name: str) -> Trust | None:
         return by_setting
 
 
+def trust_text(store: ObjectStore, digest: str, name: str) -> str:
+    """Whether a package may run here, for a person: by whose word, or by whose word not.
+
+    Raises:
+        StoreError: as :func:`find_trust`.
+    """
+    try:
+        trust = find_trust(store, digest, name)
+    except PackageError as error:
+        return f"no: {error.problem}"
+    return f"yes: {trust.text}" if trust is not None else "not yet: nobody vouches for it"
+
+
 def _by_record(store: ObjectStore, digest: str, name: str) -> Trust | None:
     made = _read(store, _uri(MADE, digest), MadeHere, digest)
     if made is not None:

@@ -11,7 +11,14 @@ import pytest
 
 from tasks.errors import BadInputError, PackageError, StoreError
 from tasks.package.__main__ import main
-from tasks.package.trust import approve_package, find_approval, find_trust, record_made, revoke_package
+from tasks.package.trust import (
+    approve_package,
+    find_approval,
+    find_trust,
+    record_made,
+    revoke_package,
+    trust_text,
+)
 from tasks.settings import settings
 from tasks.store import Manifest, ObjectStore, Publication
 
@@ -141,6 +148,15 @@ def test_a_revocation_wins_over_every_word_for_a_package(monkeypatch: pytest.Mon
     with pytest.raises(PackageError, match=r"trees was revoked by Grace at .*It reads more than it says"):
         find_trust(store, DIGEST, "trees")
     assert find_trust(store, OTHER, "trees") is not None
+
+
+def test_a_person_reads_whether_a_package_may_run() -> None:
+    store = ObjectStore()
+    assert trust_text(store, DIGEST, "trees") == "not yet: nobody vouches for it"
+    approve(store)
+    assert trust_text(store, DIGEST, "trees").startswith("yes: approved by Ada at ")
+    revoke(store)
+    assert trust_text(store, DIGEST, "trees").startswith("no: The package trees was revoked by Grace at ")
 
 
 def test_a_revocation_is_never_replaced_nor_taken_back_by_an_approval(root: Path) -> None:
