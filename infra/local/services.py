@@ -201,7 +201,17 @@ def _prefect(layout: Layout, keys: Secrets) -> Service:
     port = str(layout.port("prefect"))
     return Service(
         name="prefect",
-        command=[sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port],
+        command=[
+            sys.executable,
+            "-m",
+            "infra.local.prefect_server",
+            "server",
+            "start",
+            "--host",
+            HOST,
+            "--port",
+            port,
+        ],
         environment=_environment(keys, "prefect", own),
         folder=folder,
         ports=layout.ports_of("prefect"),
