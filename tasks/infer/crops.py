@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -189,9 +190,13 @@ class CropCutter:
         return Pixels(values, valid)
 
     def blocks(self, strip: Strip, pixels: Pixels, source: Source) -> Iterator[Block | None]:  # noqa: ARG002
-        """The batch, without crops that hold no imagery."""
+        """The batch, without crops of features that hold no imagery, whatever lies around them."""
         item: _Crops = strip.item
-        there = np.flatnonzero(pixels.valid.any(axis=(1, 2)))
+        seen = [
+            bool(valid[_envelope(outline, window)].any())
+            for valid, outline, window in zip(pixels.valid, item.outlines, item.windows, strict=True)
+        ]
+        there = np.flatnonzero(seen)
         if not len(there):
             yield None
             return
@@ -228,6 +233,15 @@ def inside(outline: shapely.Geometry, window: Window) -> NDArray[np.bool_]:
         if 0 <= row < window.rows and 0 <= col < window.cols:
             mask[row, col] = True
     return mask
+
+
+def _envelope(outline: shapely.Geometry, window: Window) -> tuple[slice, slice]:
+    """The pixels of a feature's envelope, at least the one that it begins in, as slices of its window."""
+    left, top, right, bottom = shapely.bounds(outline).tolist()
+    row, col = math.floor(top), math.floor(left)
+    row_stop, col_stop = max(math.ceil(bottom), row + 1), max(math.ceil(right), col + 1)
+    envelope = Window(row, col, row_stop - row, col_stop - col).intersection(window)
+    return envelope.slices_in(window)
 
 
 def _around(windows: Sequence[Window]) -> Window:

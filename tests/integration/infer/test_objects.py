@@ -161,16 +161,17 @@ def test_nothing_is_lost_and_everything_is_counted(
         None,
         shapely.Polygon(),
         shapely.Point(at(9000, 9000)),
-        shapely.Point(at(-5, 20)),  # half of its crop lies on the imagery
+        shapely.Point(at(-5, 20)),  # its crop reaches the imagery, the point itself does not
+        box(-6, 30, 7, 5),  # one column of it lies on the imagery
         shapely.Point(at(20, 20)),
     ]
-    frame = geopandas.GeoDataFrame({"name": list("abcdef")}, geometry=shapes, crs="EPSG:32612")
+    frame = geopandas.GeoDataFrame({"name": list("abcdefg")}, geometry=shapes, crs="EPSG:32612")
     frame.to_parquet(tmp_path / "odd.parquet")
     made, details, plan = run([uri], tmp_path / "odd.parquet")
-    assert made["name"].tolist() == list("abcdef")
-    assert made["ClassLabel"].notna().tolist() == [False, False, False, False, True, True]
+    assert made["name"].tolist() == list("abcdefg")
+    assert made["ClassLabel"].notna().tolist() == [False, False, False, False, False, True, True]
     counts = details["outputs"][0]
-    assert counts["features_without_imagery"] == 1
+    assert counts["features_without_imagery"] == 2
     assert counts["features_without_geometry"] == 2
     assert counts["features_beside_the_imagery"] == 1
     assert len(details["remarks"]) == 2
