@@ -54,11 +54,8 @@ class Watcher:
         progress = create_progress_artifact(progress=0.0, description=self.title)
         assert isinstance(progress, UUID)
         started, noted = time.monotonic(), False
-        for part in range(len(self.parts)):
-            if self.is_done(part):
-                self.done += 1
-            else:
-                self.waiting.append(part)
+        self.waiting.extend(part for part in range(len(self.parts)) if not self.is_done(part))
+        self.done = len(self.parts) - len(self.waiting)
         self._submit_waiting()
         self.log.info("%s: %d parts, %d done already", self.title, len(self.parts), self.done)
         reported = -1
