@@ -79,14 +79,22 @@ class _Chips(Dataset[Any]):
         if index in self._cache:
             return self._cache[index]
         chip = self.chips[index]
-        sample = (read_chip_image(chip), self.read_label(chip))
+        sample = (self.read_image(chip), self.read_label(chip))
         if self._cached_bytes + sample[0].nbytes <= _CACHE_BYTES:
             self._cache[index] = sample
             self._cached_bytes += sample[0].nbytes
         return sample
 
+    def read_image(self, chip: Chip) -> npt.NDArray[Any]:
+        """What the network sees of a chip, before it is normalised  # (bands, rows, cols)."""
+        return read_chip_image(chip)
+
     def read_label(self, chip: Chip) -> Any:
         raise NotImplementedError
+
+    def varied(self, image: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[Any]:
+        """A normalised picture in other colours."""
+        return augmentation.vary_colours(image, self.recipe, rng)
 
     def _whole(self, rows: int, cols: int) -> tuple[int, int]:
         return rows // self.multiple * self.multiple, cols // self.multiple * self.multiple
@@ -127,7 +135,7 @@ class PixelChips(_Chips):
         if self.recipe.dihedral:
             code = int(rng.integers(8))
             image, cut = augmentation.dihedral(image, code), augmentation.dihedral(cut, code)
-        image = augmentation.vary_colours(image, self.recipe, rng)
+        image = self.varied(image, rng)
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         target = torch.from_numpy(np.ascontiguousarray(cut))
         if edge != self.size:
@@ -168,7 +176,7 @@ class ObjectChips(_Chips):
             code = int(rng.integers(8))
             image = augmentation.dihedral(image, code)
             cut = augmentation.dihedral_boxes(cut, code, edge, edge)
-        image = augmentation.vary_colours(image, self.recipe, rng)
+        image = self.varied(image, rng)
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         if edge != self.size:
             tensor = _resized(tensor, self.size)
@@ -200,7 +208,7 @@ class InstanceChips(_Chips):
         window = (slice(row, row + edge), slice(col, col + edge))
         image = self.normalisation.apply(pixels[:, window[0], window[1]])
         code = int(rng.integers(8)) if self.recipe.dihedral else 0
-        image = augmentation.vary_colours(augmentation.dihedral(image, code), self.recipe, rng)
+        image = self.varied(augmentation.dihedral(image, code), rng)
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         if edge != self.size:
             tensor = _resized(tensor, self.size)
@@ -231,7 +239,7 @@ class LabelChips(_Chips):
             rng = np.random.default_rng([index, number])
             if self.recipe.dihedral:
                 image = augmentation.dihedral(image, int(rng.integers(8)))
-            image = augmentation.vary_colours(image, self.recipe, rng)
+            image = self.varied(image, rng)
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         if tensor.shape[-2:] != (self.output, self.output):
             tensor = _resized(tensor, self.output)
