@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +38,24 @@ _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alia
 _PARAMETERS_PER_REQUEST = 100
 _METRICS_PER_REQUEST = 1000
 _VALUE_LENGTH = 6000
+_TAG_LENGTH = 1000  # of a model version
 _DATASET_DIGEST_LENGTH = 36
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version in the registry; ``package`` and ``digest`` are empty where it is no package of ours."""
+
+    name: str
+    number: str
+    package: str
+    digest: str
+    tags: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """How tools name it."""
+        return f"models:/{self.name}/{self.number}"
 
 
 class Tracker:
@@ -262,31 +280,87 @@ def resolve_model(uri: str) -> str:
     match = _MODEL_URI.match(uri)
     if match is None:
         raise BadInputError(f"{uri!r} names no model version.", "Write models:/name/3 or models:/name@alias.")
+    version = find_version(match["name"], match["version"] or match["alias"])
+    if version is None:
+        raise NotFoundError(
+            f"{uri} is not in MLflow's registry, or this user may not read it.",
+            "Look at the Models page for the names, versions and aliases that exist.",
+        )
+    if not version.package:
+        raise BadInputError(
+            f"{uri} is no deep learning package: it has no tag {PACKAGE_TAG}.",
+            "Name a version that train_deep_learning_model or add_package registered.",
+        )
+    return version.package
+
+
+def find_version(name: str, which: str) -> ModelVersion | None:
+    """A version of a registered model by its number or an alias; None where there is none.
+
+    Raises:
+        TrackingError: MLflow refuses or cannot be reached.
+    """
     from mlflow.exceptions import MlflowException
 
     client = _client()
     with _errors():
         try:
-            if match["alias"]:
-                version = client.get_model_version_by_alias(match["name"], match["alias"])
+            if which.isdigit():
+                found = client.get_model_version(name, which)
             else:
-                version = client.get_model_version(match["name"], match["version"])
+                found = client.get_model_version_by_alias(name, which)
         except MlflowException as error:
             # To a user who is no administrator MLflow answers "denied" for what does not exist, too.
             absent = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED")
             if error.error_code not in absent:
                 raise
-            raise NotFoundError(
-                f"{uri} is not in MLflow's registry, or this user may not read it.",
-                "Look at the Models page for the names, versions and aliases that exist.",
-            ) from error
-    package = version.tags.get(PACKAGE_TAG)
-    if package is None:
-        raise BadInputError(
-            f"{uri} is no deep learning package: it has no tag {PACKAGE_TAG}.",
-            "Name a version that train_deep_learning_model or add_package registered.",
+            return None
+    tags = {key: str(value) for key, value in found.tags.items()}
+    return ModelVersion(name, str(found.version), tags.get(PACKAGE_TAG, ""), tags.get(DIGEST_TAG, ""), tags)
+
+
+def mark_version(version: ModelVersion, tags: Mapping[str, str], *, alias: str | None = None) -> None:
+    """Set tags of a version and, where ``alias`` is given, let it point here.
+
+    Raises:
+        TrackingError: MLflow refuses or cannot be reached.
+    """
+    client = _client()
+    with _errors():
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.number, key, value[:_TAG_LENGTH])
+        if alias:
+            client.set_registered_model_alias(version.name, alias, version.number)
+
+
+def find_run(experiment: str, tag: str, value: str) -> str | None:
+    """The newest run of an experiment that has the tag; None where there is none yet.
+
+    Raises:
+        TrackingError: MLflow refuses or cannot be reached.
+    """
+    client = _client()
+    with _errors():
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return None
+        runs = client.search_runs(
+            [found.experiment_id], f"tags.`{tag}` = '{value}'", max_results=1, order_by=["start_time DESC"]
         )
-    return str(package)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def read_curve(run_id: str, metric: str) -> list[tuple[float, int, float]]:
+    """A metric of a run: seconds since the run's start, step, value; in the order they were logged.
+
+    Raises:
+        TrackingError: MLflow refuses or cannot be reached.
+    """
+    client = _client()
+    with _errors():
+        started = client.get_run(run_id).info.start_time or 0
+        history = client.get_metric_history(run_id, _key(metric))
+    return [((point.timestamp - started) / 1000, point.step, point.value) for point in history]
 
 
 def _client() -> MlflowClient:
