@@ -12,9 +12,9 @@ from torch import nn
 
 from tasks.labels import ClassSchema
 from tasks.package.network_source import emit_detector, emit_network
-from tasks.train import augmentation, datasets
-from tasks.train.models import classifier, detectors, pixels
-from tasks.train.models.options import AnyOptions, ClassifierOptions, PixelOptions
+from tasks.train import augmentation, datasets, pairs
+from tasks.train.models import change, classifier, detectors, pixels
+from tasks.train.models.options import AnyOptions, ChangeOptions, ClassifierOptions, PixelOptions
 from tasks.train.modules import InstanceModule, LabelModule, ObjectModule, PixelModule, TrainingModule
 from tasks.train.normalisation import Normalisation
 from tasks.train.parameters import TrainParameters
@@ -64,7 +64,8 @@ def samples_of(
         "multiple": options.size_divisor,
     }
     if isinstance(options, PixelOptions):
-        return datasets.PixelChips(chips, ignored=options.ignored, **shared)
+        kind = pairs.PairChips if isinstance(options, ChangeOptions) else datasets.PixelChips
+        return kind(chips, ignored=options.ignored, **shared)
     if isinstance(options, ClassifierOptions):
         return datasets.LabelChips(chips, output=size, **shared)
     if parameters.kind == "instances":
@@ -94,7 +95,7 @@ def assemble(
     """The network of the model type, ready to train.
 
     Args:
-        bands: their names.
+        bands: their names; of pairs those of one date.
         shared: what every module takes: ``learning_rate``, ``budget``, ``freeze``.
 
     Raises:
@@ -108,13 +109,20 @@ def assemble(
     }
     if isinstance(options, PixelOptions):
         assert isinstance(train_set, datasets.PixelChips)
-        network = pixels.build_pixel_network(
-            parameters.model_type, parameters.backbone_model, options, channels=len(schema) + 1, **encoder
-        )
+        network: nn.Module
+        if isinstance(options, ChangeOptions):
+            network = change.build_change_network(
+                parameters.backbone_model, options, channels=len(schema) + 1, **encoder
+            )
+            part = network.get_submodule("encoder")
+        else:
+            network = pixels.build_pixel_network(
+                parameters.model_type, parameters.backbone_model, options, channels=len(schema) + 1, **encoder
+            )
+            part = network.get_submodule("segmentation.encoder")
         source = emit_network(network)
         _channels_last(network)
         weights = _class_weights(train_set, len(schema)) if options.class_balancing else None
-        part = network.get_submodule("segmentation.encoder")
         module = PixelModule(network, encoder=part, options=options, class_weights=weights, **shared)
         return Assembled(module, source)
     if isinstance(options, ClassifierOptions):

@@ -16,6 +16,7 @@ _NEEDS: dict[str, tuple[Holding, str]] = {
     "objects": ("boxes", "boxes"),
     "instances": ("instances", "masks of single objects"),
     "labels": ("values", "a class of each chip"),
+    "change": ("masks", "class masks"),
 }
 
 

@@ -47,6 +47,16 @@ class Normalisation:
         result: npt.NDArray[np.float32] = (values * std + mean) * (high - low) + low
         return result
 
+    def joined(self, other: Normalisation) -> Normalisation:
+        """Of these bands and, after them, the other's."""
+        return Normalisation(
+            self.minimum + other.minimum,
+            self.maximum + other.maximum,
+            self.mean + other.mean,
+            self.std + other.std,
+            imagenet=False,
+        )
+
 
 def normalisation_of(data: Sequence[TrainingData], dtype: np.dtype[Any]) -> Normalisation:
     """ImageNet's for three 8-bit bands (the encoders expect it), else from the exported statistics.

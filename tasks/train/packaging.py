@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tasks.package.build import build_package
 from tasks.package.model_card import TrainingFacts
 from tasks.train.models.options import DetectorOptions, PixelOptions
 from tasks.train.modules import LabelModule
+from tasks.train.pairs import input_bands
 from tasks.train.parameters import TrainParameters
 from tasks.train.result import Trained
-from tasks.training_data import TrainingData, layout, read_chip_image
+from tasks.training_data import TrainingData, layout, read_chip_image, read_chip_image2
 
 _BATCH = 4
+# Names that tools know a package by (docs/formats/emd-dlpk.md).
+_MODEL_NAMES = {"CHANGEDETECTOR": "ChangeDetector"}
 
 
 def build(
@@ -66,7 +67,7 @@ def build(
             "BlackenAroundFeature": int(_blackened(data)),
         }
     return build_package(
-        kind=parameters.kind,
+        kind="pixels" if parameters.kind == "change" else parameters.kind,
         name=parameters.output_name,
         network_source=trained.source,
         state_dict=module.network.state_dict(),
@@ -75,20 +76,27 @@ def build(
         tile_size=tile_size,
         cell_size=data.cell_size,
         wkid=data.wkid,
-        band_names=data.band_names,
+        band_names=input_bands(parameters, data),
         metrics=trained.metrics,
         metrics_html=page,
         characteristics=pictures,
         extra_definition={"LearningRate": f"{trained.metrics['learning_rate']:.4e}", **more},
         into=into,
-        model_name=parameters.model_type,
+        model_name=_MODEL_NAMES.get(parameters.model_type, parameters.model_type),
         backbone=parameters.backbone_model,
-        pixel_type=np.dtype(read_chip_image(data.chips[0]).dtype).name,
+        pixel_type=_pixel_type(data),
         size_divisor=divisor,
         batch_size=_BATCH,
         training=_facts(data, trained, inputs),
         **specific,
     )
+
+
+def _pixel_type(data: TrainingData) -> str | None:
+    """Of the imagery; None where two dates have different ones."""
+    chip = data.chips[0]
+    types = {read(chip).dtype.name for read in (read_chip_image, read_chip_image2)[: 1 + bool(chip.image2)]}
+    return types.pop() if len(types) == 1 else None
 
 
 def _blackened(data: TrainingData) -> bool:

@@ -29,22 +29,28 @@ ModelType = Literal[
     "FASTERRCNN",
     "MASKRCNN",
     "FEATURE_CLASSIFIER",
+    "CHANGEDETECTOR",
 ]
 # A text, not a Literal: timm's encoders are too many for a list, and a form still takes them.
 BackboneModel = Annotated[str, AfterValidator(check_backbone)]
 Monitor = Literal["VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE", "ACCURACY", "MIOU"]
 
-Kind = Literal["pixels", "objects", "instances", "labels"]
+Kind = Literal["pixels", "objects", "instances", "labels", "change"]
 
 PIXEL_MODELS = frozenset(
     {"UNET", "UNETPLUSPLUS", "MANET", "LINKNET", "FPN", "PSPNET", "DEEPLAB", "UPERNET", "SEGFORMER"}
 )
-_OTHER_KINDS: dict[str, Kind] = {"MASKRCNN": "instances", "FEATURE_CLASSIFIER": "labels"}
+_OTHER_KINDS: dict[str, Kind] = {
+    "MASKRCNN": "instances",
+    "FEATURE_CLASSIFIER": "labels",
+    "CHANGEDETECTOR": "change",
+}
 _MONITORS: dict[Kind, frozenset[str]] = {
     "pixels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
     "objects": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
     "instances": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
     "labels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE"}),
+    "change": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
 }
 
 
@@ -70,7 +76,8 @@ class TrainParameters(ToolParameters):
         "pixels (Classified_Tiles and other formats with masks); FCOS, RETINANET, SSD and FASTERRCNN detect "
         "objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines them (RCNN_Masks); "
         "FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or several "
-        "(MultiLabeled_Tiles)",
+        "(MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles of two "
+        "rasters)",
     )
     backbone_model: BackboneModel = Field(
         default="EFFICIENTNET_LITE0",
@@ -128,7 +135,7 @@ class TrainParameters(ToolParameters):
         "further: pretrained, downscale; models of pixels: class_balancing, focal_loss, dice_loss, "
         "ignore_classes, decoder, width; "
         "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; "
-        "FEATURE_CLASSIFIER: dropout, label_smoothing",
+        "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion",
     )
     stop_training: bool = Field(
         default=True,
@@ -144,7 +151,7 @@ class TrainParameters(ToolParameters):
     )
     monitor: Monitor = Field(
         default="VALID_LOSS",
-        description="Value that early stopping watches and the best weights are chosen by. Pixels: "
+        description="Value that early stopping watches and the best weights are chosen by. Pixels, change: "
         "VALID_LOSS, ACCURACY, F1_SCORE, MIOU; objects, outlines: VALID_LOSS, AVERAGE_PRECISION, F1_SCORE; "
         "classes of objects: VALID_LOSS, ACCURACY, F1_SCORE",
     )

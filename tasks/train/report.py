@@ -20,6 +20,7 @@ from tasks.labels import ClassSchema
 from tasks.train.assembly import Samples
 from tasks.train.datasets import IGNORED, InstanceChips, LabelChips, PixelChips
 from tasks.train.modules import LabelModule, PixelModule
+from tasks.train.pairs import PairChips
 from tasks.train.parameters import TrainParameters
 from tasks.train.result import Trained
 
@@ -202,7 +203,12 @@ def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Im
             predicted = network(image[None])[0].argmax(dim=0).numpy()
             assert isinstance(target, torch.Tensor)
             truth = target.numpy()
-            return _tinted(picture, truth, colors), _tinted(picture, predicted, colors)
+            later = picture
+            if isinstance(validation, PairChips):
+                # What is there on the first date, what was found on the second: both are to be seen.
+                pixels = trained.normalisation.undo(image.numpy())
+                picture, later = (_as_rgb(part, eight_bit=False) for part in np.split(pixels, 2))
+            return _tinted(picture, truth, colors), _tinted(later, predicted, colors)
         if isinstance(validation, LabelChips):
             assert isinstance(target, torch.Tensor)
             module = trained.module

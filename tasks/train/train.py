@@ -24,8 +24,8 @@ from tasks.train.data_formats import check_format
 from tasks.train.leakage import Leakage, find_leakage, refuse_leakage, without
 from tasks.train.models.options import check_batch, check_sizes, input_size, options_of
 from tasks.train.modules import TrainingModule
-from tasks.train.normalisation import check_scale, normalisation_of
 from tasks.train.packaging import build
+from tasks.train.pairs import check_pairs, settle_normalisation
 from tasks.train.parameters import TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
@@ -35,7 +35,6 @@ from tasks.training_data import (
     Chip,
     TrainingData,
     read_boxes,
-    read_chip_image,
     read_class_mask,
     read_instances,
 )
@@ -105,7 +104,9 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
     first = data[0]
     for item in data:
         check_format(parameters, item.metadata_format, str(item.folder))
-        if any(chip.image2 is not None for chip in item.chips):
+        if parameters.kind == "change":
+            check_pairs(parameters.model_type, item)
+        elif any(chip.image2 is not None for chip in item.chips):
             raise TrainingDataError(
                 f"{item.folder} holds pairs of pictures; {parameters.model_type} learns from single ones.",
                 "Export the training data without additional_input_raster.",
@@ -139,9 +140,7 @@ def fit(
     schema, options = data[0].classes, options_of(parameters)
     chips = [chip for item in (*data, *apart) for chip in item.chips]
     split, leaked = _split(chips, data, apart, parameters)
-    normalisation = normalisation_of(data, read_chip_image(chips[0]).dtype)
-    if not normalisation.imagenet:
-        check_scale([*data, *apart])
+    normalisation = settle_normalisation(parameters, data, apart)
     rows, cols = data[0].tile_size
     chip_size = input_size(parameters, options, min(rows, cols))
 

@@ -68,6 +68,15 @@ class PixelOptions(_Options):
         return self
 
 
+class ChangeOptions(PixelOptions):
+    """Arguments of CHANGEDETECTOR."""
+
+    fusion: Literal["difference", "concatenation"] = Field(
+        "difference",
+        description="what the decoder sees of both dates' features: by how much they differ, or both",
+    )
+
+
 class DetectorOptions(_Options):
     """Arguments of the detectors. Pixel sizes are those of the image, not of the downscaled one."""
 
@@ -130,11 +139,13 @@ _LIGHT_DETECTOR = {"downscale": 2, "levels": 1, "depth": 4, "width": 64, "head_c
 _LIGHT_CLASSIFIER = {"downscale": 2}
 _LIGHT: dict[type[_Options], dict[str, Any]] = {
     PixelOptions: _LIGHT_PIXELS,
+    ChangeOptions: _LIGHT_PIXELS,
     DetectorOptions: _LIGHT_DETECTOR,
     ClassifierOptions: _LIGHT_CLASSIFIER,
 }
 _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
     "pixels": PixelOptions,
+    "change": ChangeOptions,
     "objects": DetectorOptions,
     "instances": DetectorOptions,
     "labels": ClassifierOptions,
