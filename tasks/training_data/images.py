@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from PIL import Image
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 
 from tasks.errors import BadInputError, TrainingDataError
@@ -138,10 +139,37 @@ def decode_image(path: Path) -> npt.NDArray[Any]:
     Raises:
         TrainingDataError: not a readable raster.
     """
+    return _decoded(path, known=False)[0]
+
+
+def decode_known(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """A chip's pixels with 0 where it holds no data, and where each band holds data; None: everywhere.
+
+    No data are the file's nodata value, what its mask leaves out, and values that are not finite. An alpha
+    band is a band: TIFFs of four bands often say so of their infrared.
+
+    Raises:
+        TrainingDataError: not a readable raster.
+    """
+    values, known = _decoded(path, known=True)
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        if not finite.all():
+            known = finite if known is None else known & finite
+    if known is None or known.all():
+        return values, None
+    values[~known] = 0
+    return values, known
+
+
+def _decoded(path: Path, *, known: bool) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     try:
         with rasterio.open(path) as dataset:
             values: npt.NDArray[Any] = dataset.read()
-            return values
+            flags = {flag for band in dataset.mask_flag_enums for flag in band} if known else set()
+            if not flags & {MaskFlags.nodata, MaskFlags.per_dataset} or MaskFlags.alpha in flags:
+                return values, None
+            return values, dataset.read_masks() != 0
     except RasterioIOError as error:
         raise TrainingDataError(
             f"The chip {path} cannot be read: {error}.", "Export the training data again."

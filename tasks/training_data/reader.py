@@ -20,7 +20,7 @@ from tasks.labels.schema import ClassSchema
 from tasks.training_data import layout
 from tasks.training_data.declared import BandStats, Declared
 from tasks.training_data.formats import FORMATS
-from tasks.training_data.images import decode_image, picture_shape
+from tasks.training_data.images import decode_image, decode_known, picture_shape
 from tasks.training_data.sample import Chip, Folder, Format
 from tasks.training_data.statistics import BandStatistics
 
@@ -30,6 +30,8 @@ __all__ = [
     "TrainingData",
     "open_training_data",
     "read_boxes",
+    "read_chip",
+    "read_chip2",
     "read_chip_image",
     "read_chip_image2",
     "read_class_mask",
@@ -91,7 +93,7 @@ class TrainingData:
             return self.declared_stats
         total = BandStatistics.empty(self.bands)
         for chip in self.chips:
-            total = total.merge(BandStatistics.of(read_chip_image(chip)))
+            total = total.merge(chip_statistics(chip))
         return tuple(
             BandStats(
                 name,
@@ -209,6 +211,29 @@ def _open(declared: Declared, found: Format) -> TrainingData:
     )
 
 
+def read_chip(chip: Chip) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """The chip's pixels, 0 where there is no data, and where there is some; None: everywhere.
+
+    Both # (bands, rows, cols); what counts as no data: :func:`tasks.training_data.images.decode_known`.
+    """
+    return decode_known(chip.image)
+
+
+def read_chip2(chip: Chip) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """The same of the chip's second picture.
+
+    Raises:
+        TrainingDataError: there is none.
+    """
+    return decode_known(_second(chip))
+
+
+def chip_statistics(chip: Chip) -> BandStatistics:
+    """Of the pixels in which every band holds data."""
+    values, known = read_chip(chip)
+    return BandStatistics.of(values, None if known is None else known.all(axis=0))
+
+
 def read_chip_image(chip: Chip) -> npt.NDArray[Any]:
     """The chip's pixels  # (bands, rows, cols), its own dtype."""
     return decode_image(chip.image)
@@ -220,12 +245,7 @@ def read_chip_image2(chip: Chip) -> npt.NDArray[Any]:
     Raises:
         TrainingDataError: there is none.
     """
-    if chip.image2 is None:
-        raise TrainingDataError(
-            f"The chip {chip.image} has no second picture.",
-            "Export the training data with additional_input_raster.",
-        )
-    return decode_image(chip.image2)
+    return decode_image(_second(chip))
 
 
 def read_class_mask(chip: Chip) -> npt.NDArray[np.integer[Any]]:
@@ -266,6 +286,15 @@ def read_instances(chip: Chip) -> dict[int, npt.NDArray[Any]]:
         TrainingDataError: the format has no instances; a label cannot be read.
     """
     return FORMATS[chip.metadata_format].instances(chip)
+
+
+def _second(chip: Chip) -> Path:
+    if chip.image2 is None:
+        raise TrainingDataError(
+            f"The chip {chip.image} has no second picture.",
+            "Export the training data with additional_input_raster.",
+        )
+    return chip.image2
 
 
 def _footprint(image: Path, tile_size: tuple[int, int] | None) -> Footprint | None:
