@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -47,12 +47,34 @@ def write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
     Raises:
         StoreError: a shard's result is missing, or the store cannot be written.
     """
-    layer, candidates = objects_of_plan(store, plan)
+    layer, candidates = layers_of(plan, objects_of_grids(store, plan, range(len(plan.grids))))
+    stays, outlines = shaped(layer.features.geometry, layer.crs_wkt, plan.finishing["layer"])
+    features = with_origin(plan, replace(taken(layer.features, stays), geometry=outlines))
+    write_layer(plan, layer, features, candidates, outputs, folder)
+
+
+def write_layer(
+    plan: Plan,
+    layer: Layer,
+    features: Features,
+    candidates: Layer | None,
+    outputs: Outputs,
+    folder: Path,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Put one layer with its pictures, its item and its candidates into the result's folder.
+
+    Args:
+        plan: whose output names the files; of a series, the plan of one date.
+        layer: as it was gathered.
+        features: its objects as they are written.
+        candidates: objects below the threshold; None where they are not kept.
+        outputs: takes the files.
+        folder: for files on their way.
+        more: what the manifest also says of the layer.
+    """
     name = output_name(plan.output)
     wishes = plan.finishing["layer"]
-    stays, outlines = shaped(layer.features.geometry, layer.crs_wkt, wishes)
-    features = replace(taken(layer.features, stays), geometry=outlines)
-    features = with_origin(plan, features)
     files = write_features(folder, name, layer.crs_wkt, features, wishes["output_formats"])
     classes = label_classes(plan.package.classes)
     for planned in plan.grids[:MOST_PREVIEWS]:
@@ -66,6 +88,7 @@ def write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         outputs.put_bytes(preview_name(planned), shown, "image/jpeg")
     outputs.put_bytes(f"{name}.stac.json", layer_item(plan, layer.crs_wkt, plan.grids[:MOST_PREVIEWS]), ITEM)
     counts = {
+        **(more or {}),
         "objects_before_suppression": layer.before_suppression,
         "objects_larger_than_halo": layer.larger_than_halo,
     }
@@ -74,6 +97,7 @@ def write_objects(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         kept = with_origin(plan, candidates.features)
         files = write_features(folder, f"{name}_candidates", candidates.crs_wkt, kept)
         described = {"name": f"{name}_candidates", "objects": files.count, "crs_wkt": candidates.crs_wkt}
+        described |= more or {}
         described |= {"path": files.geoparquet.name, "media_type": GEOPARQUET_TYPE, "fields": files.fields}
         outputs.described.append(described)
         outputs.put(files.geoparquet, GEOPARQUET_TYPE)
@@ -177,14 +201,14 @@ def with_origin(plan: Plan, features: Features) -> Features:
 
 
 def put_layer(
-    outputs: Outputs, name: str, crs_wkt: str | None, files: FeatureFiles, counts: dict[str, int]
+    outputs: Outputs, name: str, crs_wkt: str | None, files: FeatureFiles, more: Mapping[str, Any]
 ) -> None:
-    """Upload a layer in all its formats and describe each."""
+    """Upload a layer in all its formats and describe each; ``more``: what the manifest also says of it."""
     common = {
         "name": name,
         "objects": files.count,
         "objects_per_class": files.counts,
-        **counts,
+        **more,
         "bounds": None if files.bounds is None else list(files.bounds),
         "crs_wkt": crs_wkt,
         "fields": files.fields,
@@ -195,18 +219,27 @@ def put_layer(
         outputs.described.append({"path": path.name, "media_type": media_type, **common})
 
 
-def objects_of_plan(store: ObjectStore, plan: Plan) -> tuple[Layer, Layer | None]:
-    """All objects of all grids, each once, in one coordinate system; and the candidates, where they are kept.
-
-    The candidates are not suppressed, and hold the objects of the layer, too.
-    """
+def objects_of_grids(store: ObjectStore, plan: Plan, numbers: Iterable[int]) -> list[Objects]:
+    """The objects of some of the plan's grids, each once, in pixels of its grid."""
     shards: list[list[Shard]] = [[] for _ in plan.grids]
     for shard in plan.shards:
         shards[shard.grid].append(shard)
     found = []
-    for here in shards:
-        rows = _shard_rows(shard_results(store, here))
+    for number in numbers:
+        rows = _shard_rows(shard_results(store, shards[number]))
         found.append(Objects.joined([table for table in reconciled(rows, plan.geometry) if len(table)]))
+    return found
+
+
+def layers_of(plan: Plan, found: Sequence[Objects]) -> tuple[Layer, Layer | None]:
+    """All objects of all grids in one coordinate system; and the candidates, where they are kept.
+
+    The candidates are not suppressed, and hold the objects of the layer, too.
+
+    Args:
+        plan: whose order of grids is that of ``found``.
+        found: per grid, its objects.
+    """
     kept = plan.finishing.get("candidates")
     if kept is None:
         return gather_layer(plan, found), None

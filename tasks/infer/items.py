@@ -12,6 +12,7 @@ from typing import Any
 import pyproj
 import rasterio
 
+from tasks.imagery import Grid
 from tasks.imagery.identity import unsigned
 from tasks.infer.image_grids import map_bounds, map_crs
 from tasks.infer.outputs_formats import FURTHER_FORMATS
@@ -78,7 +79,7 @@ def raster_item(
             classes=more.classes,
         )
     if polygons is not None:
-        for key, asset in _layer_assets(f"{planned.name}_polygons", "Polygons", polygons).items():
+        for key, asset in layer_assets(f"{planned.name}_polygons", "Polygons", polygons).items():
             assets[f"polygons_{key}"] = asset
     if preview:
         assets["preview"] = _preview(planned)
@@ -89,17 +90,44 @@ def raster_item(
 def layer_item(plan: Plan, crs_wkt: str, shown: Sequence[PlannedGrid]) -> bytes:
     """The item of a layer of objects, which lies beside it."""
     name = output_name(plan.output)
-    assets = _layer_assets(name, "Objects", plan.finishing.get("layer", {}))
+    assets = layer_assets(name, "Objects", plan.finishing.get("layer", {}))
     if plan.finishing.get("candidates") is not None:
         assets["candidates"] = ResultAsset(
             f"./{name}_candidates.parquet", GEOPARQUET_TYPE, "Objects at every confidence"
         )
     for number, planned in enumerate(shown):
         assets[f"preview_{number}" if number else "preview"] = _preview(planned)
-    return _item(plan, name, crs_wkt, plan.grids, assets, "Detected objects")
+    what = "Classified objects" if plan.crops is not None else "Detected objects"
+    return _item(plan, name, crs_wkt, plan.grids, assets, what)
 
 
-def _layer_assets(name: str, what: str, layer: Mapping[str, Any]) -> dict[str, ResultAsset]:
+def series_item(plan: Plan, assets: Mapping[str, ResultAsset]) -> bytes:
+    """The item of what changed between the dates of a series: its tables, and what else is given."""
+    crs_wkt = plan.grids[0].crs_wkt
+    name = f"{output_name(plan.output)}_series"
+    return _item(plan, name, crs_wkt, plan.grids, dict(assets), "Changes over time")
+
+
+def table_asset(path: str, media_type: str) -> ResultAsset:
+    """A table of a series."""
+    return ResultAsset(f"./{path}", media_type, f"Table {path}")
+
+
+def change_asset(name: str, grid: Grid, form: RasterFormat) -> ResultAsset:
+    """A raster of the classes before and after."""
+    return ResultAsset(
+        f"./{name}.tif",
+        COG_TYPE,
+        "Class before and class after",
+        grid=grid,
+        dtype=form.dtype,
+        nodata=form.nodata,
+        classes=form.classes,
+    )
+
+
+def layer_assets(name: str, what: str, layer: Mapping[str, Any]) -> dict[str, ResultAsset]:
+    """A layer in all formats that were asked for (``output_formats``), by key."""
     assets = {
         "geoparquet": ResultAsset(f"./{name}.parquet", GEOPARQUET_TYPE, f"{what} as GeoParquet"),
         "geopackage": ResultAsset(f"./{name}.gpkg", GEOPACKAGE_TYPE, f"{what} as GeoPackage"),
@@ -125,8 +153,9 @@ def _item(
     indices = dict.fromkeys(index for planned in grids for index in [*planned.rasters, *planned.after])
     item: dict[str, Any] = stac_item(
         f"{name}-{plan.run_key[:12]}",
-        crs_wkt=crs_wkt,
-        footprints=[_bounds(plan, planned, crs_wkt) for planned in grids],
+        # A raw image that says nowhere where it lies has no footprint.
+        crs_wkt=crs_wkt or None,
+        footprints=[_bounds(plan, planned, crs_wkt) for planned in grids] if crs_wkt else [],
         created=plan.made or datetime.now(UTC),
         assets=assets,
         lineage=Lineage(
@@ -146,14 +175,15 @@ def _item(
     return (json.dumps(item, indent=1) + "\n").encode()
 
 
-def _acquired(dates: Iterable[str | None]) -> datetime | None:
-    """The one time at which all imagery was taken; None where there are several, or none is known."""
-    known = set(dates)
-    only = known.pop() if len(known) == 1 else None
-    if only is None:
-        return None
-    time = datetime.fromisoformat(only)
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+def _acquired(dates: Iterable[str | None]) -> tuple[datetime, datetime] | None:
+    """The first and the last time at which imagery was taken; None where one is not known."""
+    times = []
+    for text in dates:
+        if text is None:
+            return None
+        time = datetime.fromisoformat(text)
+        times.append(time if time.tzinfo is not None else time.replace(tzinfo=UTC))
+    return (min(times), max(times)) if times else None
 
 
 def _bounds(plan: Plan, planned: PlannedGrid, crs_wkt: str) -> tuple[float, float, float, float]:

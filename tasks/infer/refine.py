@@ -100,11 +100,12 @@ def refine(
 
 def _classified(source: Source) -> Sequence[dict[str, Any]]:
     kept = ("_probability", "_alternatives")
-    names = {item["name"] for item in source.outputs(".tif")}
+    rasters = [item for item in source.outputs(".tif") if item.get("content") != "changes"]
+    names = {item["name"] for item in rasters}
     # A raster whose own name ends like that has no raster of the name before it.
     return [
         item
-        for item in source.outputs(".tif")
+        for item in rasters
         if not any(item["name"].endswith(end) and item["name"].removesuffix(end) in names for end in kept)
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,27 @@ def refine_layer(
     outputs: Outputs,
     folder: Path,
 ) -> None:
-    """Put a layer of objects with another threshold into the result's folder.
+    """Put a layer of objects with another threshold into the result's folder; of a series, one per date.
 
     Raises:
         BadInputError: a threshold below that of what was kept; a class that the result does not have.
     """
-    layers = source.outputs(".parquet")
+    layers = [item for item in source.outputs(".parquet") if item.get("content") != "changes"]
+    for date in dict.fromkeys(item.get("date", "") for item in layers):
+        of_date = [item for item in layers if item.get("date", "") == date]
+        name = output_name(parameters.output_name) + (f"_{date}" if date else "")
+        _refine_one(source, of_date, parameters, name, key, outputs, folder)
+
+
+def _refine_one(
+    source: Source,
+    layers: Sequence[Mapping[str, Any]],
+    parameters: RefineParameters,
+    name: str,
+    key: str,
+    outputs: Outputs,
+    folder: Path,
+) -> None:
     candidates = next((item for item in layers if item["name"].endswith("_candidates")), None)
     chosen = candidates or layers[0]
     features = features_of(read_frame(join(source.folder, chosen["path"])), chosen["fields"])
@@ -66,7 +82,6 @@ def refine_layer(
     wishes = parameters.model_dump(mode="json", include=set(LayerParameters.model_fields))
     kept, outlines = shaped(features.geometry, crs_wkt, wishes)
     features = replace(taken(features, kept), geometry=outlines, run=key)
-    name = output_name(parameters.output_name)
     files = write_features(folder, name, crs_wkt, features, parameters.output_formats)
     put_layer(outputs, name, crs_wkt, files, {"objects_before_refining": before})
 

@@ -83,7 +83,7 @@ def stac_item(
     assets: Mapping[str, ResultAsset],
     lineage: Lineage,
     title: str,
-    acquired: datetime | None = None,
+    acquired: tuple[datetime, datetime] | None = None,
 ) -> dict[str, Any]:
     """The item as JSON.
 
@@ -95,14 +95,18 @@ def stac_item(
         assets: files by key.
         lineage: inputs, package, versions.
         title: one line for people.
-        acquired: when the imagery was taken.
+        acquired: the first and the last time at which the imagery was taken; where they differ, the item has
+            both and no single time (STAC 1.1, ``start_datetime``).
     """
     geometry, bbox = footprint(crs_wkt, footprints)
+    first, last = (time.astimezone(UTC) for time in acquired or (created, created))
     item = pystac.Item(
         id=item_id,
         geometry=geometry,
         bbox=bbox,
-        datetime=(acquired or created).astimezone(UTC),
+        datetime=first if first == last else None,
+        start_datetime=None if first == last else first,
+        end_datetime=None if first == last else last,
         properties={
             "title": title,
             "created": pystac.utils.datetime_to_str(created.astimezone(UTC)),

@@ -64,8 +64,15 @@ def test_it_is_a_valid_item_with_lineage() -> None:
 
 
 def test_the_imagerys_date_goes_before_the_runs() -> None:
-    found = item(acquired=datetime(2019, 7, 1, tzinfo=UTC))
+    day, later = datetime(2019, 7, 1, tzinfo=UTC), datetime(2020, 7, 1, tzinfo=UTC)
+    found = item(acquired=(day, day))
     assert found["properties"]["datetime"].startswith("2019-07-01")
+    assert "start_datetime" not in found["properties"]
+    several = item(acquired=(day, later))
+    LocalValidator().item_validator("1.1.0").validate(several)
+    assert several["properties"]["datetime"] is None
+    assert several["properties"]["start_datetime"].startswith("2019-07-01")
+    assert several["properties"]["end_datetime"].startswith("2020-07-01")
     assert found["properties"]["created"].startswith("2026-01-02T01:04:05")
 
 
