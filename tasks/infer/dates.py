@@ -108,7 +108,9 @@ def _as_expression(pattern: str) -> tuple[str, re.Pattern[str]]:
     text = re.escape(parts[0])
     for code, literal in zip(codes, parts[1:], strict=True):
         text += f"([0-9]{{{_DIGITS[code]}}})" + re.escape(literal)
-    return "-".join(f"%{code}" for code in codes), re.compile(f"(?<![0-9]){text}(?![0-9])")
+    # A date is no part of a longer number.
+    before, behind = "" if parts[0] else "(?<![0-9])", "" if parts[-1] else "(?![0-9])"
+    return "-".join(f"%{code}" for code in codes), re.compile(before + text + behind)
 
 
 def _acquired(uri: str) -> str | None:
