@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from flows._parts import run_parts
+from uuid import uuid4
+
+from flows._parts import run_leaf, run_parts
 from tasks.infer.parameters import InferenceTool, parts_at_once
-from tasks.infer.task import estimate_inference, finish_inference, is_part_done, plan_inference
+from tasks.infer.task import (
+    estimate_inference,
+    finish_inference,
+    hold_lease,
+    is_plan_whole,
+    parts_done,
+    plan_calibration,
+    plan_inference,
+)
+
+CALIBRATION_BEGINS_WITHIN_S = 120.0
 
 
 def run_inference(parameters: InferenceTool, *, verb: str) -> dict[str, str]:
@@ -17,16 +29,42 @@ def run_inference(parameters: InferenceTool, *, verb: str) -> dict[str, str]:
         verb: what is done, for the log and the progress artifact.
     """
     if parameters.dry_run:
-        return estimate_inference(parameters)
+        return estimate_run(parameters)
     plan = plan_inference(parameters)
     plan_uri = plan["plan_uri"]
-    if not plan["done"]:
-        run_parts(
-            "infer_part",
-            run_key=plan["work_key"],
-            parts=[{"plan_uri": plan_uri, "part": part} for part in range(plan["parts"])],
-            title=f"{verb}: {plan['shards']} shards",
-            is_done=lambda part: is_part_done(plan_uri, part),
-            at_once=parts_at_once(parameters.parallel_processing_factor),
-        )
-    return finish_inference(plan_uri)
+    if plan["done"]:
+        return finish_inference(plan_uri)
+    with hold_lease(plan_uri) as lease:
+        if not is_plan_whole(plan_uri):  # an old run's folder that was collected just before the lease
+            plan_inference(parameters)
+        while True:
+            run_parts(
+                "infer_part",
+                run_key=plan["work_key"],
+                parts=[{"plan_uri": plan_uri, "part": part} for part in range(plan["parts"])],
+                title=f"{verb}: {plan['shards']} shards",
+                is_done=parts_done(plan_uri),
+                at_once=parts_at_once(parameters.parallel_processing_factor),
+                keep=lease.keep,
+            )
+            if lease.held_all_along():
+                return finish_inference(plan_uri)
+
+
+def estimate_run(parameters: InferenceTool) -> dict[str, str]:
+    """What a run would take; a few tiles are timed by a worker of the pool that would compute it.
+
+    Args:
+        parameters: the tool's parameters.
+    """
+    token = uuid4().hex
+    plan = plan_calibration(parameters, token)
+    why_not = plan["why_not"]
+    if not why_not and not run_leaf(
+        "infer_calibration",
+        {"plan_uri": plan["plan_uri"]},
+        key=token,
+        begin_within_s=CALIBRATION_BEGINS_WITHIN_S,
+    ):
+        why_not = f"no worker of the pool was free within {CALIBRATION_BEGINS_WITHIN_S:.0f} s"
+    return estimate_inference(plan["plan_uri"], why_not)

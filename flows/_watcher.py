@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging import get_run_logger
 
 from flows._leaf_server import LeafServer
-from tasks.errors import RunError
+from tasks.errors import RunError, StoreError
 
 POLL_SECONDS = 1.0
 LOST_AT_MOST = 3
@@ -31,6 +31,7 @@ class Watcher:
         title: str,
         is_done: Callable[[int], bool] | None,
         at_once: int | None = None,
+        keep: Callable[[], None] | None = None,
     ) -> None:
         self.server = server
         self.run_key = run_key
@@ -38,6 +39,7 @@ class Watcher:
         self.title = title
         self.is_done = is_done or (lambda _part: False)
         self.at_once = at_once or len(parts)
+        self.keep = keep or (lambda: None)
         self.waiting: deque[int] = deque()
         self.log = get_run_logger()
         self.running: dict[UUID, int] = {}
@@ -64,6 +66,7 @@ class Watcher:
                 reported = self.done
                 update_progress_artifact(progress, progress=100.0 * self.done / len(self.parts))
             time.sleep(POLL_SECONDS)
+            self._keep_lease()
             runs = self._read_runs()
             for run in runs:
                 self._judge(run)
@@ -79,6 +82,12 @@ class Watcher:
                 )
         update_progress_artifact(progress, progress=100.0)
         self.log.info("%s: all %d parts done", self.title, len(self.parts))
+
+    def _keep_lease(self) -> None:
+        try:
+            self.keep()
+        except StoreError as error:  # it counts for days; the store need not answer just now
+            self.log.warning("The run's lease could not be renewed; trying again: %s", error)
 
     def _submit_waiting(self) -> None:
         while self.waiting and len(self.running) < self.at_once:
@@ -120,7 +129,7 @@ class Watcher:
         elif state.is_failed():
             self._stop_others()
             raise RunError(
-                f"{self.title}: part {part + 1} of {len(self.parts)} failed: {_reason(state)}",
+                f"{self.title}: part {part + 1} of {len(self.parts)} failed: {reason_of(state)}",
                 "Mend the cause and start the run again: what is finished is kept.",
             )
         else:
@@ -143,6 +152,7 @@ class Watcher:
             self.server.cancel(identifier, "another part failed")
 
 
-def _reason(state: State[Any]) -> str:
+def reason_of(state: State[Any]) -> str:
+    """What a failed run says of itself."""
     text = state.message or state.name or "no reason given"
     return text.removeprefix("Flow run encountered an exception: ")

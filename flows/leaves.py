@@ -45,3 +45,15 @@ def infer_part(plan_uri: str, part: int) -> None:
     from tasks.infer.task import run_part
 
     run_part(plan_uri, part)
+
+
+@flow(name="infer_calibration")
+def infer_calibration(plan_uri: str) -> None:
+    """Time a few tiles of an inference where its parts would run.
+
+    Args:
+        plan_uri: the dry run's plan in the store.
+    """
+    from tasks.infer.task import run_calibration
+
+    run_calibration(plan_uri)

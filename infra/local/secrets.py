@@ -23,7 +23,10 @@ S3_ACTIONS: dict[Role, list[str]] = {
     "admin": ["Admin", "Read", "Write", "List", "Tagging"],
     "control": [
         *_READ,
-        *(f"Write:{BUCKET}/{kind}/*" for kind in ("training-data", "packages", "outputs", "shards")),
+        *(
+            f"Write:{BUCKET}/{kind}/*"
+            for kind in ("training-data", "packages", "outputs", "shards", "leases")
+        ),
     ],
     "cpu": [*_READ, *(f"Write:{BUCKET}/{kind}/*" for kind in ("training-data", "outputs", "shards"))],
     # ``made/`` says that a training made a package here; who publishes what others bring may not say that.

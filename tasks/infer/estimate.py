@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from tasks.infer.scores import ChipHost
 from tasks.infer.shards import Shard, ShardStore
 from tasks.package import Package
 from tasks.settings import settings
-from tasks.store import ObjectStore
+from tasks.store import ObjectStore, join
 
 CALIBRATION_TILES = 4
 CALIBRATION_SECONDS = 60.0
@@ -44,7 +43,7 @@ class Estimate(BaseModel):
         seconds_starting: until the function is ready, per part; None without calibration.
         seconds_per_tile: None without calibration.
         seconds: of one worker for all that is left, at most; None without calibration.
-        remark: why there is no calibration.
+        remark: why there is no calibration, or no time.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,33 +65,57 @@ class Estimate(BaseModel):
     remark: str
 
 
-def estimate(store: ObjectStore, plan: Plan, package: Package) -> Estimate:
-    """Count what is left to do and time a few tiles on this machine's device.
+class Calibration(BaseModel):
+    """A few tiles, timed on the machine that would compute them.
+
+    Attributes:
+        device: as the host says.
+        seconds_starting: until the function was ready.
+        tiles, seconds: that were counted, the first one only where it was the only one.
+        bytes_per_tile: of results in the store.
+        child_mb: most memory of the function's process.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str
+    seconds_starting: float
+    tiles: int
+    seconds: float
+    bytes_per_tile: float
+    child_mb: float
+
+
+def why_no_calibration(store: ObjectStore, plan: Plan) -> str:
+    """Why no tile can be timed; empty where some can."""
+    if not _left(store, plan):
+        return "all shards are in the store"
+    return "the time of crops depends on the features" if plan.crops is not None else ""
+
+
+def estimate(store: ObjectStore, plan: Plan, calibration: Calibration | None, remark: str = "") -> Estimate:
+    """Count what is left to do, and how long it takes by the times of a few tiles.
+
+    Args:
+        store: holds the shards that are done.
+        plan: of the dry run.
+        calibration: by the pool that would compute; None: nothing is said about time.
+        remark: why there is none.
 
     Raises:
-        DeviceError: the plan is for a GPU, and this machine has none.
-        HostError: the function fails on the imagery.
-        RasterError, StoreError: imagery or store cannot be read.
+        StoreError: the store cannot be read.
     """
-    sink = ShardStore(store, settings().root)
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        there = list(pool.map(sink.exists, plan.shards))
-    left = [shard for shard, done in zip(plan.shards, there, strict=True) if not done]
+    left = _left(store, plan)
     tiles = sum(shard.tile_rows * shard.tile_cols for shard in left)
-    timed, remark = None, ""
-    if not left:
-        remark = "all shards are in the store"
-    elif plan.crops is not None:
-        remark = "the time of crops depends on the features"
-    else:
-        timed = _timed(store, plan, package, left)
-        if timed.tiles == 0:
-            remark = "the tiles that were looked at hold no imagery"
+    timed = calibration if left else None
+    if timed is not None and timed.tiles == 0:
+        remark = "the tiles that were looked at hold no imagery"
     per_tile = timed.seconds / timed.tiles if timed is not None and timed.tiles else None
     starting = timed.seconds_starting if timed is not None else None
     seconds = None
     if per_tile is not None and starting is not None:
-        parts = sum(not all(there[start:stop]) for start, stop in plan.parts)
+        keys = {shard.key for shard in left}
+        parts = sum(any(shard.key in keys for shard in plan.shards[start:stop]) for start, stop in plan.parts)
         seconds = round(parts * starting + tiles * per_tile, 1)
     elif not left:
         seconds = 0.0
@@ -101,7 +124,7 @@ def estimate(store: ObjectStore, plan: Plan, package: Package) -> Estimate:
         grids=len(plan.grids),
         parts=len(plan.parts),
         shards=len(plan.shards),
-        shards_found=sum(there),
+        shards_found=len(plan.shards) - len(left),
         tiles=tiles,
         pixels=plan.pixels,
         output_mb=_output_mb(plan),
@@ -115,14 +138,32 @@ def estimate(store: ObjectStore, plan: Plan, package: Package) -> Estimate:
     )
 
 
-@dataclass(frozen=True)
-class _Timed:
-    device: str
-    seconds_starting: float
-    tiles: int
-    seconds: float
-    bytes_per_tile: float
-    child_mb: float
+def _left(store: ObjectStore, plan: Plan) -> list[Shard]:
+    sink = ShardStore(store, settings().root)
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        there = list(pool.map(sink.exists, plan.shards))
+    return [shard for shard, done in zip(plan.shards, there, strict=True) if not done]
+
+
+def save_calibration(store: ObjectStore, plan_uri: str, calibration: Calibration) -> None:
+    """Put a calibration beside the plan that it is of."""
+    data = calibration.model_dump_json().encode()
+    store.put(_calibration_uri(plan_uri), data, content_type="application/json")
+
+
+def load_calibration(store: ObjectStore, plan_uri: str) -> Calibration:
+    """The calibration of a plan."""
+    return Calibration.model_validate_json(store.get(_calibration_uri(plan_uri)))
+
+
+def remove_calibration(store: ObjectStore, plan_uri: str) -> None:
+    """Remove a dry run's plan and calibration."""
+    for uri in (_calibration_uri(plan_uri), plan_uri):
+        store.delete(uri)
+
+
+def _calibration_uri(plan_uri: str) -> str:
+    return join(plan_uri.rpartition("/")[0], "calibration.json")
 
 
 @dataclass
@@ -139,7 +180,18 @@ class _Nowhere:
         return True
 
 
-def _timed(store: ObjectStore, plan: Plan, package: Package, left: Sequence[Shard]) -> _Timed:
+def calibrate(store: ObjectStore, plan: Plan, package: Package) -> Calibration:
+    """Time a few tiles of what is left of a plan, on this machine's device; their results go nowhere.
+
+    Args:
+        package: the plan's package, unpacked on this machine.
+
+    Raises:
+        DeviceError: the plan is for a GPU, and this machine has none.
+        HostError: the function fails on the imagery.
+        RasterError, StoreError: imagery or store cannot be read.
+    """
+    left = _left(store, plan) or plan.shards
     chosen = np.linspace(0, len(left) - 1, CALIBRATION_TILES).round().astype(int).tolist()
     single = [_middle_tile(plan, left[number]) for number in chosen]
     started = time.monotonic()
@@ -165,8 +217,13 @@ def _timed(store: ObjectStore, plan: Plan, package: Package, left: Sequence[Shar
                 break
         device = host.device
     child_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return _Timed(
-        device, round(ready - started, 2), tiles, seconds, sum(sink.sizes) / len(sink.sizes), round(child_mb)
+    return Calibration(
+        device=device,
+        seconds_starting=round(ready - started, 2),
+        tiles=tiles,
+        seconds=seconds,
+        bytes_per_tile=sum(sink.sizes) / len(sink.sizes),
+        child_mb=round(child_mb),
     )
 
 

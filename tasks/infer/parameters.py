@@ -40,7 +40,7 @@ class EngineParameters(ToolParameters):
     dry_run: bool = Field(
         default=False,
         description="Only say what the run would take: tiles, shards, parts, size of the output, memory, and "
-        "the time, from a few tiles computed where the run is planned; nothing is written",
+        "the time, from a few tiles that a worker computes; nothing is published",
     )
     model: str = Field(
         min_length=1,

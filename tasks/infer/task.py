@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from prefect import task
@@ -10,11 +13,14 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.infer.parameters import InferenceTool
+from tasks.infer.parameters_collect import CollectParameters
 from tasks.infer.parameters_refine import RefineParameters
 from tasks.infer.parameters_suppression import SuppressionParameters
+from tasks.infer.series_report import is_summary, series_markdown
 
 if TYPE_CHECKING:
     from tasks.infer.finish import Finished
+    from tasks.infer.leases import HeldLease
     from tasks.infer.planned import Plan
     from tasks.store import ObjectStore
 
@@ -68,25 +74,68 @@ def plan_inference(parameters: InferenceTool) -> PlannedInference:
     return planned
 
 
-@task(name="estimate inference")
-def estimate_inference(parameters: InferenceTool) -> dict[str, str]:
-    """Say what a run would take: from its plan and a few tiles. Nothing is written but what is known of the
-    function.
+class PlannedCalibration(TypedDict):
+    """What the flow needs to know of a dry run; ``why_not``: why no tile is timed."""
 
-    Returns:
-        The fields of ``tasks.infer.estimate.Estimate`` that are known, as text.
-    """
-    from tasks.infer.estimate import estimate
+    plan_uri: str
+    why_not: str
+
+
+@task(name="plan dry run")
+def plan_calibration(parameters: InferenceTool, token: str) -> PlannedCalibration:
+    """Plan, and leave the plan where the workers find it."""
+    from tasks.infer.estimate import why_no_calibration
     from tasks.infer.prepare import prepare
-    from tasks.package.fetch import fetch_package
-    from tasks.store import ObjectStore
+    from tasks.store import ObjectStore, join
 
     log = get_run_logger()
     store = ObjectStore()
     plan = prepare(parameters, store)
     for remark in plan.remarks:
         log.warning(remark)
-    found = estimate(store, plan, fetch_package(plan.package.uri, store))
+    uri = join(plan.folder, "calibrations", token, "plan.json")
+    store.put(uri, plan.model_dump_json().encode(), content_type="application/json")
+    return PlannedCalibration(plan_uri=uri, why_not=why_no_calibration(store, plan))
+
+
+@task(name="calibrate")
+def run_calibration(plan_uri: str) -> None:
+    """Time a few tiles on this worker and leave the times beside the plan."""
+    from tasks.infer.estimate import calibrate, save_calibration
+    from tasks.infer.part import load_plan
+    from tasks.package.fetch import fetch_package
+    from tasks.store import ObjectStore
+
+    store = ObjectStore()
+    plan = load_plan(store, plan_uri)
+    calibration = calibrate(store, plan, fetch_package(plan.package.uri, store))
+    save_calibration(store, plan_uri, calibration)
+    get_run_logger().info(
+        "%d tiles on %s in %.2f s", calibration.tiles, calibration.device, calibration.seconds
+    )
+
+
+@task(name="estimate inference")
+def estimate_inference(plan_uri: str, why_not: str) -> dict[str, str]:
+    """Say what a run would take, from its plan and a worker's times; the dry run's plan is removed.
+
+    Args:
+        plan_uri: of the dry run.
+        why_not: why there are no times; empty where there are.
+
+    Returns:
+        The fields of ``tasks.infer.estimate.Estimate`` that are known, as text.
+    """
+    from tasks.infer.estimate import estimate, load_calibration, remove_calibration
+    from tasks.infer.part import load_plan
+    from tasks.store import ObjectStore
+
+    log = get_run_logger()
+    store = ObjectStore()
+    plan = load_plan(store, plan_uri)
+    calibration = None if why_not else load_calibration(store, plan_uri)
+    found = estimate(store, plan, calibration, why_not)
+    remove_calibration(store, plan_uri)
     known = {
         name: f"{value:,}" if isinstance(value, int | float) else value
         for name, value in found.model_dump().items()
@@ -138,13 +187,76 @@ def run_part(plan_uri: str, part: int) -> None:
     )
 
 
-def is_part_done(plan_uri: str, part: int) -> bool:
-    """Whether all shards of a part are in the store."""
+def parts_done(plan_uri: str) -> Callable[[int], bool]:
+    """Says of a part whether all its shards are in the store; the plan is read once."""
     from tasks.infer.part import is_done, load_plan
     from tasks.store import ObjectStore
 
     store = ObjectStore()
-    return is_done(store, load_plan(store, plan_uri), part)
+    plan = load_plan(store, plan_uri)
+    return lambda part: is_done(store, plan, part)
+
+
+def hold_lease(plan_uri: str) -> AbstractContextManager[HeldLease]:
+    """Keep what a plan needs from being collected, while the block lasts; see ``tasks.infer.leases``."""
+    from tasks.infer.leases import leased
+    from tasks.store import ObjectStore
+
+    return leased(ObjectStore(), plan_uri, flow_run=flow_run.get_id() or "")
+
+
+def is_plan_whole(plan_uri: str) -> bool:
+    """Whether a plan and the tables that it names are in the store."""
+    from tasks.infer.mask import TABLE as MASK_TABLE
+    from tasks.infer.part import load_plan
+    from tasks.store import ObjectStore, join
+
+    store = ObjectStore()
+    if not store.exists(plan_uri):
+        return False
+    plan = load_plan(store, plan_uri)
+    tables = [MASK_TABLE] if plan.mask else []
+    if plan.crops is not None:
+        tables.append(plan.crops.table)
+    return all(store.exists(join(plan.folder, table)) for table in tables)
+
+
+@task(name="collect")
+def collect_garbage(parameters: CollectParameters) -> dict[str, Any]:
+    """Look through the store, delete unless it is a dry run, and leave a table.
+
+    Returns:
+        ``bytes`` and ``objects`` that were deleted, or would be, and the records of ``Collection``.
+    """
+    from datetime import timedelta
+
+    from tasks.infer.collect import Collector
+    from tasks.store import ObjectStore
+
+    log = get_run_logger()
+    collector = Collector(
+        ObjectStore(),
+        older_than=timedelta(days=parameters.older_than_days),
+        grace=timedelta(days=parameters.grace_days),
+    )
+    found = collector.run(parameters.what, dry_run=parameters.dry_run)
+    for remark in found.remarks:
+        log.warning(remark)
+    verb = "would be deleted" if parameters.dry_run else "deleted"
+    for kind in found.kinds:
+        objects, size = (
+            (kind.found, kind.found_bytes) if parameters.dry_run else (kind.deleted, kind.deleted_bytes)
+        )
+        log.info(
+            "%s: %d objects of %.1f MB %s; %d are needed by runs under way, %d are not old enough",
+            kind.what, objects, size / 1e6, verb, kind.needed, kind.young,
+        )  # fmt: skip
+    create_table_artifact(
+        key="collect-shards",
+        table=[kind.model_dump() for kind in found.kinds],
+        description=f"What {verb}; {found.leases} runs hold leases",
+    )
+    return {"dry_run": parameters.dry_run, **found.model_dump()}
 
 
 @task(name="finish inference")
@@ -250,6 +362,8 @@ def addresses(plan: Plan, result: Finished) -> dict[str, str]:
     from tasks.store import join
 
     outputs = result.manifest.details["outputs"]
+    if plan.finishing.get("series") is not None:
+        return {"uri": plan.folder.rstrip("/") + "/"}
     if plan.tool in ("detect_objects", "classify_objects"):
         return {
             "uri": join(plan.folder, outputs[0]["path"]),
@@ -282,6 +396,10 @@ def _leave_artifacts(store: ObjectStore, plan: Plan, result: Finished) -> None:
             description=f"{planned.name}: the result over the imagery",
         )
     create_markdown_artifact(key=f"{tool}-summary", markdown=summary(plan, result))
+    changes = next((item for item in result.manifest.details["outputs"] if is_summary(item)), None)
+    if changes is not None:
+        document = json.loads(store.get(join(plan.folder, changes["path"])))
+        create_markdown_artifact(key=f"{tool}-changes", markdown=series_markdown(document))
 
 
 def outputs_table(store: ObjectStore, plan: Plan, result: Finished) -> list[dict[str, Any]]:
@@ -293,6 +411,8 @@ def outputs_table(store: ObjectStore, plan: Plan, result: Finished) -> list[dict
         uri = join(plan.folder, output["path"])
         if "objects" in output:
             content = f"{output['objects']} objects"
+        elif "rows_in_table" in output:
+            content = f"table of {output['rows_in_table']} rows"
         else:
             content = f"{output['rows']} x {output['cols']} pixels, {output['dtype']}"
         link = store.presign(uri, _LINK_SECONDS)
@@ -314,15 +434,19 @@ def summary(plan: Plan, result: Finished) -> str:
         + (f", by {' and '.join(engines)}." if engines else "."),
     ]
     for output in manifest.details["outputs"]:
-        counts = output.get("objects_per_class") or _named(plan, output.get("pixels_per_class", {}))
+        counts = output.get("objects_per_class") or _named(plan, output.get("pixels_per_class", {}), "pixels")
         if counts:
             listed = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
             lines += ["", f"`{output['path']}`: {listed}."]
+        areas = _named(plan, output.get("area_m2_per_class", {}), "m²")
+        if areas:
+            listed = ", ".join(f"{name}: {area:,.1f}" for name, area in areas.items())
+            lines += ["", f"Areas: {listed}."]
     lines += [f"\n> {remark}" for remark in manifest.details["remarks"]]
     lines += [f"\n> Another execution engine computed: {reason}" for reason in reasons]
     return "\n".join(lines)
 
 
-def _named(plan: Plan, counts: dict[str, int]) -> dict[str, int]:
+def _named(plan: Plan, counts: dict[str, float], unit: str) -> dict[str, float]:
     names = {str(item.value): item.name for item in plan.package.classes}
-    return {f"{names.get(value, value)} (pixels)": count for value, count in counts.items()}
+    return {f"{names.get(value, value)} ({unit})": count for value, count in counts.items()}

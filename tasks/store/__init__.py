@@ -1,6 +1,6 @@
 """The object store: URIs, credentials per bucket, immutable publish, conditional put, sync."""
 
-from tasks.store._types import ObjectInfo
+from tasks.store._types import HalfUpload, ObjectInfo
 from tasks.store.objects import ObjectStore
 from tasks.store.pointer import current, resolve_folder, set_current
 from tasks.store.publication import (
@@ -18,6 +18,7 @@ from tasks.store.uris import check_allowed, gdal_config, gdal_options, gdal_path
 
 __all__ = [
     "FileRecord",
+    "HalfUpload",
     "Manifest",
     "ObjectInfo",
     "ObjectStore",

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.errors import NotFoundError, PreconditionFailedError, StoreError
-from tasks.store._types import ObjectInfo
+from tasks.store._types import HalfUpload, ObjectInfo
 from tasks.store.uris import local_path
 
 # What makes the names of temporary files this process' own.
@@ -154,6 +154,20 @@ class LocalBackend:
     def delete(self, uri: str) -> None:
         with _errors(uri):
             local_path(uri).unlink(missing_ok=True)
+
+    def half_uploads(self, prefix: str) -> Iterator[HalfUpload]:
+        base = prefix.removeprefix("file://")
+        for folder, _, names in os.walk(base[: base.rfind("/") + 1]):
+            for name in filter(_temporary, names):
+                path = os.path.join(folder, name)  # noqa: PTH118
+                with suppress(FileNotFoundError):
+                    status = os.stat(path)  # noqa: PTH116
+                    meant = os.path.join(folder, name[1:].rpartition(".part")[0].rpartition(".")[0])  # noqa: PTH118
+                    if meant.startswith(base):
+                        yield HalfUpload(meant, path, status.st_size, _time(status))
+
+    def abandon(self, upload: HalfUpload) -> None:
+        _remove(upload.number)
 
     def presign(self, uri: str, expires_s: int) -> str:  # noqa: ARG002 - a file needs no signature
         return local_path(uri).absolute().as_uri()

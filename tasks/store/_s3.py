@@ -18,7 +18,7 @@ from tasks.errors import NotFoundError, PreconditionFailedError, StoreError
 from tasks.settings import StoreAccess
 from tasks.store._local import file_sha256
 from tasks.store._quick import ExistsAlready, QuickPuts
-from tasks.store._types import ObjectInfo
+from tasks.store._types import HalfUpload, ObjectInfo
 from tasks.store.uris import access_for, split_s3
 
 if TYPE_CHECKING:
@@ -211,6 +211,25 @@ class S3Backend:
         bucket, key = split_s3(uri)
         with _errors(uri):
             self._client(uri).delete_object(Bucket=bucket, Key=key)
+
+    def half_uploads(self, prefix: str) -> Iterator[HalfUpload]:
+        bucket, start = split_s3(prefix)
+        with _errors(prefix):
+            client = self._client(prefix)
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=start)
+            for page in pages:
+                for item in page.get("Uploads", []):
+                    key, number = item["Key"], item["UploadId"]
+                    listed = client.get_paginator("list_parts").paginate(
+                        Bucket=bucket, Key=key, UploadId=number
+                    )
+                    size = sum(part["Size"] for answer in listed for part in answer.get("Parts", []))
+                    yield HalfUpload(f"s3://{bucket}/{key}", number, size, item["Initiated"])
+
+    def abandon(self, upload: HalfUpload) -> None:
+        bucket, key = split_s3(upload.uri)
+        with _errors(upload.uri):
+            self._client(upload.uri).abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload.number)
 
     def presign(self, uri: str, expires_s: int) -> str:
         bucket, key = split_s3(uri)

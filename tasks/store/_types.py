@@ -19,3 +19,16 @@ class ObjectInfo:
     etag: str
     modified: datetime
     sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class HalfUpload:
+    """An upload that was begun and not completed: no object, but bytes that are kept and paid for.
+
+    ``uri`` is the object that it would become; ``number`` is the store's own name of the upload.
+    """
+
+    uri: str
+    number: str
+    size: int
+    begun: datetime

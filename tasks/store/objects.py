@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.errors import BadInputError, NotFoundError
 from tasks.store._local import LocalBackend
 from tasks.store._s3 import S3Backend
-from tasks.store._types import ObjectInfo
+from tasks.store._types import HalfUpload, ObjectInfo
 from tasks.store.uris import is_local, is_s3, local_path
 
 
@@ -132,6 +132,14 @@ class ObjectStore:
     def delete(self, uri: str) -> None:
         """Remove an object; one that is not there is no error."""
         self._backend(uri).delete(uri)
+
+    def half_uploads(self, prefix: str) -> Iterator[HalfUpload]:
+        """Uploads below ``prefix`` that were begun and not completed; those of processes that live, too."""
+        return self._backend(prefix).half_uploads(prefix)
+
+    def abandon(self, upload: HalfUpload) -> None:
+        """Drop what was uploaded; whoever still uploads fails."""
+        self._backend(upload.uri).abandon(upload)
 
     def presign(self, uri: str, expires_s: int) -> str:
         """A link that reads the object without credentials for ``expires_s`` seconds."""

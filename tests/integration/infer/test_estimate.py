@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from tasks.infer.describe import describe
-from tasks.infer.estimate import CALIBRATION_TILES, estimate
+from tasks.infer.estimate import (
+    CALIBRATION_TILES,
+    calibrate,
+    estimate,
+    load_calibration,
+    remove_calibration,
+    save_calibration,
+    why_no_calibration,
+)
 from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.part import compute_part
 from tasks.infer.plan import inspect_collection, make_plan
@@ -42,7 +50,9 @@ def test_what_is_left_is_counted_and_timed(
     uri = write_scene("scene", texture)
     wishes = {"stitching": "BLEND", "keep_probabilities": True, "top_classes": 2}
     plan = planned(store, scorer, uri, **wishes)
-    found = estimate(store, plan, scorer)
+    assert not why_no_calibration(store, plan)
+    times = calibrate(store, plan, scorer)
+    found = estimate(store, plan, times)
     assert (found.rasters, found.grids, found.parts) == (1, 1, len(plan.parts))
     assert (found.shards, found.shards_found) == (len(plan.shards), 0)
     assert found.tiles == 5 * 5
@@ -59,20 +69,28 @@ def test_what_is_left_is_counted_and_timed(
     assert not any(sink.exists(shard) for shard in plan.shards)
 
     compute_part(store, plan, 0, package=scorer)
-    after = estimate(store, plan, scorer)
+    after = estimate(store, plan, times)
     assert after.shards_found == plan.parts[0][1]
     assert after.tiles < found.tiles
     for part in range(1, len(plan.parts)):
         compute_part(store, plan, part, package=scorer)
-    done = estimate(store, plan, scorer)
+    why_not = why_no_calibration(store, plan)
+    done = estimate(store, plan, None, why_not)
     assert (done.tiles, done.seconds, done.seconds_per_tile) == (0, 0.0, None)
     assert "in the store" in done.remark
+
+    uri = f"{plan.folder}/calibrations/x/plan.json"
+    save_calibration(store, uri, times)
+    assert load_calibration(store, uri) == times
+    remove_calibration(store, uri)
+    assert not list(store.list(f"{plan.folder}/calibrations/"))
 
 
 def test_tiles_without_imagery_give_no_time(store: Any, classifier: Package, write_scene: Any) -> None:
     assert CALIBRATION_TILES > 1
     uri = write_scene("empty", np.zeros((3, 200, 200), np.uint8), nodata=0)
-    found = estimate(store, planned(store, classifier, uri), classifier)
+    plan = planned(store, classifier, uri)
+    found = estimate(store, plan, calibrate(store, plan, classifier))
     assert found.seconds is None
     assert "no imagery" in found.remark
     assert found.tiles > 0

@@ -2,21 +2,101 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 
 from flows import _inference
 from tasks.infer.parameters import ClassifyPixelsParameters
 
+VALUES = {"input_raster": ["a.tif"], "model": "m.dlpk", "output_classified_raster": "c"}
 
-def test_a_dry_run_plans_nothing_and_submits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_args: object, **_more: object) -> None:
-        raise AssertionError("work was started")
 
-    for name in ("plan_inference", "run_parts", "finish_inference"):
-        monkeypatch.setattr(_inference, name, refuse)
-    monkeypatch.setattr(_inference, "estimate_inference", lambda _parameters: {"tiles": "3"})
-    values = {"input_raster": ["a.tif"], "model": "m.dlpk", "output_classified_raster": "c"}
-    parameters = ClassifyPixelsParameters.model_validate({**values, "dry_run": True})
-    assert _inference.run_inference(parameters, verb="Classify") == {"tiles": "3"}
-    with pytest.raises(AssertionError, match="work was started"):
-        _inference.run_inference(parameters.model_copy(update={"dry_run": False}), verb="Classify")
+def parameters(**more: Any) -> ClassifyPixelsParameters:
+    return ClassifyPixelsParameters.model_validate({**VALUES, **more})
+
+
+class Calls:
+    """Stands for all that a run calls, and notes it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+        self.made: list[str] = []
+        self.held = [True]
+        self.whole = True
+        plan = {"plan_uri": "plan", "work_key": "key", "parts": 2, "shards": 9, "done": False}
+        self.answers: dict[str, Any] = {
+            "plan_inference": plan,
+            "plan_calibration": {"plan_uri": "plan", "why_not": ""},
+            "run_leaf": True,
+            "run_parts": None,
+            "parts_done": None,
+            "finish_inference": {"uri": "u"},
+            "estimate_inference": {"tiles": "3"},
+            **answers,
+        }
+        for name in self.answers:
+            monkeypatch.setattr(_inference, name, self._noted(name))
+        monkeypatch.setattr(_inference, "is_plan_whole", lambda _uri: self.whole)
+        monkeypatch.setattr(_inference, "hold_lease", self._lease)
+
+    def _noted(self, name: str) -> Any:
+        def call(*given: Any, **_more: Any) -> Any:
+            self.made.append(name if name != "estimate_inference" else f"{name}: {given[1]}")
+            return self.answers[name]
+
+        return call
+
+    @contextmanager
+    def _lease(self, _uri: str) -> Iterator[Any]:
+        self.made.append("lease")
+        yield self
+        self.made.append("released")
+
+    def keep(self) -> None:
+        """The lease's."""
+
+    def held_all_along(self) -> bool:
+        """The lease's."""
+        return self.held.pop()
+
+
+def test_parts_and_finish_run_under_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    assert _inference.run_inference(parameters(), verb="Classify") == {"uri": "u"}
+    assert calls.made == [
+        "plan_inference", "lease", "parts_done", "run_parts", "finish_inference", "released",
+    ]  # fmt: skip
+
+
+def test_what_was_published_before_is_only_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    calls.answers["plan_inference"]["done"] = True
+    _inference.run_inference(parameters(), verb="Classify")
+    assert calls.made == ["plan_inference", "finish_inference"]
+
+
+def test_after_a_lost_lease_parts_are_looked_at_again_and_a_lost_plan_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = Calls(monkeypatch)
+    calls.held, calls.whole = [True, False], False
+    _inference.run_inference(parameters(), verb="Classify")
+    assert calls.made.count("plan_inference") == calls.made.count("run_parts") == 2
+    assert calls.made[-2:] == ["finish_inference", "released"]
+
+
+def test_a_dry_run_times_tiles_in_the_pool_and_starts_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    assert _inference.run_inference(parameters(dry_run=True), verb="Classify") == {"tiles": "3"}
+    assert calls.made == ["plan_calibration", "run_leaf", "estimate_inference: "]
+
+
+def test_a_dry_run_says_why_there_are_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch, run_leaf=False)
+    _inference.run_inference(parameters(dry_run=True), verb="Classify")
+    assert calls.made[-1] == "estimate_inference: no worker of the pool was free within 120 s"
+    calls = Calls(monkeypatch, plan_calibration={"plan_uri": "plan", "why_not": "all is done"})
+    _inference.run_inference(parameters(dry_run=True), verb="Classify")
+    assert calls.made == ["plan_calibration", "estimate_inference: all is done"]

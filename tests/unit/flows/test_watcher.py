@@ -13,7 +13,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
 from flows import _watcher
 from flows._watcher import LOST_AT_MOST, Watcher
-from tasks.errors import RunError
+from tasks.errors import RunError, StoreError
 
 
 class Server:
@@ -146,3 +146,17 @@ def test_no_more_parts_than_wanted_run_at_the_same_time() -> None:
     watcher.watch()
     assert sorted(server.started) == [0, 1, 1, 2, 4]
     assert most == 2
+
+
+def test_the_lease_is_kept_while_parts_run_and_a_store_that_is_away_ends_no_watch() -> None:
+    server = Server({0: [Completed()]}, silent=3)
+    kept = 0
+
+    def keep() -> None:
+        nonlocal kept
+        kept += 1
+        if kept == 2:
+            raise StoreError("The store is away.", "Wait.")
+
+    Watcher(server, "key", [{"part": 0}], "Work", None, keep=keep).watch()  # type: ignore[arg-type]
+    assert kept == 4

@@ -28,6 +28,7 @@ TOOLS = [
     "refine_results",
     "compute_accuracy",
     "build_and_apply",
+    "collect_shards",
 ]
 
 
@@ -60,4 +61,4 @@ def test_every_deployment_has_a_pool_and_leaves_that_need_a_gpu_say_so() -> None
     for name, deployment in DEPLOYMENTS.items():
         assert deployment["work_pool"]["name"] in known, name
         assert ("gpu" in deployment["tags"]) == (deployment["work_pool"]["name"] == "gpu"), name
-    assert set(DEPLOYMENTS) == {*TOOLS, "export_part", "train_model", "infer_part"}
+    assert set(DEPLOYMENTS) == {*TOOLS, "export_part", "train_model", "infer_part", "infer_calibration"}
