@@ -11,8 +11,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tasks.errors import NotFoundError, PreconditionFailedError, StoreError
 from tasks.settings import StoreAccess
@@ -29,6 +30,9 @@ SINGLE_PUT_BYTES = 64 * 1024 * 1024
 PART_BYTES = 32 * 1024 * 1024
 _CONFLICT_TRIES = 5
 _BODY_TRIES = 4
+# A body's pieces; what is lost of one when it breaks off is asked for again.
+_CHUNK_BYTES = 64 * 1024
+_PROGRESS_BYTES = 1024 * 1024
 _REFUSED = {
     "AccessDenied",
     "InvalidAccessKeyId",
@@ -176,12 +180,8 @@ class S3Backend:
         raise AssertionError("the loop returns or raises")
 
     def download(self, uri: str, path: Path) -> None:
-        bucket, key = split_s3(uri)
-        with _errors(uri):
-            answer = self._client(uri).get_object(Bucket=bucket, Key=key)
-            with path.open("wb") as file:
-                for chunk in answer["Body"].iter_chunks(1024 * 1024):
-                    file.write(chunk)
+        with _errors(uri), path.open("wb") as file:
+            _fetch(self._client(uri), uri, file)
 
     def stat(self, uri: str) -> ObjectInfo:
         bucket, key = split_s3(uri)
@@ -345,6 +345,54 @@ def _whole(ask: Callable[[], Any]) -> tuple[bytes, Any]:
                 raise
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _fetch(client: S3Client, uri: str, file: BinaryIO) -> None:
+    """The object into an empty file; where its body breaks off, the rest of the same object is asked for.
+
+    Raises:
+        StoreError: the object was replaced meanwhile, or nothing of its rest comes any more.
+    """
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError
+
+    bucket, key = split_s3(uri)
+    etag, size, done = "", 0, 0
+    failures, best = 0, 0  # failures since this many bytes were there
+    while True:
+        rest: dict[str, Any] = {"Range": f"bytes={done}-", "IfMatch": etag} if etag and done else {}
+        try:
+            answer = client.get_object(Bucket=bucket, Key=key, **rest)
+        except ClientError as error:
+            if rest and _code(error) in ("PreconditionFailed", "412", "InvalidRange", "416"):
+                raise _replaced(uri) from error
+            raise
+        if etag not in ("", answer["ETag"]):
+            raise _replaced(uri)
+        if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.PARTIAL_CONTENT:
+            # The whole object: the first answer, or of a server that knows no ranges.
+            etag, size, done = answer["ETag"], answer["ContentLength"], 0
+            file.seek(0)
+        reason: Exception | None = None
+        try:
+            for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+        except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
+            reason = error
+        if done == size:
+            return
+        # A body that goes on by a good piece each time comes to its end, however often it breaks off.
+        failures, best = (1, done) if done >= best + _PROGRESS_BYTES else (failures + 1, best)
+        if failures == _BODY_TRIES:
+            raise StoreError(
+                f"The body of {uri} breaks off after {done} of {size} bytes ({reason}).",
+                "Check the network to the store and its log, then try again.",
+            ) from reason
+        time.sleep(0.2 * 2 ** (failures - 1))
+
+
+def _replaced(uri: str) -> StoreError:
+    return StoreError(f"{uri} was replaced while it was downloaded.", "Start again: it is then read anew.")
 
 
 @contextmanager
