@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -49,14 +50,21 @@ class Sample:
     alpha: bool
 
 
-def fetch_document(url: str) -> bytes:
+def fetch_document(
+    url: str, *, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+) -> bytes:
     """The document at ``url``.
+
+    Args:
+        url: address.
+        body: what is posted, as JSON; None gets the document.
+        headers: further ones.
 
     Raises:
         NotFoundError: there is none.
         RasterError: the service cannot be reached or refuses, or the document is too large.
     """
-    status, data = _get(url)
+    status, data = _get(url, body, headers)
     if status in (404, 410):
         raise NotFoundError(f"There is no service at {unsigned(url)}.", "Check the address and its spelling.")
     _check(url, status, data)
@@ -115,12 +123,19 @@ def fetch_sample(url: str) -> Sample | None:
         ) from error
 
 
-def _get(url: str) -> tuple[int, bytes]:
+def _get(
+    url: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
     import httpx
 
     try:
         with httpx.stream(
-            "GET", url, timeout=TIMEOUT_S, follow_redirects=True, headers={"User-Agent": USER_AGENT}
+            "GET" if body is None else "POST",
+            url,
+            json=body,
+            timeout=TIMEOUT_S,
+            follow_redirects=True,
+            headers={**(headers or {}), "User-Agent": USER_AGENT},
         ) as answer:
             data = bytearray()
             for piece in answer.iter_bytes():

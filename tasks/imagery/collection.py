@@ -360,7 +360,7 @@ def _require_north_up(info: RasterInfo) -> None:
         raise BadInputError(
             f"{info.address} is {kind} (transform {info.transform}).",
             "Warp it to a north-up grid first (`gdalwarp in.tif out.tif`), or give cell_size or out_sr, "
-            "which resamples it.",
+            "which resamples it, or work in pixel space where the tool offers it.",
         )
 
 

@@ -118,6 +118,18 @@ def image_transform(info: RasterInfo, *, height: float | None = None) -> ImageTr
     return _from_affine(info)
 
 
+def carries_transform(info: RasterInfo) -> bool:
+    """Whether a raster says where it lies: by a reference system, control points or RPCs.
+
+    Raises:
+        NotFoundError, RasterError: the raster cannot be opened.
+    """
+    if info.crs_wkt is not None:
+        return True
+    with raster_environment(info.uri), open_raster(info.uri) as dataset:
+        return dataset.rpcs is not None or bool(dataset.gcps[0])
+
+
 def in_pixel_space(info: RasterInfo) -> RasterInfo:
     """The raster as it lies in its file, without the map: x is the column, y is minus the row."""
     return info.model_copy(update={"crs_wkt": None, "transform": (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)})

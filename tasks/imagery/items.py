@@ -1,6 +1,7 @@
 """Rasters that a document lists: STAC items, collections of items as JSON, and GeoParquet of items.
 
-Source: STAC 1.0/1.1 items, OGC API Features' FeatureCollection, and the stac-geoparquet layout (columns
+Source: STAC 1.0/1.1 items, OGC API Features' FeatureCollection, the STAC API's links to next pages (``rel``
+``next`` with ``method``, ``body``, ``merge`` and ``headers``), and the stac-geoparquet layout (columns
 ``assets`` and ``datetime``). Addresses in a document are its author's: each must lie where a caller may read.
 """
 
@@ -11,7 +12,7 @@ import posixpath
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -28,11 +29,15 @@ RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".m
 
 _JSON, _PARQUET = (".json", ".geojson"), (".parquet", ".geoparquet")
 _LARGEST_DOCUMENT = 256 * 2**20
+MOST_PAGES = 1000
+"""Pages of one list of items that are followed."""
 # Keys that providers give the one asset to look at, best first.
 _WELL_KNOWN = ("visual", "data", "image", "raster")
 _URI_COLUMNS = ("location", "href", "uri", "url", "path")
 _PICTURES_ONLY = {"thumbnail", "overview", "metadata"}
 _CANDIDATE = "candidate"
+# Where items say when they were taken, best first: STAC's names, then those of footprint tables.
+_TIMES = ("datetime", "start_datetime", "acquisitiondate", "acquisition_date")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,20 @@ class ListedRaster:
     uri: str
     acquired: str | None = None
     candidate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Where a page of items lies, and how it is asked for; ``body``: what is posted, None where it is not."""
+
+    uri: str
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
+
+    @property
+    def request(self) -> str:
+        """The same for the same request."""
+        return json.dumps([self.uri, self.body], sort_keys=True)
 
 
 def split_asset(text: str) -> tuple[str, str | None]:
@@ -82,36 +101,87 @@ def listed_rasters(text: str, store: ObjectStore) -> Iterator[ListedRaster]:
     """
     document, asset = split_asset(text)
     if _suffix(document) in _PARQUET:
-        rows = _rows_of_table(document, asset, store)
+        pages = iter([(document, _rows_of_table(document, asset, store))])
     else:
-        rows = _items_of_json(document, store)
-    for number, row in enumerate(rows, start=1):
-        uri = row.get("uri") or _href(row, asset, document, number)
-        resolved = _resolved(str(uri), document)
-        check_allowed(resolved)
-        yield ListedRaster(resolved, _time(row.get("properties", {})), _candidate(row.get("properties", {})))
+        pages = _pages_of_json(document, store)
+    number = 0
+    for place, rows in pages:
+        for row in rows:
+            number += 1
+            uri = row.get("uri") or _href(row, asset, document, number)
+            resolved = _resolved(str(uri), place)
+            check_allowed(resolved)
+            properties = row.get("properties", {})
+            yield ListedRaster(resolved, _time(properties), _candidate(properties))
 
 
-def _items_of_json(uri: str, store: ObjectStore) -> list[dict[str, Any]]:
+def _pages_of_json(uri: str, store: ObjectStore) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A document's items, and those of the pages that follow it, each with the page's address."""
+    page: _Page | None = _Page(uri)
+    asked: set[str] = set()
+    while page is not None:
+        if page.request in asked:
+            raise BadInputError(
+                f"The pages of {unsigned(uri)} lead back to {unsigned(page.uri)}.",
+                "Ask for all items at once (a higher limit), or save all pages as one ItemCollection.",
+            )
+        if len(asked) == MOST_PAGES:
+            raise BadInputError(
+                f"{unsigned(uri)} goes on after {MOST_PAGES} pages.",
+                "Ask for more items per page (a higher limit), or for fewer (a box, a time).",
+            )
+        asked.add(page.request)
+        items, following = _page_of_json(page, store)
+        yield page.uri, items
+        page = following
+
+
+def _page_of_json(page: _Page, store: ObjectStore) -> tuple[list[dict[str, Any]], _Page | None]:
+    uri = page.uri
     try:
-        found = json.loads(_bytes(uri, store))
+        found = json.loads(_bytes(page, store))
     except (ValueError, RecursionError) as error:
         raise _no_items(uri, f"is no JSON ({error})") from error
     kind = found.get("type") if isinstance(found, dict) else None
+    following = None
     if kind == "Feature":
         items = [found]
     elif kind == "FeatureCollection" and isinstance(found.get("features"), list):
-        items = found["features"]
-        if any(link.get("rel") == "next" for link in found.get("links") or [] if isinstance(link, dict)):
-            raise BadInputError(
-                f"{unsigned(uri)} is the first page of a longer list of items.",
-                "Ask for all items at once (a higher limit), or save all pages as one ItemCollection.",
-            )
+        items, following = found["features"], _next_page(found, page)
     else:
         raise _no_items(uri, f"is a {kind or 'document'} without items")
     if not all(isinstance(item, dict) and isinstance(item.get("assets"), dict) for item in items):
         raise _no_items(uri, "holds features without assets")
-    return items
+    return items, following
+
+
+def _next_page(found: Mapping[str, Any], page: _Page) -> _Page | None:
+    """The page that a list of items names as its next one; None at the end."""
+    links = [link for link in found.get("links") or () if isinstance(link, Mapping)]
+    link = next((link for link in links if link.get("rel") == "next"), None)
+    if link is None:
+        return None
+    body, method = link.get("body"), str(link.get("method") or "GET").upper()
+    headers = link.get("headers") or {}
+    usable = (
+        isinstance(link.get("href"), str)
+        and method in ("GET", "POST")
+        and isinstance(body, Mapping | None)
+        and isinstance(headers, Mapping)
+    )
+    if not usable:
+        raise BadInputError(
+            f"{unsigned(page.uri)} names a next page in a way that is not understood.",
+            "Ask for all items at once (a higher limit), or save all pages as one ItemCollection.",
+        )
+    uri = (
+        urljoin(page.uri, link["href"]) if page.uri.startswith("http") else _resolved(link["href"], page.uri)
+    )
+    check_allowed(uri)
+    posted = None
+    if method == "POST":
+        posted = {**((page.body or {}) if link.get("merge") else {}), **(body or {})}
+    return _Page(uri, posted, {str(name): str(value) for name, value in headers.items()})
 
 
 def _rows_of_table(uri: str, column: str | None, store: ObjectStore) -> list[dict[str, Any]]:
@@ -130,9 +200,7 @@ def _rows_of_table(uri: str, column: str | None, store: ObjectStore) -> list[dic
         try:
             names = pa.parquet.read_schema(path).names
             places = {name.lower(): name for name in reversed(names)}
-            properties = [
-                name for name in names if name.lower() in ("datetime", "start_datetime", _CANDIDATE)
-            ]
+            properties = [name for name in names if name.lower() in (*_TIMES, _CANDIDATE)]
             source = "assets" if "assets" in names else None
             if source is None:
                 wanted = [column] if column is not None else [n for n in _URI_COLUMNS if n in places]
@@ -217,9 +285,10 @@ def _resolved(href: str, document: str) -> str:
     return scheme + separator + posixpath.normpath(posixpath.join(folder, href))
 
 
-def _bytes(uri: str, store: ObjectStore) -> bytes:
+def _bytes(page: _Page, store: ObjectStore) -> bytes:
+    uri = page.uri
     if uri.startswith("http"):
-        return fetch_document(uri)
+        return fetch_document(uri, body=page.body, headers=page.headers)
     size = store.stat(uri).size
     if size > _LARGEST_DOCUMENT:
         raise _no_items(uri, f"has {size} bytes, too many for a list of items")
@@ -229,7 +298,7 @@ def _bytes(uri: str, store: ObjectStore) -> bytes:
 def _time(properties: Mapping[str, Any]) -> str | None:
     """The item's time in UTC, ISO 8601 without a zone; None where it states none that can be read."""
     by_name = {name.lower(): value for name, value in properties.items()}
-    for name in ("datetime", "start_datetime"):
+    for name in _TIMES:
         value = by_name.get(name)
         if isinstance(value, str):
             try:
@@ -239,6 +308,8 @@ def _time(properties: Mapping[str, Any]) -> str | None:
         if isinstance(value, datetime):
             in_utc = value.astimezone(UTC) if value.tzinfo is not None else value
             return in_utc.replace(tzinfo=None).isoformat(timespec="seconds")
+        if isinstance(value, date):
+            return datetime(value.year, value.month, value.day).isoformat()
     return None
 
 

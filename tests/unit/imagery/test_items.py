@@ -101,7 +101,9 @@ def test_an_asset_is_chosen_by_its_key_for_every_item(tmp_path: Path) -> None:
 )
 def test_addresses_count_from_the_document(href: str, whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "https://example.org/stac/collections/s2/items/a"
-    monkeypatch.setattr(items, "fetch_document", lambda _: json.dumps(item({"data": asset(href)})).encode())
+    monkeypatch.setattr(
+        items, "fetch_document", lambda _, **__: json.dumps(item({"data": asset(href)})).encode()
+    )
     wanted = whole.replace("/stac/b/", "/stac/collections/s2/b/")
     assert expand_rasters([uri]) == [wanted]
 
@@ -164,7 +166,7 @@ def test_parquet_of_items_and_of_addresses(tmp_path: Path) -> None:
         ({"type": "Catalog", "links": []}, "Catalog without items"),
         ({"type": "FeatureCollection", "features": []}, "No raster was found"),
         ({"type": "FeatureCollection", "features": [{"type": "Feature"}]}, "features without assets"),
-        ({"type": "FeatureCollection", "features": [], "links": [{"rel": "next"}]}, "first page"),
+        ({"type": "FeatureCollection", "features": [], "links": [{"rel": "next"}]}, "not understood"),
         ([1, 2], "document without items"),
         (item({}), "no raster among its assets: none"),
         (item({"data": {"href": 5}}), "no raster"),
@@ -174,6 +176,95 @@ def test_parquet_of_items_and_of_addresses(tmp_path: Path) -> None:
 def test_a_document_without_items_says_what_it_is(tmp_path: Path, document: Any, message: str) -> None:
     with pytest.raises(ChiplineError, match=message):
         expand_rasters([written(tmp_path / "x.json", document)])
+
+
+SEARCH = "https://example.org/stac/search?limit=2"
+
+
+def page(name: str, **following: Any) -> dict[str, Any]:
+    """A page of two items and, with arguments, the link to the next one."""
+    links = [{"rel": "self", "href": SEARCH}, *([{"rel": "next", **following}] if following else [])]
+    features = [item({"data": asset(f"s3://scenes/{name}{n}.tif", "data")}) for n in (1, 2)]
+    return {"type": "FeatureCollection", "features": features, "links": links}
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``serve(answer)``: the STAC API is ``answer(address, body, headers)``; what was asked of it."""
+
+    def serve(answer: Any) -> list[tuple[str, Any]]:
+        asked: list[tuple[str, Any]] = []
+
+        def fetch(url: str, *, body: Any = None, headers: Any = None) -> bytes:
+            asked.append((url, body))
+            return json.dumps(answer(url, body, headers)).encode()
+
+        monkeypatch.setattr(items, "fetch_document", fetch)
+        return asked
+
+    return serve
+
+
+def test_pages_are_followed_by_their_addresses(serve: Any) -> None:
+    pages = {
+        SEARCH: page("a", href="/stac/search?limit=2&token=b"),
+        "https://example.org/stac/search?limit=2&token=b": page("b", href="?limit=2&token=c"),
+        "https://example.org/stac/search?limit=2&token=c": {**page("c"), "features": []},
+    }
+    asked = serve(lambda url, _, __: pages[url])
+    assert expand_rasters([SEARCH]) == [f"s3://scenes/{name}.tif" for name in ("a1", "a2", "b1", "b2")]
+    assert asked == [(url, None) for url in pages]
+
+
+def test_pages_that_are_posted(serve: Any) -> None:
+    href, whole = "https://example.org/stac/search", {"collections": ["s2"], "limit": 2, "token": "b"}
+    link = {"href": href, "method": "POST", "headers": {"X-Page": "2"}}
+
+    def answer(_: str, body: Any, headers: Any) -> Any:
+        if body is None:
+            return page("a", **link, body=whole)
+        assert headers == {"X-Page": "2"}
+        return page("b", **link, body={"token": "c"}, merge=True) if body["token"] == "b" else page("c")
+
+    asked = serve(answer)
+    assert len(expand_rasters([SEARCH])) == 6
+    assert asked == [(SEARCH, None), (href, whole), (href, {**whole, "token": "c"})]
+
+
+def test_pages_on_disk(tmp_path: Path) -> None:
+    written(tmp_path / "second.json", page("b"))
+    first = written(tmp_path / "first.json", page("a", href="./second.json"))
+    assert len(expand_rasters([first])) == 4
+
+
+def test_pages_without_an_end_are_refused(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(lambda _, __, ___: page("a", href=SEARCH))
+    with pytest.raises(BadInputError, match="lead back"):
+        expand_rasters([SEARCH])
+    monkeypatch.setattr(items, "MOST_PAGES", 5)
+    asked = serve(lambda url, _, __: page("a", href=url + "0"))
+    with pytest.raises(BadInputError, match="goes on after 5 pages"):
+        expand_rasters([SEARCH])
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    "href", ["https://internal.example/x", "http://169.254.169.254/x", "file:///etc/x.json", "s3://foreign/x"]
+)
+def test_pages_elsewhere_are_refused(serve: Any, href: str) -> None:
+    asked = serve(lambda _, __, ___: page("a", href=href))
+    with pytest.raises(BadInputError):
+        expand_rasters([SEARCH])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "link", [{"href": 5}, {"href": SEARCH, "method": "PUT"}, {"href": SEARCH, "method": "POST", "body": "x"}]
+)
+def test_links_that_are_not_understood_are_refused(serve: Any, link: Any) -> None:
+    serve(lambda _, __, ___: page("a", **link))
+    with pytest.raises(BadInputError, match="not understood"):
+        expand_rasters([SEARCH])
 
 
 def test_damaged_and_missing_documents_are_refused(tmp_path: Path) -> None:
