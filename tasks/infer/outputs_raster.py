@@ -42,8 +42,9 @@ class RasterFormat:
         classes: the classes of band 1; empty for a raster of continuous values.
         band_names: descriptions, one per band; empty for none.
         overviews: how overviews are made: ``mode`` or ``nearest`` for classes, ``average`` for values.
-        masked: whether the blocks bring a mask, which is kept inside the file, for values of which none can
-            stand for nodata.
+        masked: whether the file keeps a mask inside, too: of what the blocks bring, else of nodata. Nodata
+            stays declared beside it: QGIS styles and most programs go by it, GDAL and ArcGIS by the mask, and
+            both say the same.
     """
 
     dtype: str
@@ -52,7 +53,7 @@ class RasterFormat:
     classes: tuple[LabelClass, ...] = ()
     band_names: tuple[str, ...] = ()
     overviews: OverviewMethod = "mode"
-    masked: bool = False
+    masked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,9 @@ def write_raster(
         path: local file; it appears only when it is complete.
         grid: the output's grid; pixels that no block covers hold ``form.nodata`` (or 0).
         blocks: windows with (rows, cols) or (bands, rows, cols) arrays of ``form.dtype``, best in
-            (row, col) order; what reaches outside of the grid is left out. With ``form.masked`` each comes
-            with its mask, (rows, cols), True where a pixel counts; what no block covers does not.
+            (row, col) order; what reaches outside of the grid is left out. For the file's mask each may bring
+            its own, (rows, cols), True where a pixel counts; without, a pixel counts unless all its bands are
+            nodata. What no block covers does not count.
         form: type, nodata, bands, classes.
 
     Raises:
@@ -100,7 +102,8 @@ def write_raster(
                 for window, values, *mask in blocks:
                     _write_block(dataset, grid, window, values, form, counter)
                     if form.masked:
-                        _write_mask(dataset, grid, window, mask[0])
+                        counts = mask[0] if mask else _not_nodata(values, form.nodata)
+                        _write_mask(dataset, grid, window, counts)
             _copy_to_cog(scratch, unfinished, form)
         unfinished.replace(path)
     except rasterio.errors.RasterioError as error:
@@ -253,12 +256,15 @@ def _write_block(
     dataset.write(stack, window=rasterio.windows.Window(inside.col, inside.row, inside.cols, inside.rows))
 
 
-def _write_mask(
-    dataset: DatasetWriter,
-    grid: Grid,
-    window: Window,
-    mask: NDArray[np.bool_],
-) -> None:
+def _not_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+    """Where a block of (rows, cols) or (bands, rows, cols) holds a value in any band.  # (rows, cols)"""
+    if nodata is None:
+        return np.ones(values.shape[-2:], np.bool_)
+    counts = ~np.isnan(values) if np.isnan(nodata) else values != nodata
+    return np.asarray(counts if values.ndim == 2 else counts.any(axis=0))
+
+
+def _write_mask(dataset: DatasetWriter, grid: Grid, window: Window, mask: NDArray[np.bool_]) -> None:
     inside = window.intersection(grid.window)
     if not inside.is_empty:
         place = rasterio.windows.Window(inside.col, inside.row, inside.cols, inside.rows)

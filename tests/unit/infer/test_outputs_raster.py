@@ -12,6 +12,7 @@ import pytest
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rio_cogeo.cogeo import cog_validate
 
 from tasks.errors import RasterError
@@ -81,6 +82,52 @@ def test_the_cog_holds_the_blocks(tmp_path: Path, dtype: str) -> None:
             assert dataset.colorinterp[0].name == "palette"
     assert files.counts == {0: int((values == 0).sum()), 3: int((values == 3).sum())}
     assert sorted(tmp_path.iterdir()) == sorted([path, *files.side_cars])
+
+
+def with_a_hole() -> NDArray[Any]:
+    values = truth()
+    values[100:900, 200:777] = 255
+    return values
+
+
+def test_the_mask_inside_the_file_says_what_nodata_says(tmp_path: Path) -> None:
+    values, path = with_a_hole(), tmp_path / "a.tif"
+    write_raster(path, GRID, list(blocks(values))[:-1], RasterFormat("uint8", 255, classes=CLASSES))
+    assert cog_validate(path, strict=True) == (True, [], [])
+    values[1200:, 600:] = 255  # the block that was not written
+    for level in (None, 0):
+        with rasterio.open(path, **({} if level is None else {"overview_level": level})) as dataset:
+            assert dataset.nodata == 255
+            assert dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
+            here, mask = dataset.read(1), dataset.dataset_mask()
+        # What counts holds a class, and on the raster itself all classes count.
+        assert not (mask[here == 255] != 0).any()
+        if level is None:
+            np.testing.assert_array_equal(mask != 0, values != 255)
+    assert not list(tmp_path.glob("*.msk"))
+
+
+def test_a_mask_costs_little(tmp_path: Path) -> None:
+    sizes = []
+    for masked in (False, True):
+        path = tmp_path / f"{masked}.tif"
+        form = RasterFormat("uint8", 255, classes=CLASSES, masked=masked)
+        write_raster(path, GRID, blocks(with_a_hole()), form)
+        sizes.append(path.stat().st_size)
+    assert sizes[1] < sizes[0] + 8000
+
+
+def test_masks_of_values_follow_nan_and_those_that_are_given_go_first(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).random((2, 1300, 1100)).astype(np.float32)
+    values[0, :40], values[1, 20:60] = math.nan, math.nan
+    form = RasterFormat("float32", math.nan, count=2, overviews="average")
+    write_raster(tmp_path / "a.tif", GRID, blocks(values), form)
+    given = np.arange(1100) % 3 == np.arange(1300)[:, None] % 3
+    whole = [(GRID.window, np.ones((1300, 1100), np.uint8), given)]
+    write_raster(tmp_path / "b.tif", GRID, whole, RasterFormat("uint8", None, overviews="average"))
+    with rasterio.open(tmp_path / "a.tif") as a, rasterio.open(tmp_path / "b.tif") as b:
+        np.testing.assert_array_equal(a.dataset_mask() != 0, ~np.isnan(values).all(axis=0))
+        np.testing.assert_array_equal(b.dataset_mask() != 0, given)
 
 
 def test_gdal_reads_classes_and_colours(tmp_path: Path) -> None:
