@@ -5,40 +5,28 @@ All functions are pure; the same generator state gives the same result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks.train.recipes import DEFAULT, NONE, Recipe
+
+__all__ = ["DEFAULT", "NONE", "Recipe"]
+
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 Boxes = npt.NDArray[np.float32]  # (n, 4): xmin, ymin, xmax, ymax in pixels, max edges exclusive
 
 # A box that a crop cuts to less than this share of its area teaches edges, not objects.
 VISIBLE_AT_LEAST = 0.25
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How strongly chips are varied; zeros and False leave them as they are.
-
-    Attributes:
-        dihedral: the eight turns and mirrors of a square.
-        brightness: largest shift of all bands, in standard deviations.
-        contrast: largest relative change of the spread about the chip's mean.
-        tint: largest shift of a single band, in standard deviations.
-        scale: largest change of size, as the natural logarithm of the factor.
-    """
-
-    dihedral: bool = True
-    brightness: float = 0.4
-    contrast: float = 0.2
-    tint: float = 0.15
-    scale: float = 0.2
-
-
-DEFAULT = Recipe()
-NONE = Recipe(dihedral=False, brightness=0.0, contrast=0.0, tint=0.0, scale=0.0)
+def draw_code(recipe: Recipe, rng: np.random.Generator) -> int:
+    """Which of the eight positions a chip is put into; see :func:`dihedral`."""
+    if not recipe.dihedral:
+        return 0
+    return int(rng.integers(2 if recipe.upright else 8))
 
 
 def dihedral(image: Array, code: int) -> Array:
@@ -78,15 +66,12 @@ def crop_boxes(boxes: Boxes, row: int, col: int, rows: int, cols: int) -> tuple[
     return cut, kept
 
 
-def vary_colours(image: npt.NDArray[np.float32], recipe: Recipe, rng: np.random.Generator) -> Array:
-    """Brightness, contrast and tint of a normalised chip  # (bands, rows, cols) float32."""
-    bands = len(image)
+def draw_colours(recipe: Recipe, bands: int, rng: np.random.Generator) -> tuple[float, Floats]:
+    """Other colours of a normalised chip: the factor about each band's mean, and a shift of each band."""
     contrast = 1.0 + rng.uniform(-recipe.contrast, recipe.contrast)
     shift = rng.uniform(-recipe.brightness, recipe.brightness)
-    tint = rng.uniform(-recipe.tint, recipe.tint, size=(bands, 1, 1))
-    mean = image.mean(axis=(1, 2), keepdims=True)
-    result: Array = ((image - mean) * contrast + mean + shift + tint).astype(np.float32)
-    return result
+    tint = rng.uniform(-recipe.tint, recipe.tint, size=bands)
+    return float(contrast), (shift + tint).astype(np.float32)
 
 
 def draw_window(
@@ -98,3 +83,20 @@ def draw_window(
         edge = round(size * float(np.exp(rng.uniform(-recipe.scale, recipe.scale))))
     edge = max(1, min(edge, rows, cols))
     return int(rng.integers(0, rows - edge + 1)), int(rng.integers(0, cols - edge + 1)), edge
+
+
+def nearest(layers: Array, rows: int, cols: int) -> Array:
+    """Layers of whole numbers (..., rows, cols) in another size; every pixel keeps one of the old values."""
+    row = np.arange(rows) * layers.shape[-2] // rows
+    col = np.arange(cols) * layers.shape[-1] // cols
+    result: Array = layers[..., row[:, None], col]
+    return result
+
+
+def padded(array: Array, rows: int, cols: int, fill: float) -> Array:
+    """The array (..., rows, cols) with ``fill`` to the right and below, so that it has at least that size."""
+    missing = max(rows - array.shape[-2], 0), max(cols - array.shape[-1], 0)
+    if not any(missing):
+        return array
+    margins = [(0, 0)] * (array.ndim - 2) + [(0, missing[0]), (0, missing[1])]
+    return np.pad(array, margins, constant_values=fill)

@@ -5,6 +5,7 @@ so that the number of loader processes changes no result.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from tasks.train import augmentation
 from tasks.train.augmentation import Recipe
 from tasks.train.normalisation import Normalisation
-from tasks.training_data import Chip, read_boxes, read_chip_image, read_class_mask, read_instances
+from tasks.training_data import Chip, read_boxes, read_chip, read_class_mask, read_instances
 
 IGNORED = 255  # label of pixels whose class is unknown
 BACKGROUND = 0
@@ -25,6 +26,8 @@ _CACHE_BYTES = 1 << 30
 
 Draw = tuple[int, int]  # index of the chip, number that decides the augmentation
 Target = dict[str, Tensor]
+Pixels = npt.NDArray[Any]
+Known = npt.NDArray[np.bool_] | None  # (bands, rows, cols), where there is data; None: everywhere
 
 
 class DrawSampler(Sampler[Draw]):
@@ -43,16 +46,56 @@ class DrawSampler(Sampler[Draw]):
         return iter([(int(index), int(draw)) for index, draw in zip(order, draws, strict=True)])
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A chip as it is kept: pixels and where they are known  # (bands, rows, cols); its label."""
+
+    pixels: Pixels
+    known: Known
+    label: Any
+
+    @property
+    def bytes(self) -> int:
+        arrays = [self.pixels, self.known, *_arrays(self.label)]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+@dataclass(frozen=True)
+class _Varied:
+    """A chip as the network sees it.
+
+    Attributes:
+        image: # (bands, size, size) float32
+        layers: what went along with it, pixel by pixel  # (n, size, size), whole numbers
+        boxes: # (n, 4), not cut at the edges
+        area: by how much areas have grown.
+    """
+
+    image: Tensor
+    layers: Pixels | None
+    boxes: npt.NDArray[np.float32] | None
+    area: float
+
+
 class _Chips(Dataset[Any]):
-    """Shared by both kinds: reading with a bounded cache, windows, scaling, colours.
+    """Shared by all kinds: reading with a bounded cache, windows, scaling, colours.
 
     Args:
-        chips: the samples.
+        chips: the samples; they may differ in size.
         normalisation: see there.
         size: edge of the network's input in pixels; None takes the whole chip, cut to a multiple of
             ``multiple`` (validation).
         recipe: augmentation; nothing is varied where ``size`` is None.
+        factor: by how much chips are enlarged (``resize_to``); ``size`` and ``multiple`` are in enlarged
+            pixels.
+
+    Attributes:
+        pictures: of how many pictures the bands are; each has its own colours.
+        outside: value of the layers where no chip shows anything.
     """
+
+    pictures = 1
+    outside = 0
 
     def __init__(
         self,
@@ -62,88 +105,210 @@ class _Chips(Dataset[Any]):
         size: int | None,
         recipe: Recipe,
         multiple: int,
+        factor: float = 1.0,
     ) -> None:
         self.chips = list(chips)
         self.normalisation = normalisation
         self.size = size
         self.recipe = recipe
         self.multiple = multiple
-        self._cache: dict[int, tuple[npt.NDArray[Any], Any]] = {}
+        self.factor = factor
+        self._cache: dict[int, _Kept] = {}
         self._cached_bytes = 0
 
     def __len__(self) -> int:
         return len(self.chips)
 
-    def read(self, index: int) -> tuple[npt.NDArray[Any], Any]:
-        """Pixels  # (bands, rows, cols) and label of a chip, kept in memory while there is room."""
+    def read(self, index: int) -> _Kept:
+        """A chip, kept in memory while there is room."""
         if index in self._cache:
             return self._cache[index]
         chip = self.chips[index]
-        sample = (self.read_image(chip), self.read_label(chip))
-        if self._cached_bytes + sample[0].nbytes <= _CACHE_BYTES:
-            self._cache[index] = sample
-            self._cached_bytes += sample[0].nbytes
-        return sample
+        pixels, known = self.read_image(chip)
+        kept = _Kept(pixels, known, self.read_label(chip, known))
+        if self._cached_bytes + kept.bytes <= _CACHE_BYTES:
+            self._cache[index] = kept
+            self._cached_bytes += kept.bytes
+        return kept
 
-    def read_image(self, chip: Chip) -> npt.NDArray[Any]:
-        """What the network sees of a chip, before it is normalised  # (bands, rows, cols)."""
-        return read_chip_image(chip)
+    def read_image(self, chip: Chip) -> tuple[Pixels, Known]:
+        """What the network sees of a chip, before it is normalised."""
+        return read_chip(chip)
 
-    def read_label(self, chip: Chip) -> Any:
+    def read_label(self, chip: Chip, known: Known) -> Any:
+        """What a chip is labelled with; ``known``: where it holds data."""
         raise NotImplementedError
 
-    def varied(self, image: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[Any]:
-        """A normalised picture in other colours."""
-        return augmentation.vary_colours(image, self.recipe, rng)
+    def shown(self, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Where every picture shows something, in one band at least  # (rows, cols)."""
+        shown: npt.NDArray[np.bool_] = np.logical_and.reduce(
+            [part.any(axis=0) for part in np.split(known, self.pictures)]
+        )
+        return shown
 
-    def _whole(self, rows: int, cols: int) -> tuple[int, int]:
-        return rows // self.multiple * self.multiple, cols // self.multiple * self.multiple
+    def amount(self, index: int) -> float:
+        """How much of a chip's label there is to see: pixels, objects or classes."""
+        label = self.read(index).label
+        return float(len(label[0]) if isinstance(label, tuple) else np.count_nonzero(label))
+
+    def varied(
+        self,
+        draw: Draw,
+        kept: _Kept,
+        layers: Pixels | None = None,
+        boxes: npt.NDArray[np.float32] | None = None,
+    ) -> _Varied:
+        """The chip as the draw decides.
+
+        Args:
+            layers: # (n, rows, cols), whole numbers
+            boxes: # (n, 4)
+        """
+        assert self.size is not None
+        rng = np.random.default_rng(draw)
+        if self.recipe.steps:
+            return self._stepped(rng, kept, layers, boxes)
+        pixels, known, layers = self._padded(kept, layers)
+        rows, cols = pixels.shape[1:]
+        row, col, edge = augmentation.draw_window(
+            rows, cols, round(self.size / self.factor), self.recipe, rng
+        )
+        window = (..., slice(row, row + edge), slice(col, col + edge))
+        code = augmentation.draw_code(self.recipe, rng)
+        pixels = augmentation.dihedral(pixels[window], code)
+        known = None if known is None else augmentation.dihedral(known[window], code)
+        image = torch.from_numpy(self.coloured(pixels, known, rng))
+        if layers is not None:
+            layers = augmentation.dihedral(layers[window], code)
+            layers = augmentation.nearest(layers, self.size, self.size) if edge != self.size else layers
+        if boxes is not None:
+            boxes = boxes - np.array([col, row, col, row], np.float32)
+            boxes = augmentation.dihedral_boxes(boxes, code, edge, edge) * np.float32(self.size / edge)
+        if edge != self.size:
+            image = _resized(image, self.size, self.size)
+        return _Varied(image, layers, boxes, (self.size / edge) ** 2)
+
+    def coloured(self, pixels: Pixels, known: Known, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        """The network's input for pixels, in other colours; those of each picture vary apart."""
+        bands = len(pixels) // self.pictures
+        contrasts, shifts = [], []
+        for _ in range(self.pictures):
+            contrast, shift = augmentation.draw_colours(self.recipe, bands, rng)
+            contrasts += [contrast] * bands
+            shifts.append(shift)
+        return self.normalisation.apply(
+            pixels, np.array(contrasts, np.float32), np.concatenate(shifts), known
+        )
+
+    def whole(self, kept: _Kept) -> tuple[Tensor, tuple[int, int]]:
+        """The whole chip as the network's input, cut to (or, if it is smaller, filled to) a multiple.
+
+        Returns:
+            The image and its (rows, cols); :meth:`whole_layers` gives the same part of layers.
+        """
+        image = torch.from_numpy(self.normalisation.apply(kept.pixels, known=kept.known))
+        rows, cols = image.shape[1:]
+        if self.factor != 1.0:
+            rows, cols = round(rows * self.factor), round(cols * self.factor)
+            image = _resized(image, rows, cols)
+        step = self.multiple
+        rows, cols = max(rows // step, 1) * step, max(cols // step, 1) * step
+        image = image[:, :rows, :cols]
+        missing = (0, cols - image.shape[2], 0, rows - image.shape[1])
+        if any(missing):
+            nothing = torch.from_numpy(self.normalisation.nothing)[:, None, None]
+            frame = nothing.expand(-1, rows, cols).clone()
+            frame[:, : image.shape[1], : image.shape[2]] = image
+            image = frame
+        return image.contiguous(), (rows, cols)
+
+    def whole_layers(self, layers: Pixels, shape: tuple[int, int]) -> Pixels:
+        """Layers (..., rows, cols) of the whole chip, as :meth:`whole` cuts it; they are not enlarged."""
+        rows, cols = shape
+        return augmentation.padded(layers[..., :rows, :cols], rows, cols, self.outside)
+
+    def _padded(self, kept: _Kept, layers: Pixels | None) -> tuple[Pixels, Known, Pixels | None]:
+        """A chip that is smaller than the window is filled: enlarged, its objects would have another size."""
+        assert self.size is not None
+        edge = round(self.size / self.factor)
+        pixels, known = kept.pixels, kept.known
+        if min(pixels.shape[1:]) < edge:
+            known = np.ones(pixels.shape, np.bool_) if known is None else known
+            known = augmentation.padded(known, edge, edge, fill=False)
+            pixels = augmentation.padded(pixels, edge, edge, 0)
+            layers = None if layers is None else augmentation.padded(layers, edge, edge, self.outside)
+        return pixels, known, layers
+
+    def _stepped(
+        self,
+        rng: np.random.Generator,
+        kept: _Kept,
+        layers: Pixels | None,
+        boxes: npt.NDArray[np.float32] | None,
+    ) -> _Varied:
+        from tasks.train import variations
+
+        assert self.size is not None
+        pixels, known, layers = self._padded(kept, layers)
+        view = variations.view_of(
+            torch.from_numpy(self.normalisation.apply(pixels, known=known)),
+            None if known is None else torch.from_numpy((~known).astype(np.uint8)),
+            None if layers is None else torch.from_numpy(np.ascontiguousarray(layers)),
+            None if boxes is None else torch.from_numpy(boxes),
+        )
+        view = variations.vary(view, self.recipe, self.normalisation, rng, outside=self.outside)
+        edge = round(self.size / self.factor)
+        if not view.cropped:
+            rows, cols = view.shape
+            row, col = int(rng.integers(0, rows - edge + 1)), int(rng.integers(0, cols - edge + 1))
+            view = variations.crop(view, row, col, edge, edge)
+        view = variations.resize(view, self.size, self.size)
+        return _Varied(
+            view.image.as_subclass(Tensor).contiguous(),
+            None if view.layers is None else view.layers.as_subclass(Tensor).numpy(),
+            None if view.boxes is None else view.boxes.as_subclass(Tensor).numpy(),
+            view.area,
+        )
 
 
 class PixelChips(_Chips):
     """Gives (image (bands, size, size) float32, labels (size, size) int64).
 
-    Labels are 0 for the background, 1 to n for the classes in the order of the schema, 255 for unknown.
+    Labels are 0 for the background, 1 to n for the classes in the order of the schema, 255 for unknown: of
+    ignored classes, and where no band holds data.
     """
+
+    outside = IGNORED
 
     def __init__(self, chips: Sequence[Chip], *, ignored: Sequence[int] = (), **options: Any) -> None:
         super().__init__(chips, **options)
         self.ignored = tuple(ignored)
 
-    def read_label(self, chip: Chip) -> npt.NDArray[np.uint8]:
+    def read_label(self, chip: Chip, known: Known) -> npt.NDArray[np.uint8]:
         values = read_class_mask(chip)
         labels = np.zeros(values.shape, dtype=np.uint8)
         for index, value in enumerate(chip.classes.values, start=1):
             labels[values == value] = index
         for value in self.ignored:
             labels[values == value] = IGNORED
+        if known is not None:
+            labels[~self.shown(known)] = IGNORED
         return labels
 
+    def amount(self, index: int) -> float:
+        label = self.read(index).label
+        return float(np.count_nonzero((label > 0) & (label != IGNORED)))
+
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        index, number = draw
-        pixels, labels = self.read(index)
+        kept = self.read(draw[0])
         if self.size is None:
-            rows, cols = self._whole(*labels.shape)
-            image = self.normalisation.apply(pixels[:, :rows, :cols])
-            return torch.from_numpy(image), torch.from_numpy(labels[:rows, :cols].astype(np.int64))
-        rng = np.random.default_rng([index, number])
-        rows, cols = labels.shape
-        row, col, edge = augmentation.draw_window(rows, cols, self.size, self.recipe, rng)
-        window = (slice(row, row + edge), slice(col, col + edge))
-        image = self.normalisation.apply(pixels[:, window[0], window[1]])
-        cut = labels[window]
-        if self.recipe.dihedral:
-            code = int(rng.integers(8))
-            image, cut = augmentation.dihedral(image, code), augmentation.dihedral(cut, code)
-        image = self.varied(image, rng)
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
-        target = torch.from_numpy(np.ascontiguousarray(cut))
-        if edge != self.size:
-            tensor = _resized(tensor, self.size)
-            target = functional.interpolate(target[None, None], size=(self.size, self.size), mode="nearest")[
-                0, 0
-            ]
-        return tensor, target.long()
+            image, shape = self.whole(kept)
+            labels = self.whole_layers(kept.label, shape)
+        else:
+            varied = self.varied(draw, kept, kept.label[None])
+            assert varied.layers is not None
+            image, labels = varied.image, varied.layers[0]
+        return image, torch.from_numpy(labels.astype(np.int64))
 
 
 class ObjectChips(_Chips):
@@ -152,36 +317,24 @@ class ObjectChips(_Chips):
     Boxes are xmin, ymin, xmax, ymax in pixels; labels are 1 to n in the order of the class schema.
     """
 
-    def read_label(self, chip: Chip) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def read_label(self, chip: Chip, known: Known) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:  # noqa: ARG002
         found = read_boxes(chip)
         boxes = np.array([box[1:] for box in found], dtype=np.float32).reshape(-1, 4)
         labels = np.array([chip.classes.index(box[0]) + 1 for box in found], dtype=np.int64)
         return boxes, labels
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
-        index, number = draw
-        pixels, (boxes, labels) = self.read(index)
-        rows, cols = pixels.shape[1:]
+        kept = self.read(draw[0])
+        boxes, labels = kept.label
         if self.size is None:
-            rows, cols = self._whole(rows, cols)
-            image = self.normalisation.apply(pixels[:, :rows, :cols])
-            cut, kept = augmentation.crop_boxes(boxes, 0, 0, rows, cols)
-            return torch.from_numpy(image), _target(cut[kept], labels[kept])
-        rng = np.random.default_rng([index, number])
-        row, col, edge = augmentation.draw_window(rows, cols, self.size, self.recipe, rng)
-        image = self.normalisation.apply(pixels[:, row : row + edge, col : col + edge])
-        cut, kept = augmentation.crop_boxes(boxes, row, col, edge, edge)
-        cut, labels = cut[kept], labels[kept]
-        if self.recipe.dihedral:
-            code = int(rng.integers(8))
-            image = augmentation.dihedral(image, code)
-            cut = augmentation.dihedral_boxes(cut, code, edge, edge)
-        image = self.varied(image, rng)
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
-        if edge != self.size:
-            tensor = _resized(tensor, self.size)
-            cut = cut * np.float32(self.size / edge)
-        return tensor, _target(cut, labels)
+            image, shape = self.whole(kept)
+            boxes = boxes * np.float32(self.factor)
+        else:
+            varied = self.varied(draw, kept, boxes=boxes)
+            assert varied.boxes is not None
+            image, boxes, shape = varied.image, varied.boxes, (self.size, self.size)
+        cut, visible = augmentation.crop_boxes(boxes, 0, 0, *shape)
+        return image, _target(cut[visible], labels[visible])
 
 
 class InstanceChips(_Chips):
@@ -190,68 +343,87 @@ class InstanceChips(_Chips):
     A box encloses the visible pixels of its object; labels are 1 to n in the order of the class schema.
     """
 
-    def read_label(self, chip: Chip) -> list[tuple[int, npt.NDArray[Any]]]:
-        found = read_instances(chip)
-        # By label: the number of the object of each pixel  # (rows, cols)
-        return [(chip.classes.index(value) + 1, numbers) for value, numbers in sorted(found.items())]
+    def read_label(self, chip: Chip, known: Known) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:  # noqa: ARG002
+        found = sorted(read_instances(chip).items())
+        labels = np.array([chip.classes.index(value) + 1 for value, _ in found], np.int64)
+        # By label: the number of the object of each pixel  # (labels, rows, cols)
+        return labels, np.array([numbers for _, numbers in found], np.int32)
+
+    def amount(self, index: int) -> float:
+        return float(sum(len(np.unique(layer[layer > 0])) for layer in self.read(index).label[1]))
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
-        index, number = draw
-        pixels, layers = self.read(index)
-        rows, cols = pixels.shape[1:]
+        kept = self.read(draw[0])
+        labels, layers = kept.label
+        if not len(labels):  # a chip that shows no object
+            layers = np.zeros((0, *kept.pixels.shape[1:]), np.int32)
         if self.size is None:
-            rows, cols = self._whole(rows, cols)
-            image = self.normalisation.apply(pixels[:, :rows, :cols])
-            return torch.from_numpy(image), _objects(layers, (slice(rows), slice(cols)), 0, (rows, cols))
-        rng = np.random.default_rng([index, number])
-        row, col, edge = augmentation.draw_window(rows, cols, self.size, self.recipe, rng)
-        window = (slice(row, row + edge), slice(col, col + edge))
-        image = self.normalisation.apply(pixels[:, window[0], window[1]])
-        code = int(rng.integers(8)) if self.recipe.dihedral else 0
-        image = self.varied(augmentation.dihedral(image, code), rng)
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
-        if edge != self.size:
-            tensor = _resized(tensor, self.size)
-        return tensor, _objects(layers, window, code, (self.size, self.size))
+            image, shape = self.whole(kept)
+            return image, _objects(labels, layers, self.whole_layers(layers, shape), 1.0)
+        varied = self.varied(draw, kept, layers)
+        assert varied.layers is not None
+        return varied.image, _objects(labels, layers, varied.layers, varied.area)
 
 
 class LabelChips(_Chips):
     """Gives (image (bands, size, size) float32, truth (classes,) float32 of zeros and ones).
 
-    A chip is scaled to ``size`` as a whole: what it shows of its object and around it stays. ``output`` is
-    that size in validation, where ``size`` is None.
+    A chip is scaled to ``output`` as a whole: what it shows of its object and around it stays. Where
+    ``size`` is less than that, a window of ``size`` is taken in training.
     """
 
     def __init__(self, chips: Sequence[Chip], *, output: int, **options: Any) -> None:
         super().__init__(chips, **options)
         self.output = output
 
-    def read_label(self, chip: Chip) -> npt.NDArray[np.float32]:
+    def read_label(self, chip: Chip, known: Known) -> npt.NDArray[np.float32]:  # noqa: ARG002
         truth = np.zeros(len(chip.classes), np.float32)
         truth[[chip.classes.index(value) for value in chip.values]] = 1.0
         return truth
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        index, number = draw
-        pixels, truth = self.read(index)
-        image = self.normalisation.apply(pixels)
-        if self.size is not None:
-            rng = np.random.default_rng([index, number])
-            if self.recipe.dihedral:
-                image = augmentation.dihedral(image, int(rng.integers(8)))
-            image = self.varied(image, rng)
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
-        if tensor.shape[-2:] != (self.output, self.output):
-            tensor = _resized(tensor, self.output)
-        return tensor, torch.from_numpy(truth)
+        kept = self.read(draw[0])
+        if self.size is None:
+            image = torch.from_numpy(self.normalisation.apply(kept.pixels, known=kept.known))
+            return _resized(image, self.output, self.output), torch.from_numpy(kept.label)
+        rng = np.random.default_rng(draw)
+        if self.recipe.steps:
+            from tasks.train import variations
+
+            image = torch.from_numpy(self.normalisation.apply(kept.pixels, known=kept.known))
+            unknown = None if kept.known is None else torch.from_numpy((~kept.known).astype(np.uint8))
+            view = variations.vary(
+                variations.view_of(image, unknown), self.recipe, self.normalisation, rng, outside=0
+            )
+            image = view.image.as_subclass(Tensor)
+        else:
+            code = augmentation.draw_code(self.recipe, rng)
+            known = None if kept.known is None else augmentation.dihedral(kept.known, code)
+            image = torch.from_numpy(self.coloured(augmentation.dihedral(kept.pixels, code), known, rng))
+        image = _resized(image, self.output, self.output)
+        row, col = (int(value) for value in rng.integers(0, self.output - self.size + 1, size=2))
+        image = image[:, row : row + self.size, col : col + self.size]
+        return image.contiguous(), torch.from_numpy(kept.label)
 
 
 def collate_pixels(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A batch of images (n, bands, rows, cols) and labels (n, rows, cols)."""
+    """A batch of images (n, bands, rows, cols) and labels (n, rows, cols).
+
+    Chips of several sizes (in validation, where they are whole) are filled: what is added is unknown.
+    """
+    shapes = {image.shape[-2:] for image, _ in samples}
+    if len(shapes) > 1:
+        rows, cols = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+        samples = [
+            (_filled(image, rows, cols, 0.0), _filled(labels, rows, cols, IGNORED))
+            for image, labels in samples
+        ]
     return torch.stack([image for image, _ in samples]), torch.stack([labels for _, labels in samples])
 
 
-collate_labels = collate_pixels  # truths stack as masks do
+def collate_labels(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A batch of images (n, bands, rows, cols) and truths (n, classes)."""
+    return torch.stack([image for image, _ in samples]), torch.stack([truth for _, truth in samples])
 
 
 def collate_objects(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
@@ -263,50 +435,59 @@ def count_labels(dataset: PixelChips, classes: int) -> npt.NDArray[np.int64]:
     """Pixels per label over all chips: background, then the classes  # (classes + 1,)."""
     total = np.zeros(classes + 1, dtype=np.int64)
     for index in range(len(dataset)):
-        labels = dataset.read(index)[1]
+        labels = dataset.read(index).label
         total += np.bincount(labels.ravel(), minlength=256)[: classes + 1]
     return total
 
 
-def _resized(image: Tensor, size: int) -> Tensor:
-    smaller = max(image.shape[-2:]) > size
+def _arrays(label: Any) -> list[npt.NDArray[Any]]:
+    return list(label) if isinstance(label, tuple) else [label]
+
+
+def _filled(tensor: Tensor, rows: int, cols: int, value: float) -> Tensor:
+    missing = (0, cols - tensor.shape[-1], 0, rows - tensor.shape[-2])
+    return functional.pad(tensor, missing, value=value)
+
+
+def _resized(image: Tensor, rows: int, cols: int) -> Tensor:
+    if image.shape[-2:] == (rows, cols):
+        return image
+    smaller = image.shape[-2] > rows or image.shape[-1] > cols
     return functional.interpolate(
-        image[None], size=(size, size), mode="bilinear", align_corners=False, antialias=smaller
+        image[None], size=(rows, cols), mode="bilinear", align_corners=False, antialias=smaller
     )[0]
 
 
 def _objects(
-    layers: list[tuple[int, npt.NDArray[Any]]],
-    window: tuple[slice, slice],
-    code: int,
-    shape: tuple[int, int],
+    labels: npt.NDArray[np.int64], before: npt.NDArray[Any], after: npt.NDArray[Any], area: float
 ) -> Target:
-    """Masks, boxes and labels of the objects of which enough lies inside of the window.
+    """Masks, boxes and labels of the objects of which enough is left.
 
     Args:
-        shape: (rows, cols) of the masks; the turned window is scaled to it.
+        labels: of each layer.
+        before, after: the numbers of the objects in the chip and in the sample  # (labels, rows, cols)
+        area: by how much areas have grown.
     """
-    masks, labels = [], []
-    for label, numbers in layers:
-        cut = augmentation.dihedral(numbers[window], code)
-        present, visible = np.unique(cut[cut > 0], return_counts=True)
-        for number, pixels in zip(present, visible, strict=True):
-            if pixels >= augmentation.VISIBLE_AT_LEAST * np.count_nonzero(numbers == number):
-                masks.append(cut == number)
-                labels.append(label)
-    stack = torch.zeros((0, *shape), dtype=torch.uint8)
-    if masks:
-        stack = torch.from_numpy(np.stack(masks)).to(torch.uint8)
-        if stack.shape[1:] != shape:
-            stack = functional.interpolate(stack[None], size=shape, mode="nearest")[0]
-    kept, boxes = [], []
-    for position, mask in enumerate(stack.numpy()):
+    masks, found = [], []
+    for label, old, new in zip(labels, before, after, strict=True):
+        sizes = dict(
+            zip(*(part.tolist() for part in np.unique(old[old > 0], return_counts=True)), strict=True)
+        )
+        present, visible = np.unique(new[new > 0], return_counts=True)
+        for number, pixels in zip(present.tolist(), visible.tolist(), strict=True):
+            mask = new == number
+            rows, cols = mask.any(axis=1).sum(), mask.any(axis=0).sum()
+            # Slivers have no inside.
+            if pixels >= augmentation.VISIBLE_AT_LEAST * area * sizes[number] and min(rows, cols) > 1:
+                masks.append(mask)
+                found.append(label)
+    boxes = []
+    for mask in masks:
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows) > 1 and len(cols) > 1:  # slivers have no inside
-            kept.append(position)
-            boxes.append((cols[0], rows[0], cols[-1] + 1, rows[-1] + 1))
-    target = _target(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)[kept])
-    return {**target, "masks": stack[kept]}
+        boxes.append((cols[0], rows[0], cols[-1] + 1, rows[-1] + 1))
+    stack = np.array(masks, np.uint8).reshape(-1, *after.shape[1:])
+    target = _target(np.array(boxes, np.float32).reshape(-1, 4), np.array(found, np.int64))
+    return {**target, "masks": torch.from_numpy(stack)}
 
 
 def _target(boxes: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tasks.errors import TrainingDataError
 from tasks.train.augmentation import dihedral
@@ -91,7 +91,7 @@ def without(split: Split, leakage: Leakage) -> Split:
             "Every training chip shows what a validation chip shows.",
             "Export chips of more ground, or remove copies from the training data.",
         )
-    return Split(train, split.validation, tuple(sorted({*split.dropped, *leaking})))
+    return replace(split, train=train, dropped=tuple(sorted({*split.dropped, *leaking})))
 
 
 def _fingerprint(chip: Chip) -> bytes | None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import TrainingDataError
-from tasks.training_data import BandStatistics, TrainingData, read_chip_image
+from tasks.training_data import BandStatistics, TrainingData
+from tasks.training_data.reader import chip_statistics
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,13 +31,47 @@ class Normalisation:
     std: tuple[float, ...]
     imagenet: bool
 
-    def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The network's input for pixels  # (bands, rows, cols) any dtype -> float32."""
+    @cached_property
+    def factor(self) -> npt.NDArray[np.float32]:
+        """Per band, of ``x * factor + nothing``; the package's functions compute the same."""
+        spans = np.subtract(self.maximum, self.minimum, dtype=np.float64)
+        return np.asarray(1.0 / (spans * np.asarray(self.std)), np.float32)
+
+    @cached_property
+    def nothing(self) -> npt.NDArray[np.float32]:
+        """Per band, the network's input for pixels without data, which count as 0."""
         low, high, mean, std = (
-            np.asarray(values, dtype=np.float32)[:, None, None]
-            for values in (self.minimum, self.maximum, self.mean, self.std)
+            np.asarray(values, np.float64) for values in (self.minimum, self.maximum, self.mean, self.std)
         )
-        result: npt.NDArray[np.float32] = ((pixels.astype(np.float32) - low) / (high - low) - mean) / std
+        return np.asarray(-(low / (high - low) + mean) / std, np.float32)
+
+    def apply(
+        self,
+        pixels: npt.NDArray[Any],
+        contrast: npt.NDArray[np.float32] | None = None,
+        shift: npt.NDArray[np.float32] | None = None,
+        known: npt.NDArray[np.bool_] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """The network's input for pixels  # (bands, rows, cols) any dtype -> float32, a copy.
+
+        Args:
+            contrast: per band, the factor about its mean.
+            shift: per band, in standard deviations.
+            known: where there is data  # (bands, rows, cols); None: everywhere. What is not known counts as
+                0, in whatever colours the rest is.
+        """
+        factor, summand = self.factor, self.nothing
+        if contrast is not None:
+            # One pass over the pixels does it all: the mean is told from them as they are.
+            mean = _means(pixels, known) * factor + summand
+            factor, summand = factor * contrast, (summand - mean) * contrast + mean
+        if shift is not None:
+            summand = summand + shift
+        result = pixels.astype(np.float32, order="C")
+        result *= factor[:, None, None]
+        result += summand[:, None, None]
+        if known is not None:
+            np.copyto(result, self.nothing[:, None, None], where=~known)
         return result
 
     def undo(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -56,6 +92,13 @@ class Normalisation:
             self.std + other.std,
             imagenet=False,
         )
+
+
+def _means(pixels: npt.NDArray[Any], known: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
+    if known is None:
+        return np.asarray(pixels.mean(axis=(1, 2), dtype=np.float64), np.float32)
+    total = pixels.sum(axis=(1, 2), dtype=np.float64, where=known)
+    return np.asarray(total / np.maximum(known.sum(axis=(1, 2)), 1), np.float32)
 
 
 def normalisation_of(data: Sequence[TrainingData], dtype: np.dtype[Any]) -> Normalisation:
@@ -106,8 +149,10 @@ def check_scale(data: Sequence[TrainingData]) -> None:
         places = np.unique(np.linspace(0, len(item.chips) - 1, _SAMPLED_CHIPS).astype(int))
         found = BandStatistics.empty(item.bands)
         for place in places:
-            found = found.merge(BandStatistics.of(read_chip_image(item.chips[place])))
+            found = found.merge(chip_statistics(item.chips[place]))
         for band, stats in enumerate(item.declared_stats):
+            if not found.count[band]:
+                continue  # of what holds no data nothing can be said
             low, high, spread = (float(v[band]) for v in (found.minimum, found.maximum, found.std))
             span = stats.maximum - stats.minimum
             outside = low < stats.minimum - span or high > stats.maximum + span

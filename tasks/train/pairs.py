@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tasks.errors import TrainingDataError
-from tasks.train.datasets import PixelChips
+from tasks.train.datasets import Known, PixelChips, Pixels
 from tasks.train.normalisation import Normalisation, check_scale, normalisation_of
 from tasks.train.parameters import TrainParameters
-from tasks.training_data import Chip, TrainingData, read_chip_image, read_chip_image2
+from tasks.training_data import Chip, TrainingData, read_chip, read_chip2, read_chip_image
 from tasks.training_data.images import picture_shape
 
 
@@ -93,8 +92,14 @@ class PairChips(PixelChips):
     The dates are turned and cut alike; their colours vary apart.
     """
 
-    def read_image(self, chip: Chip) -> npt.NDArray[Any]:
-        return np.concatenate([read_chip_image(chip), read_chip_image2(chip)])
+    pictures = 2
 
-    def varied(self, image: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[Any]:
-        return np.concatenate([super(PairChips, self).varied(part, rng) for part in np.split(image, 2)])
+    def read_image(self, chip: Chip) -> tuple[Pixels, Known]:
+        (before, seen), (after, seen_after) = read_chip(chip), read_chip2(chip)
+        if seen is None and seen_after is None:
+            return np.concatenate([before, after]), None
+        parts = [
+            np.ones(pixels.shape, np.bool_) if known is None else known
+            for pixels, known in ((before, seen), (after, seen_after))
+        ]
+        return np.concatenate([before, after]), np.concatenate(parts)

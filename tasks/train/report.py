@@ -179,18 +179,8 @@ def _sheet(trained: Trained, chosen: list[int], schema: ClassSchema) -> bytes:
 
 def _telling(validation: Samples) -> list[int]:
     looked_at = range(min(len(validation), 64))
-    labels = {index: validation.read(index)[1] for index in looked_at}
-    amount = {index: _amount(label) for index, label in labels.items()}
+    amount = {index: validation.amount(index) for index in looked_at}
     return sorted(looked_at, key=lambda index: (-amount[index], index))[:_SAMPLES]
-
-
-def _amount(label: Any) -> float:
-    """How much of a label there is to see, in pixels, boxes, objects or classes."""
-    if isinstance(label, tuple):
-        return len(label[0])
-    if isinstance(label, list):
-        return sum(len(np.unique(numbers)) - 1 for _, numbers in label)
-    return float(((label > 0) & (label != IGNORED)).sum())
 
 
 def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Image, Image.Image]:

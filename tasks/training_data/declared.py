@@ -144,6 +144,11 @@ class Declared:
         return (x, y) if x and y else None
 
     @property
+    def image_space(self) -> str:
+        """MAP_SPACE, PIXEL_SPACE or IMAGE_SPACE; what is not said is a map."""
+        return str(self.key("ImageSpaceUsed") or "MAP_SPACE").upper()
+
+    @property
     def wkid(self) -> int | None:
         """Code of the spatial reference."""
         cell = self.key("MinCellSize")

@@ -133,6 +133,21 @@ def picture_shape(path: Path) -> tuple[int, int, int]:
         ) from error
 
 
+def pixel_type(path: Path) -> str:
+    """numpy's name of the type of a chip's pixels, from its head.
+
+    Raises:
+        TrainingDataError: not a readable raster.
+    """
+    try:
+        with rasterio.open(path) as dataset:
+            return str(np.result_type(*dataset.dtypes))
+    except RasterioIOError as error:
+        raise TrainingDataError(
+            f"The chip {path} cannot be read: {error}.", "Export the training data again."
+        ) from error
+
+
 def decode_image(path: Path) -> npt.NDArray[Any]:
     """A chip's pixels  # (bands, rows, cols), its own dtype.
 

@@ -59,6 +59,7 @@ class TrainingData:
         declared_stats: per band, as the side files declare; empty where they declare nothing usable.
         declared_stats2: the same of the second raster.
         instance_classes: the classes of objects, where the folder names them apart.
+        image_space: MAP_SPACE, or PIXEL_SPACE or IMAGE_SPACE: pictures whose upper edge is up.
         other: the second side of a folder with two (CycleGAN); this object is the first.
     """
 
@@ -74,7 +75,13 @@ class TrainingData:
     declared_stats: tuple[BandStats, ...]
     declared_stats2: tuple[BandStats, ...] = ()
     instance_classes: ClassSchema | None = None
+    image_space: str = "MAP_SPACE"
     other: TrainingData | None = None
+
+    @property
+    def upright(self) -> bool:
+        """Whether the chips are pictures with an up, not maps: turned, they show what no picture shows."""
+        return self.image_space != "MAP_SPACE"
 
     @property
     def bands(self) -> int:
@@ -208,6 +215,7 @@ def _open(declared: Declared, found: Format) -> TrainingData:
         declared_stats=declared.band_stats(names),
         declared_stats2=declared.band_stats2(),
         instance_classes=folder.instance_classes,
+        image_space=declared.image_space,
     )
 
 
@@ -231,7 +239,7 @@ def read_chip2(chip: Chip) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | No
 def chip_statistics(chip: Chip) -> BandStatistics:
     """Of the pixels in which every band holds data."""
     values, known = read_chip(chip)
-    return BandStatistics.of(values, None if known is None else known.all(axis=0))
+    return BandStatistics.of(values, None if known is None else np.logical_and.reduce(known))
 
 
 def read_chip_image(chip: Chip) -> npt.NDArray[Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from tasks.train import augmentation
-from tasks.train.augmentation import DEFAULT, NONE, VISIBLE_AT_LEAST
+from tasks.train.augmentation import DEFAULT, NONE, VISIBLE_AT_LEAST, Recipe
 
 
 def painted(rows: int, cols: int, boxes: np.ndarray) -> np.ndarray:
@@ -77,14 +79,37 @@ def test_windows_stay_inside_the_chip() -> None:
 
 
 def test_no_augmentation_changes_no_value() -> None:
-    image = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
-    same = augmentation.vary_colours(image, NONE, np.random.default_rng(1))
-    np.testing.assert_allclose(same, image, atol=1e-6)
+    assert augmentation.draw_code(NONE, np.random.default_rng(1)) == 0
+    contrast, shift = augmentation.draw_colours(NONE, 3, np.random.default_rng(1))
+    assert contrast == 1.0
+    assert not shift.any()
 
 
 def test_colours_vary_within_their_bounds() -> None:
-    image = np.zeros((3, 4, 4), np.float32)
-    for seed in range(50):
-        varied = augmentation.vary_colours(image, DEFAULT, np.random.default_rng(seed))
-        assert np.abs(varied).max() <= DEFAULT.brightness + DEFAULT.tint
-        assert np.ptp(varied, axis=(1, 2)).max() == 0  # one shift per band
+    drawn = [augmentation.draw_colours(DEFAULT, 3, np.random.default_rng(seed)) for seed in range(200)]
+    contrasts = np.array([contrast for contrast, _ in drawn])
+    shifts = np.array([shift for _, shift in drawn])
+    assert np.abs(contrasts - 1).max() <= DEFAULT.contrast
+    assert DEFAULT.brightness < np.abs(shifts).max() <= DEFAULT.brightness + DEFAULT.tint
+    assert np.ptp(shifts, axis=1).min() > 0  # one shift per band
+
+
+def test_pictures_with_an_up_are_mirrored_only() -> None:
+    codes = {augmentation.draw_code(Recipe(upright=True), np.random.default_rng(seed)) for seed in range(30)}
+    assert codes == {0, 1}
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(7, 5), (16, 16), (40, 24)])
+def test_nearest_is_torchs(rows: int, cols: int) -> None:
+    layers = np.random.default_rng(0).integers(0, 250, (2, 16, 12)).astype(np.uint8)
+    expected = functional.interpolate(torch.from_numpy(layers)[None], size=(rows, cols), mode="nearest")[0]
+    np.testing.assert_array_equal(augmentation.nearest(layers, rows, cols), expected)
+
+
+def test_padding_fills_to_the_right_and_below() -> None:
+    array = np.ones((2, 3, 5), np.uint8)
+    filled = augmentation.padded(array, 4, 4, 9)
+    assert filled.shape == (2, 4, 5)
+    assert (filled[:, :3] == 1).all()
+    assert (filled[:, 3] == 9).all()
+    assert augmentation.padded(array, 3, 2, 9) is array

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import TrainingDataError
-from tasks.train.splits import Footprint, Split, check_no_leak, split_spatially
+from tasks.train.splits import Footprint, Split, check_no_leak, split_by_lot, split_spatially
 
 
 def grid(columns: int, rows: int, *, tile: float, stride: float, jitter: float = 0.0) -> list[Footprint]:
@@ -56,7 +56,7 @@ def test_no_training_chip_overlaps_a_validation_chip(
 
 def test_dropped_chips_are_exactly_those_that_overlap_validation_chips() -> None:
     footprints = grid(10, 10, tile=2, stride=1)
-    split = split_spatially(footprints, 20, seed=3)
+    split = split_spatially(footprints, 20, seed=3, buffer=0)
     validation = shapely.union_all([shapely.box(*footprints[i]) for i in split.validation])
     touched = {
         i
@@ -69,7 +69,43 @@ def test_dropped_chips_are_exactly_those_that_overlap_validation_chips() -> None
 def test_chips_that_only_touch_are_not_dropped() -> None:
     # World files round to ten decimals, so that shared edges may differ a little.
     footprints = [(x + 1e-9, y, x2 - 2e-9, y2) for x, y, x2, y2 in grid(6, 6, tile=38.4, stride=38.4)]
-    assert not split_spatially(footprints, 25, seed=1).dropped
+    assert not split_spatially(footprints, 25, seed=1, buffer=0).dropped
+
+
+def test_a_chips_width_lies_between_training_and_validation() -> None:
+    for stride in (1.0, 0.5, 0.7):
+        footprints = grid(14, 11, tile=1.0, stride=stride)
+        split = split_spatially(footprints, 12, seed=2)
+        boxes = [shapely.box(*footprint) for footprint in footprints]
+        validation = shapely.union_all([boxes[i] for i in split.validation])
+        assert split.buffer == 1
+        # Chebyshev distance: a buffer with square corners.
+        wide = [
+            shapely.box(*(b.bounds[0] - 1, b.bounds[1] - 1, b.bounds[2] + 1, b.bounds[3] + 1)) for b in boxes
+        ]
+        for index in split.train:
+            assert wide[index].intersection(validation).area < 1e-4
+        assert min(wide[index].intersection(validation).area for index in split.dropped) > 1e-4
+        assert len(split.train) >= 0.5 * (len(footprints) - len(split.validation))
+
+
+def test_a_buffer_that_costs_too_much_is_not_kept_and_that_is_told() -> None:
+    split = split_spatially(grid(2, 2, tile=1, stride=1), 25, seed=1)
+    assert (split.buffer, len(split.train), split.dropped) == (0.0, 3, ())
+
+
+def test_chips_without_a_place_are_drawn_by_kind() -> None:
+    groups = ["a"] * 40 + ["b"] * 20 + ["c"] * 5 + ["d"]
+    split = split_by_lot(groups, 20, seed=1)
+    assert split == split_by_lot(groups, 20, seed=1)
+    assert split != split_by_lot(groups, 20, seed=2)
+    assert (split.by, split.dropped) == ("lot", ())
+    assert sorted((*split.train, *split.validation)) == list(range(66))
+    kept = [groups[index] for index in split.validation]
+    assert [kept.count(name) for name in "abcd"] == [8, 4, 1, 0]
+    assert len(split_by_lot(["a"] * 3, 1, seed=1).validation) == 1
+    with pytest.raises(TrainingDataError, match="2 chips of 2 kinds"):
+        split_by_lot(["a", "b"], 50, seed=1)
 
 
 def test_the_same_arguments_give_the_same_split() -> None:
@@ -83,7 +119,8 @@ def test_validation_chips_hold_their_share_of_the_labels() -> None:
     split = split_spatially(footprints, 15, seed=1, amounts=amounts)
     share = sum(amounts[i] for i in split.validation) / sum(amounts)
     assert 0.07 <= share <= 0.25
-    assert len(split.dropped) < 40
+    assert split.buffer == 1
+    assert len(split.dropped) < 60
 
 
 def test_large_sets_get_several_clusters() -> None:
