@@ -350,6 +350,20 @@ def find_run(experiment: str, tag: str, value: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
+def tag_run(run_id: str, tags: Mapping[str, str], *, status: Status | None = None) -> None:
+    """Set tags of a run that others write to and, where ``status`` is given, end it.
+
+    Raises:
+        TrackingError: MLflow refuses or cannot be reached.
+    """
+    client = _client()
+    with _errors():
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        if status is not None:
+            client.set_terminated(run_id, status)
+
+
 def read_curve(run_id: str, metric: str) -> list[tuple[float, int, float]]:
     """A metric of a run: seconds since the run's start, step, value; in the order they were logged.
 

@@ -37,3 +37,13 @@ class Calibration:
     def error(self) -> float:
         """The mean distance of confidence and share of hits, weighted by the bins' counts; NaN of nothing."""
         return ratio(float(np.abs(self.confidence - self.hits).sum()), float(self.counts.sum()))
+
+    def bins(self) -> list[dict[str, float]]:
+        """Of every bin that holds predictions: mean confidence, share of right ones, count."""
+        return [
+            {"confidence": sure / count, "share_right": hits / count, "count": count}
+            for sure, hits, count in zip(
+                self.confidence.tolist(), self.hits.tolist(), self.counts.tolist(), strict=True
+            )
+            if count
+        ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,8 @@ import shapely
 
 from tasks.assess.areas import Area, Blocks, project, union_of
 from tasks.assess.bootstrap import Floats, Interval, block_bootstrap
+from tasks.assess.calibration import Calibration
+from tasks.assess.confusion import object_confusion
 from tasks.assess.inputs import DetectedLayer
 from tasks.assess.objects import (
     Detections,
@@ -20,9 +22,9 @@ from tasks.assess.objects import (
     Truths,
     average_precision,
     best_f1,
+    coco_precision,
     find_overlaps,
     match_objects,
-    mean_average_precision,
     mean_or_nan,
     precision_recall_curve,
     ratio,
@@ -53,19 +55,35 @@ class ObjectAccuracy:
         scores: by class and for all.
         interval: ends of the measures of every class, then of all: ``MEASURES`` each.
         blocks: number of blocks that were resampled.
-        mean_average_precision: over IoU 0.50 to 0.95.
+        coco: average precision over IoU 0.50 to 0.95 by class that has truths, as COCO computes it but of all
+            detections (scenes hold more than the 100 that it takes of a picture).
+        further: scores and intervals at further IoUs.
+        calibration: of the confidences.
+        confusion: objects by true and detected class, in the order of ``scores.by_class``, then background.
         best_f1, best_confidence: highest F1 at any least confidence, and that confidence; by class.
         curves: by class, (precision, recall).
         areas: for pictures.
+        matches: the outcome of all areas.
+        truth_blocks, detection_blocks: block of every truth and detection of ``matches``.
     """
 
     scores: ObjectScores
     interval: Interval
     blocks: int
-    mean_average_precision: float
+    coco: dict[int, float]
+    further: dict[float, tuple[ObjectScores, Interval]]
+    calibration: Calibration
+    confusion: npt.NDArray[np.int64]
     best: dict[int, tuple[float, float]]
     curves: dict[int, tuple[Floats, Floats]]
     areas: list[AreaResult]
+    matches: Matches
+    truth_blocks: npt.NDArray[np.int64]
+    detection_blocks: npt.NDArray[np.int64]
+
+    def resampled(self, classes: Sequence[int]) -> Resampled:
+        """The measures of ``classes`` and of all, from how often each block was drawn."""
+        return Resampled(self.matches, classes, self.truth_blocks, self.detection_blocks, self.blocks)
 
 
 def assess_objects(
@@ -80,6 +98,7 @@ def assess_objects(
     seed: int,
     mask: VectorLabels | None = None,
     mask_rule: MaskRule = "INTERSECTS",
+    further_iou: Sequence[float] = (),
 ) -> ObjectAccuracy:
     """Match and score.
 
@@ -96,6 +115,7 @@ def assess_objects(
         replicates, level, seed: of the bootstrap.
         mask: polygons that bound what is assessed.
         mask_rule: whether objects must touch the mask or lie inside.
+        further_iou: IoUs of a match to score with as well.
     """
     truth_free = np.ones(len(truth), bool)
     free = [np.ones(len(layer.geometries), bool) for layer in layers]
@@ -112,16 +132,33 @@ def assess_objects(
         optional = detections.optional if detections.optional is not None else np.zeros(0, bool)
         for (layer, index), done in zip(origin, (matches.truth >= 0) | ~optional, strict=True):
             free[layer][index] &= not done
-    joined = Matches.joined([result.matches for result in results])
-    scores = score_matches(joined)
-    truth_blocks, detection_blocks, count = _blocks(results, block_size)
-    interval = block_bootstrap(
-        count,
-        Resampled(joined, sorted(scores.by_class), truth_blocks, detection_blocks, count),
-        replicates=replicates,
-        level=level,
-        seed=seed,
-    )
+
+    def scored(results: Sequence[AreaResult]) -> tuple[_Joined, ObjectScores, Interval]:
+        joined = _joined(results, block_size)
+        scores = score_matches(joined.matches)
+        resampled = Resampled(
+            joined.matches,
+            sorted(scores.by_class),
+            joined.truth_blocks,
+            joined.detection_blocks,
+            joined.count,
+        )
+        return (
+            joined,
+            scores,
+            block_bootstrap(joined.count, resampled, replicates=replicates, level=level, seed=seed),
+        )
+
+    whole, scores, interval = scored(results)
+    joined = whole.matches
+    overlaps = [find_overlaps(result.detections, result.truths) for result in results]
+    further = {}
+    for iou in further_iou:
+        at_iou = [
+            replace(item, matches=match_objects(item.detections, item.truths, iou, overlaps=pairs))
+            for item, pairs in zip(results, overlaps, strict=True)
+        ]
+        further[iou] = scored(at_iou)[1:]
     best, curves = {}, {}
     for value in scores.by_class:
         mine = (joined.classes == value) & joined.counted
@@ -132,18 +169,37 @@ def assess_objects(
             )
             best[value] = best_f1(precision, recall, confidence)
             curves[value] = (precision, recall)
-    pairs = [(result.detections, result.truths) for result in results]
     return ObjectAccuracy(
         scores=scores,
         interval=interval,
-        blocks=count,
-        mean_average_precision=mean_average_precision(
-            pairs, overlaps=[find_overlaps(*pair) for pair in pairs]
+        blocks=whole.count,
+        coco=coco_precision(
+            [(result.detections, result.truths) for result in results], overlaps=overlaps, most=None
+        ),
+        further=further,
+        calibration=_calibration(joined),
+        confusion=object_confusion(
+            [(result.detections, result.truths, result.matches) for result in results],
+            min_iou,
+            sorted(scores.by_class),
         ),
         best=best,
         curves=curves,
         areas=results,
+        matches=joined,
+        truth_blocks=whole.truth_blocks,
+        detection_blocks=whole.detection_blocks,
     )
+
+
+def _calibration(matches: Matches) -> Calibration:
+    """Of confidences from 0 to 1, or from 0 to 100 where one is above 1; unknown ones are left out."""
+    counted = matches.counted & np.isfinite(matches.scores)
+    scores = matches.scores[counted]
+    scale = 100.0 if scores.max(initial=0.0) > 1.0 else 1.0
+    calibration = Calibration()
+    calibration.add(np.clip(scores / scale, 0.0, 1.0), matches.truth[counted] >= 0)
+    return calibration
 
 
 def _truths_in(
@@ -209,10 +265,17 @@ def _in_mask(geometries: npt.NDArray[np.object_], mask: Mask, rule: MaskRule) ->
     return inside
 
 
-def _blocks(
-    results: Sequence[AreaResult], block_size: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-    """The block of every truth and every detection, over all areas, and the number of blocks."""
+@dataclass(frozen=True)
+class _Joined:
+    """The outcome of all areas, and the block of every truth and detection, of ``count`` blocks."""
+
+    matches: Matches
+    truth_blocks: npt.NDArray[np.int64]
+    detection_blocks: npt.NDArray[np.int64]
+    count: int
+
+
+def _joined(results: Sequence[AreaResult], block_size: float) -> _Joined:
     of_truths, of_detections, count = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for result in results:
         found, there = result.detections.geometries, result.truths.geometries
@@ -229,7 +292,8 @@ def _blocks(
         of_truths.append(truth_blocks + count)
         of_detections.append(mine + count)
         count += blocks.count
-    return np.concatenate(of_truths), np.concatenate(of_detections), count
+    matches = Matches.joined([result.matches for result in results])
+    return _Joined(matches, np.concatenate(of_truths), np.concatenate(of_detections), count)
 
 
 def _block_of(blocks: Blocks, geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.int64]:

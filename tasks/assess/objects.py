@@ -236,6 +236,7 @@ def coco_precision(
     steps: Sequence[float] = COCO_STEPS,
     *,
     overlaps: Sequence[Overlaps] | None = None,
+    most: int | None = 100,
 ) -> dict[int, float]:
     """COCO's average precision of each class that has truths, the mean over the steps of IoU.
 
@@ -246,13 +247,14 @@ def coco_precision(
         parts: per picture.
         steps: of IoU.
         overlaps: of the parts, where they are known already.
+        most: detections of a class per part that count; None: all, where a part is no chip but a scene.
     """
     known = overlaps or [find_overlaps(*part) for part in parts]
     values: dict[int, list[float]] = {}
     for step in steps:
         matches = Matches.joined(
             [
-                _most_confident(match_objects(*part, step, overlaps=pairs))
+                _most_confident(match_objects(*part, step, overlaps=pairs), most)
                 for part, pairs in zip(parts, known, strict=True)
             ]
         )
@@ -264,16 +266,17 @@ def coco_precision(
     return {value: float(np.mean(found)) for value, found in values.items()}
 
 
-_COCO_DETECTIONS = 100
 _COCO_RECALLS = np.linspace(0.0, 1.0, 101)
 
 
-def _most_confident(matches: Matches) -> Matches:
-    """The outcome without detections beyond the hundred most confident of each class."""
+def _most_confident(matches: Matches, most: int | None) -> Matches:
+    """The outcome without detections beyond the ``most`` most confident of each class."""
+    if most is None:
+        return matches
     order = np.argsort(-matches.scores, kind="stable")
     counted = matches.counted.copy()
     for value in np.unique(matches.classes):
-        counted[order[matches.classes[order] == value][_COCO_DETECTIONS:]] = False
+        counted[order[matches.classes[order] == value][most:]] = False
     return Matches(
         matches.classes,
         matches.scores,
@@ -292,23 +295,6 @@ def _coco_points(scores: Floats, hits: Bools, truths: int) -> float:
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     place = np.searchsorted(found / truths, _COCO_RECALLS, side="left")
     return float(np.append(envelope, 0.0)[place].mean())
-
-
-def mean_average_precision(
-    parts: Sequence[tuple[Detections, Truths]],
-    steps: Sequence[float] = COCO_STEPS,
-    *,
-    overlaps: Sequence[Overlaps] | None = None,
-) -> float:
-    """AP averaged over classes and over IoU 0.50 to 0.95 (COCO's mAP; no limit of 100 detections)."""
-    known = overlaps or [find_overlaps(*part) for part in parts]
-    values = []
-    for step in steps:
-        matches = Matches.joined(
-            [match_objects(*part, step, overlaps=pairs) for part, pairs in zip(parts, known, strict=True)]
-        )
-        values.append(score_matches(matches).all.ap)
-    return mean_or_nan(values)
 
 
 def average_precision(scores: Floats, hits: Bools, truths: float, weights: Floats | None = None) -> float:

@@ -5,7 +5,7 @@ Source of names and definitions: docs/formats/tools.md, "Compute Accuracy For Ob
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,9 @@ class AccuracyParameters(ToolParameters):
         min_length=1,
         description="Name of the output, or the URI of a folder; holds accuracy.csv, accuracy.json and "
         "report.html",
+    )
+    out_accuracy_report: Literal["HTML", "HTML_AND_PDF"] = Field(
+        default="HTML", description="Form of the report: a page, or a page and report.pdf"
     )
     detected_features: list[str] = Field(
         default=[],
@@ -55,6 +58,12 @@ class AccuracyParameters(ToolParameters):
         ge=0,
         le=1,
         description="Least overlap, as intersection over union, at which a detected object counts as found",
+    )
+    further_iou: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=[],
+        max_length=20,
+        description="Further overlaps at which objects are scored as well, such as 0.25 and 0.75; COCO's "
+        "mean over 0.50 to 0.95 is always there",
     )
     mask_features: str | None = Field(
         default=None, description="Polygons that bound what objects are assessed; empty: no mask"

@@ -23,6 +23,9 @@ from tasks.labels.pixels import PixelLabels, labels_on_grid
 if TYPE_CHECKING:
     from tasks.labels.vector import VectorLabels
 
+Place = tuple[int, int, int]
+"""Number of a raster, row and column of a block in it."""
+
 BACKGROUND = 0
 # Of a class, in this order; the row of all has the means over the classes that are not background.
 MEASURES = ("iou", "f1", "precision", "recall")
@@ -75,22 +78,10 @@ def assess_pixels(
     Raises:
         BadInputError: a raster with other than integers, or no pixel to assess.
     """
-    blocks: list[ConfusionMatrix] = []
-    for info in rasters:
-        if not np.issubdtype(np.dtype(info.dtype), np.integer):
-            raise BadInputError(
-                f"{info.uri} holds {info.dtype} values, no classes.",
-                "Name a raster of integer class values, as classify_pixels writes it.",
-            )
-        blocks.extend(_blocks_of(info, truth, extents, block_size))
+    blocks = list(block_matrices(rasters, truth, extents, block_size).values())
     total = ConfusionMatrix([BACKGROUND, *truth.schema.values])
     for block in blocks:
         total.add(block)
-    if total.pixels == 0:
-        raise BadInputError(
-            "No pixel of the classified rasters can be assessed.",
-            "Check that extent_rasters show the same ground, and that the rasters hold data.",
-        )
     values = total.values
     stack = np.stack([block.matrix(values) for block in blocks]).astype(np.float64)
     foreground = np.array([value != BACKGROUND for value in values])
@@ -107,6 +98,33 @@ def assess_pixels(
     )
 
 
+def block_matrices(
+    rasters: Sequence[RasterInfo], truth: VectorLabels, extents: Sequence[RasterInfo], block_size: float
+) -> dict[Place, ConfusionMatrix]:
+    """The confusion matrix of every block of ground that holds a pixel to assess.
+
+    Args: see :func:`assess_pixels`.
+
+    Raises:
+        BadInputError: a raster with other than integers, or no pixel to assess.
+    """
+    blocks: dict[Place, ConfusionMatrix] = {}
+    for number, info in enumerate(rasters):
+        if not np.issubdtype(np.dtype(info.dtype), np.integer):
+            raise BadInputError(
+                f"{info.uri} holds {info.dtype} values, no classes.",
+                "Name a raster of integer class values, as classify_pixels writes it.",
+            )
+        for row, column, matrix in _blocks_of(info, truth, extents, block_size):
+            blocks[number, row, column] = matrix
+    if not blocks:
+        raise BadInputError(
+            "No pixel of the classified rasters can be assessed.",
+            "Check that extent_rasters show the same ground, and that the rasters hold data.",
+        )
+    return blocks
+
+
 def statistics_of(counts: Floats, foreground: npt.NDArray[np.bool_]) -> Floats:
     """All measures of all classes, their means, the overall accuracy."""
     measures = class_measures(counts)
@@ -121,8 +139,8 @@ def statistics_of(counts: Floats, foreground: npt.NDArray[np.bool_]) -> Floats:
 
 def _blocks_of(
     info: RasterInfo, truth: VectorLabels, extents: Sequence[RasterInfo], block_size: float
-) -> Iterator[ConfusionMatrix]:
-    """The confusion matrix of every block of a raster that holds a pixel to assess."""
+) -> Iterator[tuple[int, int, ConfusionMatrix]]:
+    """Row, column and confusion matrix of every block of a raster that holds a pixel to assess."""
     grid = grid_of_raster(info)
     labels = _labels(truth, grid)
     rows, columns = _edges(info, grid, block_size)
@@ -158,7 +176,7 @@ def _blocks_of(
                         if counted[part].any():
                             matrix = ConfusionMatrix()
                             matrix.accumulate(true[part], prediction[part], counted[part])
-                            yield matrix
+                            yield row, column, matrix
 
 
 def _labels(truth: VectorLabels, grid: Grid) -> PixelLabels:

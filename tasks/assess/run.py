@@ -14,8 +14,10 @@ from tasks.assess.areas import Area, area_of
 from tasks.assess.inputs import Classes, read_detections, vector_files
 from tasks.assess.object_accuracy import ObjectAccuracy, assess_objects
 from tasks.assess.parameters import AccuracyParameters
+from tasks.assess.pdf import to_pdf
 from tasks.assess.pixel_accuracy import PixelAccuracy, assess_pixels
-from tasks.assess.report import Row, details_of, object_rows, pixel_rows, to_csv, to_html, to_json
+from tasks.assess.report import Row, details_of, object_rows, pixel_rows, to_html, to_json
+from tasks.assess.tables import to_csv
 from tasks.errors import BadInputError
 from tasks.imagery import RasterInfo, expand_rasters, inspect_raster
 from tasks.imagery.identity import identity_of_files
@@ -34,9 +36,9 @@ from tasks.store import (
 )
 
 KIND = "outputs/compute_accuracy"
-TABLE, DATA, REPORT = "accuracy.csv", "accuracy.json", "report.html"
+TABLE, DATA, REPORT, PDF = "accuracy.csv", "accuracy.json", "report.html", "report.pdf"
 # Bumped by hand when the same inputs would give other numbers.
-SEMANTICS = 1
+SEMANTICS = 2
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def compute(
     classes = Classes(truth.schema)
     objects = _objects(parameters, inputs, truth, classes) if inputs.detections else None
     pixels = _pixels(parameters, inputs, truth) if inputs.rasters else None
-    rows = (object_rows(objects, classes.names) if objects else []) + (
+    rows = (object_rows(objects, classes.names, parameters.min_iou) if objects else []) + (
         pixel_rows(pixels, classes.names) if pixels else []
     )
     details = details_of(objects, pixels, classes.names)
@@ -110,6 +112,9 @@ def compute(
         publication.put_file(DATA, to_json(rows, details), "application/json"),
         publication.put_file(REPORT, page.encode(), "text/html"),
     ]
+    if parameters.out_accuracy_report == "HTML_AND_PDF":
+        pages = to_pdf(rows, details, shown, objects, classes.names)
+        files.append(publication.put_file(PDF, pages, "application/pdf"))
     publication.finish(
         Manifest(
             kind=KIND,
@@ -158,10 +163,10 @@ def _inspect(store: ObjectStore, parameters: AccuracyParameters) -> _Inputs:
 def _rasters(store: ObjectStore, named: list[str]) -> list[RasterInfo]:
     if not named:
         return []
-    return [inspect_raster(uri) for uri in expand_rasters([_folder_or_raster(store, uri) for uri in named])]
+    return [inspect_raster(uri) for uri in expand_rasters([folder_or_raster(store, uri) for uri in named])]
 
 
-def _folder_or_raster(store: ObjectStore, uri: str) -> str:
+def folder_or_raster(store: ObjectStore, uri: str) -> str:
     """A folder with the slash that marks it, also where it is named without, or a name stands for it."""
     if "*" in uri or not (uri.endswith("/") or not PurePosixPath(uri).suffix):
         return uri
@@ -185,6 +190,7 @@ def _objects(
         seed=parameters.seed,
         mask=mask,
         mask_rule=parameters.mask_rule,
+        further_iou=[iou for iou in dict.fromkeys(parameters.further_iou) if iou != parameters.min_iou],
     )
     if not any(part.matches.truth_counted.any() or part.matches.counted.any() for part in result.areas):
         raise BadInputError(

@@ -1,8 +1,12 @@
-"""The Prefect task of ``compute_accuracy``, with its artifacts. Heavy modules are loaded inside."""
+"""The Prefect tasks of ``compute_accuracy`` and ``compare_models``, with their artifacts.
+
+Heavy modules are loaded inside.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
@@ -10,8 +14,10 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.assess.parameters import AccuracyParameters
+from tasks.assess.parameters_compare import ComparisonParameters
 
 if TYPE_CHECKING:
+    from tasks.assess.compare import Contest, Outcome
     from tasks.assess.run import AccuracyResult
     from tasks.store import ObjectStore
 
@@ -45,24 +51,24 @@ def assess(parameters: AccuracyParameters) -> dict[str, Any]:
 
 
 def _leave_artifacts(store: ObjectStore, result: AccuracyResult, parameters: AccuracyParameters) -> None:
-    from tasks.assess.run import DATA, REPORT, TABLE
+    from tasks.assess.report import OBJECT_FIELDS, PIXEL_FIELDS
+    from tasks.assess.run import DATA, PDF, REPORT, TABLE
     from tasks.store import join
 
-    for kind, measures in (
-        ("objects", ("Precision", "Recall", "F1_Score", "AP")),
-        ("pixels", ("IoU", "F1_Score", "Precision", "Recall")),
-    ):
-        rows = [row for row in result.rows if row["Kind"] == kind]
+    for kind, measures in (("objects", OBJECT_FIELDS), ("pixels", PIXEL_FIELDS)):
+        rows = [
+            row
+            for row in result.rows
+            if row["Kind"] == kind and row.get("Min_IoU") in (None, parameters.min_iou)
+        ]
         if rows:
             create_table_artifact(
                 key=f"accuracy-{kind}",
                 table=[_line(row, measures) for row in rows],
                 description=_note(kind, parameters),
             )
-    links = [
-        f"- [{name}]({store.presign(join(result.folder_uri, name), _LINK_SECONDS)})"
-        for name in (REPORT, TABLE, DATA)
-    ]
+    names = [REPORT, TABLE, DATA] + ([PDF] if parameters.out_accuracy_report == "HTML_AND_PDF" else [])
+    links = [f"- [{name}]({store.presign(join(result.folder_uri, name), _LINK_SECONDS)})" for name in names]
     state = "Already done by an earlier run" if result.already_done else "Done"
     create_markdown_artifact(
         key="accuracy-outputs",
@@ -105,4 +111,151 @@ def _leave_picture(result: AccuracyResult) -> None:
         key="accuracy-picture",
         image_url=f"data:image/jpeg;base64,{picture}",
         description=f"{info.uri} ({LEGEND})",
+    )
+
+
+class PlannedComparison(TypedDict):
+    """What the flow needs to know: the tool, the packages by role, whether there is nothing to compare.
+
+    ``contest``: ``tasks.assess.compare.Contest`` as JSON.
+    """
+
+    contest: dict[str, Any]
+    tool: str
+    packages: dict[str, str]
+    over: bool
+
+
+@task(name="find versions")
+def find_versions(parameters: ComparisonParameters) -> PlannedComparison:
+    """Look up champion and challenger in the registry."""
+    from tasks.assess.compare import find_contest
+
+    log = get_run_logger()
+    contest = find_contest(parameters)
+    for role, version in contest.versions.items():
+        log.info("%s: %s, %s", role, version.uri, version.package)
+    if contest.champion is None:
+        log.info("%s has no alias %r yet", contest.model, parameters.champion_alias)
+    if contest.over:
+        log.info("The challenger is the champion: there is nothing to compare")
+    return {
+        "contest": contest.model_dump(mode="json"),
+        "tool": contest.tool,
+        "packages": {role: version.package for role, version in contest.versions.items()},
+        "over": contest.over,
+    }
+
+
+@task(name="decide")
+def compare_and_decide(
+    parameters: ComparisonParameters, planned: PlannedComparison, results: Mapping[str, str]
+) -> dict[str, str]:
+    """Compare the results of both versions, move the alias where the interval says so, and show it all.
+
+    Args:
+        results: URI of what the tool made, by role.
+
+    Returns:
+        ``champion``: the version that has the alias now; ``moved``: "true" where it moved in this run;
+        ``reason``; ``report``, ``table``, ``data``: URIs.
+    """
+    from tasks.assess.compare import DATA, REPORT, TABLE, Contest, check_champion, compare
+    from tasks.store import ObjectStore, join
+    from tasks.tracking import find_version, mark_version
+
+    log = get_run_logger()
+    store = ObjectStore()
+    contest = Contest.model_validate(planned["contest"])
+    outcome = compare(store, parameters, contest, results, {"flow_run": flow_run.get_id()})
+    if outcome.already_done:
+        log.info("Already done: the same results gave %s", outcome.folder_uri)
+    decision = outcome.decision
+    check_champion(contest, parameters)
+    moves = decision.promote and parameters.move_alias
+    log.info("%s. The alias %s %s", decision.reason, parameters.champion_alias, _what(outcome, moves))
+    challenger = find_version(contest.model, contest.challenger.number)
+    if challenger is None:
+        raise AssertionError("the challenger was in the registry a moment ago")
+    tags = {"chipline.comparison": decision.reason, "chipline.comparison_report": outcome.folder_uri}
+    mark_version(challenger, tags, alias=parameters.champion_alias if moves else None)
+    if not outcome.already_done:
+        _track_comparison(store, parameters, contest, outcome)
+    _leave_comparison(store, parameters, contest, outcome, moves=moves)
+    holder = contest.challenger if moves or contest.champion is None else contest.champion
+    return {
+        "champion": holder.uri if moves or contest.champion is not None else "",
+        "moved": str(moves).lower(),
+        "reason": decision.reason,
+        "report": join(outcome.folder_uri, REPORT),
+        "table": join(outcome.folder_uri, TABLE),
+        "data": join(outcome.folder_uri, DATA),
+    }
+
+
+def _what(outcome: Outcome, moves: bool) -> str:
+    if moves:
+        return "moves"
+    return "would move (move_alias is off)" if outcome.decision.promote else "stays"
+
+
+def _track_comparison(
+    store: ObjectStore, parameters: ComparisonParameters, contest: Contest, outcome: Outcome
+) -> None:
+    """An MLflow run in the model's experiment: parameters, both versions' values, the evaluation set."""
+    from tasks.assess.compare import DATA, REPORT, TABLE
+    from tasks.store import join, read_manifest
+    from tasks.tracking import Tracker
+
+    manifest = read_manifest(store, outcome.folder_uri)
+    if manifest is None:
+        raise AssertionError("compare publishes its folder")
+    tracker = Tracker.start(
+        contest.model,
+        "compare " + " and ".join(version.number for version in contest.versions.values()),
+        parameters.model_dump(mode="json"),
+        {
+            "chipline.run_key": manifest.run_key,
+            "chipline.outputs": outcome.folder_uri,
+            "chipline.decision": outcome.decision.reason,
+            **{f"chipline.{role}": version.uri for role, version in contest.versions.items()},
+        },
+    )
+    tracker.dataset(contest.model, parameters.ground_truth_features, manifest.run_key, context="evaluation")
+    tracker.metrics(
+        {
+            f"{row['Class']}.{row['Measure']}.{part}": float(value)
+            for row in outcome.rows
+            for part, value in row.items()
+            if part not in ("Class", "Measure") and value is not None
+        }
+    )
+    for name in (REPORT, TABLE, DATA):
+        tracker.text(store.get(join(outcome.folder_uri, name)).decode(), name)
+    tracker.finish()
+
+
+def _leave_comparison(
+    store: ObjectStore,
+    parameters: ComparisonParameters,
+    contest: Contest,
+    outcome: Outcome,
+    *,
+    moves: bool,
+) -> None:
+    from tasks.assess.compare import REPORT, shown_rows
+    from tasks.store import join
+
+    create_table_artifact(
+        key="comparison",
+        table=shown_rows(outcome.rows),
+        description="In brackets: "
+        f"{100 * parameters.confidence_level:g} % intervals over blocks of ground, drawn alike for both",
+    )
+    lines = [f"- {role}: `{version.uri}`" for role, version in contest.versions.items()]
+    link = store.presign(join(outcome.folder_uri, REPORT), _LINK_SECONDS)
+    create_markdown_artifact(
+        key="comparison-decision",
+        markdown=f"# {contest.model}: the alias {parameters.champion_alias} {_what(outcome, moves)}\n\n"
+        f"{outcome.decision.reason}.\n\n" + "\n".join([*lines, f"- [report]({link})"]),
     )

@@ -18,9 +18,12 @@ from tasks.train.parameters import TrainParameters
 
 if TYPE_CHECKING:
     from tasks.store import Manifest, ObjectStore
+    from tasks.train.parameters_search import SearchParameters
     from tasks.train.plan import TrainPlan
+    from tasks.train.study import Search
 
 ALIAS = "current"
+_RUN_KEY_TAG = "chipline.run_key"
 _LINK_SECONDS = 7 * 24 * 3600
 _PICTURE_BYTES = 200_000
 _SECONDS_BETWEEN_REPORTS = 5.0
@@ -204,3 +207,83 @@ def _picture(store: ObjectStore, plan: TrainPlan) -> bytes:
         if stream.tell() <= _PICTURE_BYTES:
             break
     return stream.getvalue()
+
+
+def begin_search(parameters: SearchParameters) -> tuple[Search, str]:
+    """Open the search, or the one that was begun before, and its MLflow run; returns the run's id too."""
+    from tasks.store import ObjectStore
+    from tasks.tracking import Tracker, find_run
+    from tasks.train.study import Search
+
+    search = Search(ObjectStore(), parameters)
+    name = parameters.output_name
+    begun = find_run(name, _RUN_KEY_TAG, search.key)
+    if begun is not None:
+        return search, Tracker.resume(name, begun).run_id
+    tags = {_RUN_KEY_TAG: search.key, "chipline.outputs": search.folder_uri}
+    tracker = Tracker.start(name, f"search {search.key[:8]}", parameters.model_dump(mode="json"), tags)
+    return search, tracker.run_id
+
+
+def trial_curve(name: str, run_key: str, monitor: str, parent_run: str) -> list[tuple[float, int, float]]:
+    """The monitored value of a training so far, whose run is put below that of the search.
+
+    Returns:
+        seconds since its start, epoch, value; empty where it has not begun.
+    """
+    from tasks.tracking import find_run, read_curve, tag_run
+
+    run = find_run(name, _RUN_KEY_TAG, run_key)
+    if run is None:
+        return []
+    tag_run(run, {"mlflow.parentRunId": parent_run})
+    return read_curve(run, monitor.lower())
+
+
+def note_trial(name: str, run_key: str, why: str) -> None:
+    """Say in MLflow why a training was given up."""
+    from tasks.tracking import find_run, tag_run
+
+    run = find_run(name, _RUN_KEY_TAG, run_key)
+    if run is not None:
+        tag_run(run, {"chipline.given_up": why}, status="KILLED")
+
+
+def finish_search(search: Search, parent_run: str) -> dict[str, str]:
+    """Publish the trials and show them.
+
+    Returns:
+        ``search``: URI of the published folder; ``plan_uri`` of the best training; ``best_trial``,
+        ``best_value``.
+    """
+    from tasks.store import join
+    from tasks.tracking import Tracker
+    from tasks.train.search_record import DATA, TABLE, publish_search
+
+    store, parameters = search.store, search.parameters
+    best, value = search.best
+    folder = publish_search(store, search, {"flow_run": flow_run.get_id(), "mlflow_run": parent_run})
+    tracker = Tracker.resume(parameters.output_name, parent_run)
+    tracker.metrics({f"best_{parameters.monitor.lower()}": value, "best_trial": best.number})
+    for name in (TABLE, DATA):
+        tracker.text(store.get(join(folder, name)).decode(), name)
+    tracker.finish()
+    shown = [
+        {
+            key: "-" if item is None else f"{item:.4g}" if isinstance(item, float) else item
+            for key, item in row.items()
+        }
+        for row in search.rows()
+    ]
+    create_table_artifact(
+        key="search-trials",
+        table=shown,
+        description=f"Trials of **{parameters.output_name}** by {parameters.monitor}; the best is "
+        f"trial {best.number} with {value:.4g}. `{folder}`",
+    )
+    return {
+        "search": folder,
+        "plan_uri": best.plan_uri,
+        "best_trial": str(best.number),
+        "best_value": f"{value:.6g}",
+    }

@@ -67,23 +67,28 @@ def scene(seed: int, pictures: int, crowd: int) -> tuple[list[Part], dict[str, A
     return parts, truth, found
 
 
-@pytest.mark.parametrize(("seed", "pictures", "crowd"), [(0, 12, 2), (1, 3, 60)])
-def test_the_numbers_are_those_of_pycocotools(seed: int, pictures: int, crowd: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "pictures", "crowd", "most"), [(0, 12, 2, 100), (1, 3, 60, 100), (1, 3, 60, None)]
+)
+def test_the_numbers_are_those_of_pycocotools(seed: int, pictures: int, crowd: int, most: int | None) -> None:
     parts, truth, found = scene(seed, pictures, crowd)
     with contextlib.redirect_stdout(io.StringIO()):
         oracle = COCO()
         oracle.dataset = truth
         oracle.createIndex()
         evaluation = COCOeval(oracle, oracle.loadRes(found), "bbox")
+        evaluation.params.maxDets = [1, 10, most or 10_000]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
     # (steps, recalls, classes, areas, most detections)
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
-    ours = coco_precision(parts)
+    ours = coco_precision(parts, most=most)
     assert set(ours) == {1, 2}
     for value, number in ours.items():
         assert number == pytest.approx(float(precision[:, :, value - 1].mean()), abs=1e-9)
-    assert np.mean(list(ours.values())) == pytest.approx(float(evaluation.stats[0]), abs=1e-9)
-    assert coco_precision(parts, [0.5])[1] == pytest.approx(float(precision[0, :, 0].mean()), abs=1e-9)
+    everything = precision[:, :, :2]  # the third class has no truths
+    assert np.mean(list(ours.values())) == pytest.approx(float(everything.mean()), abs=1e-9)
+    assert coco_precision(parts, [0.5], most=most)[1] == pytest.approx(
+        float(precision[0, :, 0].mean()), abs=1e-9
+    )
     assert 0.05 < ours[1] < 0.95

@@ -16,8 +16,8 @@ from tasks.assess.objects import (
     Truths,
     average_precision,
     best_f1,
+    coco_precision,
     match_objects,
-    mean_average_precision,
     precision_recall_curve,
     score_matches,
     score_objects,
@@ -237,10 +237,10 @@ def test_areas_that_lie_apart_can_be_matched_apart(seed: int) -> None:
     assert repr(apart) == repr(whole)
 
 
-def test_mean_average_precision_over_ious() -> None:
+def test_average_precision_over_ious() -> None:
     # IoU 0.72: found at 0.50 to 0.70, five of ten steps.
     case = (detections([(0, 0, 10, 7.2)], [0.9]), truths([(0, 0, 10, 10)]))
-    assert mean_average_precision([case]) == pytest.approx(0.5)
+    assert coco_precision([case]) == {1: pytest.approx(0.5)}
 
 
 def test_the_best_f1_and_where_it_is() -> None:

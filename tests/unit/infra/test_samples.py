@@ -27,6 +27,8 @@ TOOLS = [
     "non_maximum_suppression",
     "refine_results",
     "compute_accuracy",
+    "compare_models",
+    "search_hyperparameters",
     "build_and_apply",
     "collect_shards",
 ]

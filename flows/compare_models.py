@@ -1,0 +1,60 @@
+"""Two versions of a model on the same ground; the alias moves only when the interval says so."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from flows._tool import tool
+from flows.classify_pixels import classify_pixels
+from flows.detect_objects import detect_objects
+from tasks.assess.parameters_compare import ComparisonParameters
+from tasks.assess.task import compare_and_decide, find_versions
+from tasks.infer.parameters import DetectObjectsParameters, ProcessorType
+from tasks.parameters import ModelArgument, inherited
+
+
+class CompareModelsParameters(ComparisonParameters):
+    """Parameters of ``compare_models``: those of the comparison, and how both versions are applied."""
+
+    model_arguments: list[ModelArgument] = inherited(DetectObjectsParameters, "model_arguments")
+    processing_mode: Literal["PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY"] = Field(
+        default="PROCESS_ITEMS_SEPARATELY",
+        description="How the rasters are taken: each on its own grid, or as one mosaic",
+    )
+    cell_size: float | None = inherited(DetectObjectsParameters, "cell_size")
+    processor_type: ProcessorType = inherited(DetectObjectsParameters, "processor_type")
+
+
+@tool(CompareModelsParameters, run_name="compare versions of {model_name}")
+def compare_models(parameters: CompareModelsParameters) -> dict[str, str]:
+    """Compare a new version of a model with the champion on a fixed evaluation set, and crown the better."""
+    planned = find_versions(parameters)
+    if planned["over"]:
+        return {"champion": planned["contest"]["champion"]["uri"], "moved": "false"}
+    results = {
+        role: _apply(parameters, planned["tool"], package, role)["uri"]
+        for role, package in planned["packages"].items()
+    }
+    return compare_and_decide(parameters, planned, results)
+
+
+def _apply(parameters: CompareModelsParameters, tool_name: str, package: str, role: str) -> dict[str, Any]:
+    inference: dict[str, Any] = {
+        "input_raster": parameters.input_raster,
+        "model": package,
+        "model_arguments": parameters.model_arguments,
+        "processing_mode": parameters.processing_mode,
+        "cell_size": parameters.cell_size,
+        "processor_type": parameters.processor_type,
+    }
+    output = f"{parameters.model_name}_{role}"
+    if tool_name == "classify_pixels":
+        found: dict[str, Any] = classify_pixels(output_classified_raster=output, **inference)
+        return found
+    if parameters.threshold is not None:
+        least = ModelArgument(name="threshold", value=str(parameters.threshold))
+        inference["model_arguments"] = [*parameters.model_arguments, least]
+    detected: dict[str, Any] = detect_objects(output_objects=output, **inference)
+    return detected  # a flow's own result is Any
