@@ -22,6 +22,9 @@ _WHAT = {
     "ObjectDetection": "finds objects, each as a box with a class and a confidence",
     "InstanceDetection": "finds objects, each as an outline with a class and a confidence",
     "ObjectClassification": "gives given objects a class",
+    "SuperResolution": "makes imagery of finer cells",
+    "Pix2Pix": "makes a picture of another kind of each picture",
+    "CycleGAN": "makes pictures of one kind from those of another, both ways",
 }
 _COUNTS = ("pixels", "objects")
 _MEASURES = ("accuracy", "precision", "recall", "f1", "iou", "map", "calibration", "psnr", "ssim")

@@ -75,6 +75,29 @@ def emit_network(module: nn.Module, class_name: str = "Network") -> str:
     )
 
 
+def emit_networks(modules: Mapping[str, nn.Module]) -> str:
+    """Python source whose ``build()`` returns twins of several networks, parts of one module by their names.
+
+    The state_dict keys are those of a module that holds the networks under these names. The module that
+    ``build()`` gives computes nothing itself.
+
+    Raises:
+        PackageError: see :func:`emit_network`.
+    """
+    bodies, helpers = [], ""
+    for number, module in enumerate(modules.values()):
+        body, needed = _class_source(module, f"Network{number}")
+        bodies.append(body)
+        helpers = needed or helpers
+    lines = [f"    put(networks, {name!r}, Network{number}())" for number, name in enumerate(modules)]
+    return _document(
+        ["Networks " + ", ".join(modules), "traced by Chipline"],
+        helpers + "\n\n".join(bodies),
+        "\n".join(["    networks = Group()", *lines, "    return networks.eval()"]),
+        detection=False,
+    )
+
+
 def emit_detector(
     backbone: nn.Module, detector: DetectorName, arguments: Mapping[str, Any], class_name: str = "Backbone"
 ) -> str:
