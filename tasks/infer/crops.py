@@ -55,7 +55,9 @@ class PlannedCrops(BaseModel):
         whole_images: each raster is one object, brought to the crop's size.
         table: name of the file with the features, in the plan's folder.
         crs_wkt: coordinate system of the features; empty where there is none.
-        label_field, confidence_field, source_field: fields that the output gets.
+        label_field, confidence_field, source_field, date_field, area_field, package_field, run_field: fields
+            that the output gets; an empty one is not written.
+        caption_field: the same for the function's captions; empty where it announces none.
         counts: features in all, and of these those without geometry and those beside the imagery.
     """
 
@@ -72,12 +74,17 @@ class PlannedCrops(BaseModel):
     label_field: str
     confidence_field: str
     source_field: str
+    date_field: str = ""
+    area_field: str = ""
+    package_field: str = ""
+    run_field: str = ""
+    caption_field: str = ""
     counts: dict[str, int]
 
     @property
     def fields(self) -> dict[str, str]:
         """The fields that the output gets, for the run key."""
-        return self.model_dump(include={"label_field", "confidence_field", "source_field"})
+        return {name: value for name, value in self.model_dump().items() if name.endswith("_field")}
 
     @property
     def decides_pixels(self) -> dict[str, Any]:

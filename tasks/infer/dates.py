@@ -125,20 +125,18 @@ def iso_time(text: str) -> str | None:
     A text without a zone is taken as it stands.
     """
     plain = text.strip()
-    try:
-        time = datetime.fromisoformat(plain)
-    except ValueError:
-        found = (_parsed(plain, form) for form in _FORMS)
-        time = next((one for one in found if one is not None), None)
-        if time is None:
-            return None
+    found = (_parsed(plain, form) for form in ("", *_FORMS))
+    time = next((one for one in found if one is not None), None)
+    if time is None:
+        return None
     if time.tzinfo is not None:
         time = time.astimezone(UTC).replace(tzinfo=None)
     return time.isoformat(timespec="seconds")
 
 
 def _parsed(text: str, form: str) -> datetime | None:
+    """The time in a text of this form, or of ISO 8601; None in any other."""
     try:
-        return datetime.strptime(text.split(".")[0], form)
+        return datetime.strptime(text.split(".")[0], form) if form else datetime.fromisoformat(text)
     except ValueError:
         return None

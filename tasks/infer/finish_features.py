@@ -185,19 +185,29 @@ def class_polygons(
 
 def with_origin(plan: Plan, features: Features) -> Features:
     """The features with their rasters' dates, the package and the run."""
+    dates = dates_of(plan, features.source_raster)
+    return replace(
+        features,
+        source_date=[None if uri is None else dates[uri] for uri in features.source_raster],
+        package=origin_of(plan),
+        run=plan.run_key,
+    )
+
+
+def origin_of(plan: Plan) -> str:
+    """What made the features: name and digest of the package."""
+    return f"{plan.package.name} {plan.package.digest[:12]}"
+
+
+def dates_of(plan: Plan, sources: Iterable[str | None]) -> dict[str | None, str | None]:
+    """When the named rasters were taken, ISO 8601, by their URIs without signatures."""
     opened = {unsigned(info.uri): info.uri for info in plan.rasters}
-    named = {uri for uri in features.source_raster if uri is not None}
+    named = {uri for uri in sources if uri is not None}
     # What the document that listed a raster says goes before what the file says.
     stated = {info.uri: info.acquired for info in plan.rasters if info.acquired is not None}
     asked = {opened[uri] for uri in named} - set(stated)
     dates = {**acquired(asked), **stated}
-    by_name = {uri: dates.get(opened[uri]) for uri in named}
-    return replace(
-        features,
-        source_date=[None if uri is None else by_name[uri] for uri in features.source_raster],
-        package=f"{plan.package.name} {plan.package.digest[:12]}",
-        run=plan.run_key,
-    )
+    return {uri: dates.get(opened[uri]) for uri in named}
 
 
 def put_layer(

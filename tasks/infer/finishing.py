@@ -39,7 +39,8 @@ def _of_tool(parameters: InferenceTool) -> dict[str, Any]:
         space = {"pixelspace": {"out_sr": parameters.out_sr}} if parameters.use_pixelspace else {}
         return {"format": "COG", "name": output_name(parameters.output), **polygons, **space}
     if isinstance(parameters, ClassifyObjectsParameters):
-        return {"format": parameters.tool, "name": output_name(parameters.output)}
+        formats = {"output_formats": parameters.output_formats}
+        return {"format": parameters.tool, "name": output_name(parameters.output), "layer": formats}
     if not isinstance(parameters, DetectObjectsParameters):
         return {"format": "COG", "name": output_name(parameters.output)}
     suppression = None

@@ -12,7 +12,7 @@ from typing import Any
 import pyproj
 import rasterio
 
-from tasks.imagery import Grid
+from tasks.imagery import Bounds, Grid
 from tasks.imagery.identity import unsigned
 from tasks.infer.image_grids import map_bounds, map_crs
 from tasks.infer.outputs_formats import FURTHER_FORMATS
@@ -88,7 +88,13 @@ def raster_item(
 
 
 def layer_item(plan: Plan, crs_wkt: str, shown: Sequence[PlannedGrid]) -> bytes:
-    """The item of a layer of objects, which lies beside it."""
+    """The item of a layer of objects, which lies beside it.
+
+    Args:
+        plan: whose output is the layer's name.
+        crs_wkt: of the layer; empty where it lies on no map.
+        shown: grids that have a picture.
+    """
     name = output_name(plan.output)
     assets = layer_assets(name, "Objects", plan.finishing.get("layer", {}))
     if plan.finishing.get("candidates") is not None:
@@ -155,7 +161,7 @@ def _item(
         f"{name}-{plan.run_key[:12]}",
         # A raw image that says nowhere where it lies has no footprint.
         crs_wkt=crs_wkt or None,
-        footprints=[_bounds(plan, planned, crs_wkt) for planned in grids] if crs_wkt else [],
+        footprints=_footprints(plan, grids, crs_wkt) if crs_wkt else [],
         created=plan.made or datetime.now(UTC),
         assets=assets,
         lineage=Lineage(
@@ -186,9 +192,14 @@ def _acquired(dates: Iterable[str | None]) -> tuple[datetime, datetime] | None:
     return (min(times), max(times)) if times else None
 
 
-def _bounds(plan: Plan, planned: PlannedGrid, crs_wkt: str) -> tuple[float, float, float, float]:
-    own = map_crs(plan, planned)
-    bounds = map_bounds(plan, planned)
+def _footprints(plan: Plan, grids: Sequence[PlannedGrid], crs_wkt: str) -> list[Bounds]:
+    if plan.crops is not None and plan.crops.whole_images:
+        # Their grid is none of the map: each image lies where it lies.
+        return [_moved(info.bounds, info.crs_wkt, crs_wkt) for info in plan.rasters if info.crs_wkt]
+    return [_moved(map_bounds(plan, planned), map_crs(plan, planned), crs_wkt) for planned in grids]
+
+
+def _moved(bounds: Bounds, own: str, crs_wkt: str) -> Bounds:
     if own == crs_wkt:
         return bounds
     project = pyproj.Transformer.from_crs(own, crs_wkt, always_xy=True)

@@ -47,7 +47,8 @@ def write_formats(
 ) -> list[tuple[Path, str]]:
     """Write ``<name>.<suffix>`` per format: paths and media types.
 
-    A zipped Shapefile holds names of ten letters, and texts of 254 bytes, as the format does.
+    A zipped Shapefile holds names of ten letters, and texts of 254 bytes, as the format does; a FlatGeobuf
+    has a spatial index unless a feature lacks its geometry, which the index has no place for.
 
     Raises:
         StoreError: a file cannot be written.
@@ -62,16 +63,18 @@ def write_formats(
             table = frame.to_crs("EPSG:4326")
         if wanted == "SHAPEFILE":
             table = frame.rename(columns=_SHORT_NAMES)
-        kinds = set(shapely.get_type_id(table.geometry.to_numpy()).tolist())
-        several = shapely.GeometryType.MULTIPOLYGON in kinds
-        more: dict[str, Any] = {"geometry_type": "MultiPolygon" if several else "Polygon"}
-        if wanted == "SHAPEFILE":
-            more = {"geometry_type": "Polygon"}  # of one or several parts
+        kind, several = _kind(table)
+        more: dict[str, Any] = {"geometry_type": f"Multi{kind}" if several else kind}
+        if wanted == "SHAPEFILE" and kind != "Point":
+            more = {"geometry_type": kind}  # of one or several parts
         elif several:
             more["promote_to_multi"] = True
+        options = form.options
+        if wanted == "FLATGEOBUF" and (table.geometry.isna() | table.geometry.is_empty).any():
+            options = {**options, "SPATIAL_INDEX": "NO"}
         try:
             pyogrio.write_dataframe(
-                table, path, layer=name, driver=form.driver, layer_options=form.options, **more
+                table, path, layer=name, driver=form.driver, layer_options=options, **more
             )
         except (OSError, pyogrio.errors.DataSourceError) as error:
             raise StoreError(
@@ -80,3 +83,16 @@ def write_formats(
             ) from error
         written.append((path, form.media_type))
     return written
+
+
+def _kind(frame: geopandas.GeoDataFrame) -> tuple[str, bool]:
+    """The layer's geometry type without Multi, and whether a geometry has several parts.
+
+    A layer without any is one of polygons; one with several kinds is ``Unknown``, GDAL's word for it.
+    """
+    shapes = frame.geometry.to_numpy()
+    found = {shape.geom_type for shape in shapes[~shapely.is_missing(shapes)]}
+    kinds = {name.removeprefix("Multi") for name in found} or {"Polygon"}
+    if len(kinds) > 1:
+        return "Unknown", False
+    return kinds.pop(), any(name.startswith("Multi") for name in found)

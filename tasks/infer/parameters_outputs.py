@@ -38,7 +38,16 @@ FurtherFormat = Literal["FLATGEOBUF", "GEOJSON", "SHAPEFILE"]
 PolygonShape = Literal["AS_FOUND", "SIMPLIFIED", "REGULARISED"]
 
 
-class LayerParameters(ToolParameters):
+class FormatParameters(ToolParameters):
+    """In which formats a layer is written."""
+
+    output_formats: list[FurtherFormat] = Field(
+        default=[],
+        description="Formats of the layer besides GeoParquet and GeoPackage, which are always written",
+    )
+
+
+class LayerParameters(FormatParameters):
     """What a layer of polygons holds and how it is written."""
 
     minimum_area: float = Field(
@@ -52,10 +61,6 @@ class LayerParameters(ToolParameters):
     )
     shape_tolerance: float = Field(
         default=1.0, gt=0, description="How far polygon_shape may move an outline, in metres"
-    )
-    output_formats: list[FurtherFormat] = Field(
-        default=[],
-        description="Formats of the layer besides GeoParquet and GeoPackage, which are always written",
     )
 
 

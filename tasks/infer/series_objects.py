@@ -103,7 +103,8 @@ def write_object_series(store: ObjectStore, plan: Plan, outputs: Outputs, folder
         features = _in_order(replace(taken(layer.features, stays), geometry=outlines))
         features = with_origin(plan, features)
         here = _Dated(planned, features, np.arange(len(features.geometry)) + tracks + 1)
-        compared, change = None, [None] * len(features.geometry)
+        compared: _Comparison | None = None
+        change: Sequence[str | None] = [None] * len(features.geometry)
         if before is not None:
             compared = _compared(before, here, least)
             here = _followed(before, here, compared.found, tracks)
@@ -171,7 +172,7 @@ def seen_by(planned: PlannedGrid, geometry: NDArray[np.object_]) -> NDArray[np.b
         for row, col, height, width in planned.footprints
     ]
     there = [place[0] < place[2] and place[1] < place[3] for place in places]
-    boxes = shapely.box(*np.array(places, np.float64).reshape(-1, 4)[there].T)
+    boxes: Any = shapely.box(*np.array(places, np.float64).reshape(-1, 4)[there].T)
     on = np.zeros(len(geometry), np.bool_)
     centres = shapely.centroid(to_pixels(geometry, planned))
     on[shapely.STRtree(boxes).query(centres, predicate="intersects")[0]] = True
