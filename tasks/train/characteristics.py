@@ -41,7 +41,7 @@ def accuracy_tables(trained: Trained, schema: ClassSchema) -> dict[str, str]:
     """Texts by name: ``metrics.json``; ``per_class``, ``confusion_matrix`` and ``calibration``, each .csv."""
     metrics = trained.metrics
     tables = {"metrics.json": json.dumps(metrics, indent=1, allow_nan=False) + "\n"}
-    rows = [_with_intervals(metrics, name) for name in metrics["per_class"]]
+    rows = [_with_intervals(metrics, name) for name in metrics.get("per_class", {})]
     if rows:
         tables["per_class.csv"] = to_csv(rows).decode()
     confusion = confusion_of(trained, schema)
@@ -101,6 +101,6 @@ def _curves(
 
 def _with_intervals(metrics: dict[str, Any], name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"class": name, **metrics["per_class"][name]}
-    for measure, ends in metrics["intervals"].get(name, {}).items():
+    for measure, ends in metrics.get("intervals", {}).get(name, {}).items():
         row[f"{measure}_low"], row[f"{measure}_high"] = ends
     return row

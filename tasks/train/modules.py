@@ -353,7 +353,7 @@ class LabelModule(TrainingModule):
 
     def final_values(self, blocks: npt.NDArray[np.int64]) -> tuple[dict[str, float], Intervals]:
         scores, truth = self.validated
-        calibration = Calibration()
+        calibration = self.calibration = Calibration()
         if self.several:
             chosen = chosen_labels(scores, several=True)
             calibration.add(np.where(chosen, scores, 1 - scores).ravel(), (chosen == truth).ravel())
