@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tasks.parameters import ToolParameters
+from tasks.infer.parameters_outputs import FormatParameters
 
 
-class SuppressionParameters(ToolParameters):
+class SuppressionParameters(FormatParameters):
     """Parameters of ``non_maximum_suppression``."""
 
     in_features: str = Field(

@@ -58,9 +58,10 @@ class Lineage:
     """What a result was made from and with.
 
     Attributes:
-        inputs: URIs of the imagery, without signatures.
-        package_uri: where the deep learning package lies.
+        inputs: URIs of the imagery, or of the layer, without signatures.
+        package_uri: where the deep learning package lies; empty where there was none.
         package_digest: its SHA-256.
+        kind: what the inputs are.
         facility: what ran it, for example ``Chipline``.
         software: versions by name.
         parameters: the tool's parameters, JSON-able.
@@ -72,6 +73,7 @@ class Lineage:
     facility: str = "Chipline"
     software: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "imagery"
 
 
 def stac_item(
@@ -112,7 +114,7 @@ def stac_item(
             "created": pystac.utils.datetime_to_str(created.astimezone(UTC)),
             "processing:facility": lineage.facility,
             "processing:software": dict(lineage.software),
-            "chipline:package_digest": lineage.package_digest,
+            **({"chipline:package_digest": lineage.package_digest} if lineage.package_digest else {}),
             "chipline:parameters": dict(lineage.parameters),
         },
         stac_extensions=[_PROCESSING],
@@ -128,8 +130,9 @@ def stac_item(
     if any(asset.classes for asset in assets.values()):
         item.stac_extensions.append(_CLASSIFICATION)
     for uri in lineage.inputs:
-        item.add_link(pystac.Link("derived_from", uri, title="imagery"))
-    item.add_link(pystac.Link("derived_from", lineage.package_uri, title="deep learning package"))
+        item.add_link(pystac.Link("derived_from", uri, title=lineage.kind))
+    if lineage.package_uri:
+        item.add_link(pystac.Link("derived_from", lineage.package_uri, title="deep learning package"))
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from numpy.typing import NDArray
 
 from tasks.assess.inputs import vector_files
 from tasks.errors import BadInputError
-from tasks.imagery.identity import identity_of_files
+from tasks.imagery.identity import identity_of_files, unsigned
+from tasks.infer.items import ITEM
+from tasks.infer.outputs_formats import write_formats
 from tasks.infer.outputs_tables import field_named, write_table
 from tasks.infer.parameters_suppression import SuppressionParameters
 from tasks.infer.planned import output_name
-from tasks.infer.stac import GEOPACKAGE_TYPE, GEOPARQUET_TYPE
+from tasks.infer.stac import GEOPACKAGE_TYPE, GEOPARQUET_TYPE, Lineage, ResultAsset, stac_item
 from tasks.infer.suppression import suppress
 from tasks.labels.sources import source_files
 from tasks.labels.vector import read_frame, split_layer
@@ -38,7 +42,7 @@ from tasks.store import (
 KIND = "outputs/non_maximum_suppression"
 CLASS_FIELDS = ("classvalue", "value")
 # Raised by hand when the result of an unchanged layer changes.
-SEMANTICS = 1
+SEMANTICS = 2
 
 
 @dataclass(frozen=True)
@@ -100,20 +104,22 @@ def _published(
     name = output_name(parameters.out_features)
     publication = Publication(store, folder)
     with tempfile.TemporaryDirectory(prefix="chipline-nms-") as scratch:
-        files = write_table(Path(scratch), name, frame[stays].reset_index(drop=True))
-        records = [
-            publication.put_file(files.geoparquet.name, files.geoparquet, GEOPARQUET_TYPE),
-            publication.put_file(files.geopackage.name, files.geopackage, GEOPACKAGE_TYPE),
+        left = frame[stays].reset_index(drop=True)
+        files = write_table(Path(scratch), name, left)
+        written = [
+            (files.geoparquet, GEOPARQUET_TYPE),
+            (files.geopackage, GEOPACKAGE_TYPE),
+            *write_formats(Path(scratch), name, left, parameters.output_formats),
         ]
+        records = [publication.put_file(path.name, path, kind) for path, kind in written]
+        outputs = [{"path": path.name, "media_type": kind} for path, kind in written]
+        records.append(publication.put_file(f"{name}.stac.json", _item(left, parameters, uri, outputs), ITEM))
     missing = frame.geometry.isna() | frame.geometry.is_empty
     details = {
         "objects_before_suppression": len(frame),
         "objects": int(stays.sum()),
         "without_geometry": int(missing.sum()),
-        "outputs": [
-            {"path": files.geoparquet.name, "media_type": GEOPARQUET_TYPE},
-            {"path": files.geopackage.name, "media_type": GEOPACKAGE_TYPE},
-        ],
+        "outputs": outputs,
     }
     return publication.finish(
         Manifest(
@@ -128,6 +134,38 @@ def _published(
             provenance=provenance,
         )
     )
+
+
+def _item(
+    frame: geopandas.GeoDataFrame,
+    parameters: SuppressionParameters,
+    uri: str,
+    outputs: Sequence[Mapping[str, str]],
+) -> bytes:
+    name = output_name(parameters.out_features)
+    xmin, ymin, xmax, ymax = frame.total_bounds.tolist()
+    # A single point covers nothing, and nothing has no bounds: neither has a footprint.
+    placed = frame.crs is not None and xmin < xmax and ymin < ymax
+    made = stac_item(
+        name,
+        crs_wkt=str(frame.crs.to_wkt()) if placed else None,
+        footprints=[(xmin, ymin, xmax, ymax)] if placed else [],
+        created=datetime.now(UTC),
+        assets={
+            item["path"]: ResultAsset(f"./{item['path']}", item["media_type"], item["path"])
+            for item in outputs
+        },
+        lineage=Lineage(
+            inputs=[unsigned(uri)],
+            package_uri="",
+            package_digest="",
+            software={"chipline": version("chipline")},
+            parameters=parameters.model_dump(mode="json"),
+            kind="layer",
+        ),
+        title=f"Without what overlaps: {name}",
+    )
+    return (json.dumps(made, indent=1) + "\n").encode()
 
 
 def suppressed(frame: geopandas.GeoDataFrame, parameters: SuppressionParameters) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 
 from tasks.infer.dates import iso_time
 from tasks.infer.outputs_features import Features, write_features
+from tasks.infer.outputs_formats import write_formats
 
 UTM = CRS.from_epsg(32612).to_wkt()
 BOXES = np.array([shapely.box(x, 4_978_000, x + 3, 4_978_002) for x in (528_000, 528_010)], dtype=object)
@@ -50,6 +51,30 @@ def test_every_format_holds_the_features(tmp_path: Path) -> None:
         inside = frame.to_crs(UTM).geometry.to_numpy()
         assert shapely.hausdorff_distance(inside, BOXES).max() < 0.02
     assert pyogrio.read_info(tmp_path / "trees.geojson")["crs"] == "EPSG:4326"
+
+
+def test_no_feature_and_any_geometry_open_in_every_format(tmp_path: Path) -> None:
+    none = Features(np.empty(0, dtype=object), [], [], np.empty(0), [])
+    files = write_features(tmp_path, "none", UTM, none, ["FLATGEOBUF", "GEOJSON", "SHAPEFILE"])
+    for path in (files.geopackage, *(path for path, _ in files.further)):
+        assert len(pyogrio.read_dataframe(path)) == 0
+    point, line = (
+        shapely.Point(528_000, 4_978_000),
+        shapely.LineString([(528_000, 4_978_000), (528_003, 4_978_000)]),
+    )
+    lines = shapely.MultiLineString([line])
+    for name, shapes, formats in (
+        ("points", [point, None], ["FLATGEOBUF", "GEOJSON", "SHAPEFILE"]),
+        ("lines", [line, lines], ["FLATGEOBUF", "GEOJSON", "SHAPEFILE"]),
+        ("both", [point, lines, BOXES[0], None], ["FLATGEOBUF", "GEOJSON"]),
+    ):
+        frame = geopandas.GeoDataFrame({"n": range(len(shapes))}, geometry=shapes, crs=UTM)
+        for path, _ in write_formats(tmp_path, name, frame, formats):  # type: ignore[arg-type]
+            made = pyogrio.read_dataframe(path)
+            assert made["n"].tolist() == list(range(len(shapes)))
+            for one, other in zip(made.to_crs(UTM).geometry, frame.geometry, strict=True):
+                assert (one is None) == (other is None)
+                assert other is None or shapely.hausdorff_distance(one, other) < 0.02
 
 
 def test_times_of_files_become_iso_times() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_a_layer_keeps_its_fields_and_is_published_once(tmp_path: Path, name: st
     )
     first = suppress_layer(store, parameters)
     assert first.details["objects"] == 3
-    strict = parameters.model_copy(update={"max_overlap_ratio": 0.5})
+    strict = parameters.model_copy(update={"max_overlap_ratio": 0.5, "output_formats": ["FLATGEOBUF"]})
     result = suppress_layer(store, strict, {"flow_run": "x"})
     assert not result.already_done
     assert suppress_layer(store, strict).already_done
@@ -110,6 +111,11 @@ def test_a_layer_keeps_its_fields_and_is_published_once(tmp_path: Path, name: st
     assert made.crs.to_epsg() == 32612
     package = pyogrio.read_dataframe(join(result.folder, "apart.gpkg"))
     assert package["CONFIDENCE"].tolist() == [90]
+    assert pyogrio.read_dataframe(join(result.folder, "apart.fgb"))["CONFIDENCE"].tolist() == [90]
+    item = json.loads(store.get(join(result.folder, "apart.stac.json")))
+    assert set(item["assets"]) == {"apart.parquet", "apart.gpkg", "apart.fgb"}
+    assert [link["href"] for link in item["links"]] == [str(tmp_path / name)]
+    assert item["bbox"] == pytest.approx(made.to_crs("EPSG:4326").total_bounds.tolist(), abs=1e-5)
     # What it wrote is an input again, by its folder.
     again = strict.model_copy(
         update={"in_features": join(settings().root, "outputs/non_maximum_suppression/apart")}
