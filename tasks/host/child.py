@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import builtins
 import faulthandler
+import functools
 import importlib.util
 import inspect
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
 import types
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 _OPERATIONS = ("updatePixels", "vectorize", "predict_scores")
-_OTHER_METHODS = ("selectRasters", "updateKeyMetadata", "settle_engine")
+_OTHER_METHODS = ("selectRasters", "updateKeyMetadata", "settle_engine", "limit_batch")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 # The interface that is kept is that of this ArcGIS; functions compare the numbers (isLicensed).
 _PRODUCT = {"productName": "Chipline", "version": "11.5", "path": "", "major": 11, "minor": 5.0,
@@ -218,6 +222,9 @@ class Runner:
         if not isinstance(given, dict):
             raise ContractError(f"getConfiguration() gave {type(given).__name__}, not a dict")
         self._configuration = given
+        limit = getattr(self._function, "limit_batch", None)
+        if frame.get("batch") is not None and callable(limit):
+            limit(int(frame["batch"]))
         fields = getattr(self._function, "getFields", None)
         geometry = getattr(self._function, "getGeometryType", None)
         answer = {
@@ -285,7 +292,40 @@ class Runner:
         operation = frame["operation"]
         if operation == "predict_scores":
             return self._array(slot, numpy.asarray(self._function.predict_scores(pixels)))
-        mask = slot.array(frame["mask"])
+        tlc, shape, props, blocks = self._given(frame, pixels, slot.array(frame["mask"]))
+        if operation == "vectorize":
+            # vectorize(**pixelBlocks) gets the pixels only, unless it names the block's place too.
+            place = {"tlc": tlc, "shape": shape, "props": props}
+            named = inspect.signature(self._function.vectorize).parameters
+            blocks.update((name, value) for name, value in place.items() if name in named)
+            return self._vectors(slot, self._function.vectorize(**blocks))
+        return self._pixels(slot, self._function.updatePixels(tlc, shape, props, **blocks))
+
+    def overlaps(self, frame: dict[str, Any]) -> bool:
+        """Whether a block may begin before the one before it has ended.
+
+        A function that computes on a device of its own offers ``begin_pixels`` and ``end_pixels``, the halves
+        of ``updatePixels``, and ``overlaps`` that is true: while the device computes one block the next one
+        is made ready.
+        """
+        return (
+            frame["op"] == "call"
+            and frame["operation"] == "updatePixels"
+            and callable(getattr(self._function, "begin_pixels", None))
+            and bool(getattr(self._function, "overlaps", False))
+        )
+
+    def begin(self, frame: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+        """Begins a block; what is returned waits for its answer."""
+        slot = self._slots[frame["slot"]]
+        given = self._given(frame, slot.array(frame["pixels"]), slot.array(frame["mask"]))
+        begun = self._function.begin_pixels(*given[:3], **given[3])
+        return lambda: self._pixels(slot, self._function.end_pixels(begun))
+
+    def _given(self, frame: dict[str, Any], pixels: Any, mask: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """What ``updatePixels`` takes: tlc, shape, props, and the arrays by name."""
+        import numpy
+
         if mask.shape != pixels.shape:
             # One plane for all bands; a batch of features has one plane each.
             mask = mask[:, None] if mask.ndim == 3 and pixels.ndim == 4 else mask
@@ -293,14 +333,12 @@ class Runner:
         tlc, props = tuple(frame["tlc"]), tuples(frame["props"])
         # Several output bands make the shape three-dimensional, as ArcGIS does.
         shape = ((self._output_bands,) if self._output_bands > 1 else ()) + tuple(frame["shape"])
-        blocks = self._blocks(pixels, mask, tlc, shape, props)
-        if operation == "vectorize":
-            # vectorize(**pixelBlocks) gets the pixels only, unless it names the block's place too.
-            place = {"tlc": tlc, "shape": shape, "props": props}
-            named = inspect.signature(self._function.vectorize).parameters
-            blocks.update((name, value) for name, value in place.items() if name in named)
-            return self._vectors(slot, self._function.vectorize(**blocks))
-        answer = self._function.updatePixels(tlc, shape, props, **blocks)
+        return tlc, shape, props, self._blocks(pixels, mask, tlc, shape, props)
+
+    def _pixels(self, slot: Slot, answer: Any) -> dict[str, Any]:
+        """The answer of ``updatePixels``, put into the output memory."""
+        import numpy
+
         if not isinstance(answer, dict) or "output_pixels" not in answer:
             raise ContractError("updatePixels() gave no dict with output_pixels")
         output = numpy.asarray(answer["output_pixels"])
@@ -463,12 +501,14 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
         "settle": runner.settle,
         "call": runner.call,
     }
-    while True:
-        frame = wire.receive_frame(connection)
-        if frame is None or frame["op"] == "close":
-            return
+    begun: deque[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = deque()
+
+    def answer_to(frame: dict[str, Any]) -> dict[str, Any]:
+        return answers[frame["op"]](frame)
+
+    def respond(frame: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
         try:
-            answer = answers[frame["op"]](frame)
+            answer = work()
             if frame["op"] == "call":
                 answer.update(event="result", ticket=frame["ticket"])
         except BaseException as error:  # noqa: BLE001
@@ -479,6 +519,33 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
         except (wire.WireError, TypeError, ValueError) as error:
             problem = ContractError(f"the answer cannot travel: {error}")
             wire.send_frame(connection, _failure(problem, frame, []))
+
+    while True:
+        # One block computes while the next one begins; with nothing to begin, what computes is waited for.
+        while len(begun) > 1 or (begun and not select.select([connection], [], [], 0)[0]):
+            respond(*begun.popleft())
+        frame = wire.receive_frame(connection)
+        if frame is None or frame["op"] == "close":
+            return
+        if runner.overlaps(frame):
+            begun.append((frame, _begun(runner, frame)))
+            continue
+        while begun:
+            respond(*begun.popleft())
+        respond(frame, functools.partial(answer_to, frame))
+
+
+def _begun(runner: Runner, frame: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """A block that has begun; a failure to is its answer, in its turn."""
+    try:
+        return runner.begin(frame)
+    except BaseException as error:  # noqa: BLE001 - as for all of the function's failures
+        failure = error
+
+    def failed() -> dict[str, Any]:
+        raise failure
+
+    return failed
 
 
 def main(connection_fd: int, trace_fd: int) -> None:

@@ -92,6 +92,8 @@ class HostProcess:
             (``CHIPLINE_ALLOW_UNCONTAINED``).
         interpreter: the Python to run it with; by default the settings' for the package's framework.
         limits: time, memory and ring size; from the settings by default.
+        batch: tiles per call of the network at most, for functions that have ``limit_batch``: less than
+            their ``batch_size``, with the same blocks. None: as the arguments say.
 
     Attributes:
         folder: the only place where the function can write; removed at the end.
@@ -122,8 +124,10 @@ class HostProcess:
         foreign: bool = True,
         interpreter: Path | None = None,
         limits: HostLimits | None = None,
+        batch: int | None = None,
     ) -> None:
         self._package = package
+        self._batch = batch
         self._processor_type = processor_type
         self._arguments = dict(arguments or {})
         self._raster_info = dict(raster_info or default_raster_info(package.definition))
@@ -274,7 +278,8 @@ class HostProcess:
         self.takes_batches = loaded.get("several_rasters") is True
         self.parameters = read_parameters(dicts(loaded.get("parameters")))
         self.scalars = scalars_for(self.parameters, self._arguments)
-        link.send({"op": "configure", "scalars": self.scalars, "raster_info": self._raster_info})
+        asked = {"scalars": self.scalars, "raster_info": self._raster_info, "batch": self._batch}
+        link.send({"op": "configure", **asked})
         self._take_configuration(self._answer("ready"))
 
     def _containment_asked(self) -> dict[str, Any]:

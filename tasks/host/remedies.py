@@ -11,6 +11,21 @@ from tasks.host.interpreters import Framework, framework_remedy, import_remedy
 
 _CORRECT = "Correct the function or the package; its own traceback and output are above."
 
+# How torch (CUDA, cuDNN, its CPU allocator), numpy, ONNX Runtime, OpenVINO and TensorFlow say it.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "failed to allocate",
+    "alloc_failed",
+    "bad_alloc",
+    "bad allocation",
+    "oom when allocating",
+)
+_WHILE_STARTING = ("load", "configure")
+
 
 def cause_and_remedy(
     frame: Mapping[str, Any], interpreter: Path, framework: Framework | None
@@ -24,7 +39,9 @@ def cause_and_remedy(
     """
     kind, message = str(frame.get("type")), str(frame.get("message"))
     has_pip = frame.get("has_pip") is not False
-    if kind in ("MemoryError", "OutOfMemoryError") or "out of memory" in message.lower():
+    if is_out_of_memory(kind, message):
+        if frame.get("stage") in _WHILE_STARTING:
+            return "out_of_memory", "The network itself does not fit: use a device with more free memory."
         return "out_of_memory", "Use a smaller batch_size."
     if kind == "ContractError":
         return "contract", _CORRECT
@@ -39,3 +56,10 @@ def cause_and_remedy(
             f"The package states {framework.name}, which is missing in {interpreter}. {remedy}",
         )
     return "exception", _CORRECT
+
+
+def is_out_of_memory(kind: str, message: str) -> bool:
+    """Whether an exception, by the name of its class and its text, says that memory ran out."""
+    if kind in ("MemoryError", "OutOfMemoryError", "ResourceExhaustedError"):
+        return True
+    return any(words in message.lower() for words in _OUT_OF_MEMORY)

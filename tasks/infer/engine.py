@@ -244,6 +244,7 @@ class TileCutter:
 class Counters:
     """What a run of the engine did, for the log and the manifest.
 
+    ``batch_reductions`` are changes to a smaller batch because memory ran out (``tasks.infer.batches``);
     ``seconds_waiting_for_host`` is the time in which the engine had nothing to do but wait for the function.
     """
 
@@ -252,6 +253,7 @@ class Counters:
     tiles: int = 0
     tiles_empty: int = 0
     retries: int = 0
+    batch_reductions: int = 0
     bytes_written: int = 0
     seconds_waiting_for_host: float = 0.0
 
@@ -272,6 +274,7 @@ def run_shards(
     read_threads: int = 2,
     strips_ahead: int = 3,
     tiles_in_flight: int = 3,
+    counters: Counters | None = None,
 ) -> Counters:
     """Compute the shards whose results are not in the store yet.
 
@@ -287,12 +290,14 @@ def run_shards(
         read_threads: threads that read imagery.
         strips_ahead: strips that are read before they are needed.
         tiles_in_flight: tiles handed to the host before the first of them is asked for.
+        counters: are counted on, also where the run fails; new ones by default.
 
     Raises:
         RasterError, StoreError: after several attempts, where the cause could have passed.
         HostError: the function failed or returned what does not fit.
     """
-    run = _Run(sources, host, operator, sink, cutter or TileCutter(geometry, operator.needs), Counters())
+    cutter = cutter or TileCutter(geometry, operator.needs)
+    run = _Run(sources, host, operator, sink, cutter, counters if counters is not None else Counters())
     strips = run.strips(shards, progress)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="chipline-write") as writer,

@@ -14,14 +14,21 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rasterio.crs import CRS
 
-from tasks.errors import HostError, NotFoundError, StoreError
-from tasks.host import HostProcess
+from tasks.errors import NotFoundError, StoreError
+from tasks.host import FunctionFailure
 from tasks.imagery import GridReader, Pixels, RasterInfo, Window
+from tasks.infer.batches import (
+    found_shards,
+    is_out_of_memory,
+    note_batch,
+    noted_batches,
+    smaller_batch,
+    started,
+)
 from tasks.infer.blending import ScoreOperator
 from tasks.infer.change import PairReader
 from tasks.infer.crops import CropOperator, ImagesReader
-from tasks.infer.describe import description_of
-from tasks.infer.engine import Cutter, Operator, Progress, Source, TileCutter, run_shards
+from tasks.infer.engine import Counters, Cutter, Operator, Progress, Source, TileCutter, run_shards
 from tasks.infer.execution import settle_engine
 from tasks.infer.features import crop_cutter, images_reader
 from tasks.infer.fit import RescaledReader
@@ -29,8 +36,8 @@ from tasks.infer.image_grids import read_as
 from tasks.infer.mask import TABLE as MASK_TABLE
 from tasks.infer.mask import GridMask, MaskPolygons
 from tasks.infer.operators import ObjectOperator, PixelOperator
+from tasks.infer.pictures import PictureOperator
 from tasks.infer.planned import Plan, PlannedGrid
-from tasks.infer.scores import ChipHost
 from tasks.infer.shards import Shard, ShardStore
 from tasks.package import Package
 from tasks.settings import settings
@@ -45,6 +52,8 @@ class PartReport(BaseModel):
         containment: what confined the inference function.
         execution: which engine computed in which precision, and why not the one that was asked for
             (``tasks.infer.execution``); empty for functions without a choice.
+        batch: ``planned`` and ``used`` tiles per call of the network, and the ``reasons`` for a smaller one
+            (``tasks.infer.batches``).
         counters: see ``tasks.infer.engine.Counters``; ``engine_fallbacks`` is 1 where another engine than
             the one asked for computed.
         seconds_starting: until the function was ready.
@@ -57,6 +66,7 @@ class PartReport(BaseModel):
     device: str
     containment: dict[str, Any]
     execution: dict[str, Any] = {}
+    batch: dict[str, Any] = {}
     counters: dict[str, float]
     seconds_starting: float
     seconds: float
@@ -100,8 +110,11 @@ def shards_of(plan: Plan, part: int) -> list[Shard]:
 
 def is_done(store: ObjectStore, plan: Plan, part: int) -> bool:
     """Whether all results of a part are in the store."""
-    sink = ShardStore(store, settings().root)
-    return all(sink.exists(shard) for shard in shards_of(plan, part))
+    sink, shards = ShardStore(store, settings().root), shards_of(plan, part)
+    if all(sink.exists(shard) for shard in shards):
+        return True
+    found = found_shards(store, plan, shards)
+    return found != shards and all(sink.exists(shard) for shard in found)
 
 
 def compute_part(
@@ -114,6 +127,8 @@ def compute_part(
 ) -> PartReport:
     """Compute the shards of one part that are not in the store yet, and leave a report in the plan's folder.
 
+    Where the function runs out of memory, the part goes on with smaller batches (``tasks.infer.batches``).
+
     Args:
         package: the plan's package, unpacked on this machine.
         progress: called with (shards done, shards in all).
@@ -123,46 +138,57 @@ def compute_part(
         HostError: the function failed, or is not the one that was planned with.
         RasterError, StoreError: imagery or store cannot be read or written.
     """
-    shards = shards_of(plan, part)
-    started = time.monotonic()
+    begun = time.monotonic()
     masks = masks_of_plan(store, plan)
     operator = operator_for(plan, masks)
-    with (
-        HostProcess(
-            package, processor_type=plan.processor, arguments=plan.arguments, foreign=plan.package.foreign
-        ) as host,
-        opened_sources(plan, shards) as sources,
-    ):
-        if description_of(host, package).model_dump_json() != plan.description.model_dump_json():
-            raise HostError(
-                f"The function of {package.name} describes itself differently here "
-                "than where it was planned.",
-                "Its configuration must not depend on the machine or the device; mend the function.",
-            )
-        execution = settle_engine(store, plan, host, partial(read_window, plan))
-        ready = time.monotonic()
-        counters = run_shards(
-            shards,
-            sources,
-            host if plan.scoring is None else ChipHost(host, plan.geometry, plan.scoring.layout),
-            operator,
-            ShardStore(store, settings().root),
-            geometry=plan.geometry,
-            cutter=cutter_for(store, plan, operator, masks),
-            progress=progress,
-            # Each reading thread has its own handle with its own cache of blocks: with one, what a halo
-            # shares with the next strip is fetched and decoded once. Only a GPU outruns a single thread.
-            read_threads=1 if plan.processor == "CPU" else 2,
-        )
-        report = PartReport(
-            part=part,
-            device=host.device,
-            containment=host.containment,
-            execution=execution,
-            counters={**asdict(counters), "engine_fallbacks": float(bool(execution.get("fell_back")))},
-            seconds_starting=round(ready - started, 3),
-            seconds=round(time.monotonic() - ready, 3),
-        )
+    cutter = cutter_for(store, plan, operator, masks)
+    counters, reasons = Counters(), []
+    batch = min(noted_batches(store, plan), default=None)
+    if batch is not None:
+        reasons.append(f"another part of this work ran out of memory, and went on with batches of {batch}")
+    with opened_sources(plan, shards_of(plan, part)) as sources:
+        while True:
+            shards = found_shards(store, plan, shards_of(plan, part), missing=batch)
+            with started(plan, package, batch) as running:
+                counters.shards_found = -counters.shards  # those of an earlier attempt are found again
+                try:
+                    execution = settle_engine(store, plan, running.host, partial(read_window, plan))
+                    ready = time.monotonic()
+                    run_shards(
+                        shards,
+                        sources,
+                        running.given,
+                        operator,
+                        ShardStore(store, settings().root),
+                        geometry=plan.geometry,
+                        cutter=cutter,
+                        progress=progress,
+                        # Each reading thread has its own handle with its own cache of blocks: with one, what
+                        # a halo shares with the next strip is fetched and decoded once. Only a GPU outruns a
+                        # single thread.
+                        read_threads=1 if plan.processor == "CPU" else 2,
+                        counters=counters,
+                    )
+                    break
+                except FunctionFailure as failure:
+                    if not is_out_of_memory(failure):
+                        raise
+                    batch = smaller_batch(failure, plan, running)
+                    reasons.append(
+                        f"with batches of {running.batch}: {failure.problem.splitlines()[0][:300]}"
+                    )
+                    counters.batch_reductions += 1
+            note_batch(store, plan, batch, running.planned, reasons[-1])
+    report = PartReport(
+        part=part,
+        device=running.host.device,
+        containment=running.host.containment,
+        execution=execution,
+        batch={"planned": running.planned, "used": running.batch, "reasons": reasons},
+        counters={**asdict(counters), "engine_fallbacks": float(bool(execution.get("fell_back")))},
+        seconds_starting=round(ready - begun, 3),
+        seconds=round(time.monotonic() - ready, 3),
+    )
     store.put(_report_uri(plan, part), report.model_dump_json().encode(), content_type="application/json")
     return report
 
@@ -187,9 +213,7 @@ def masks_of_plan(store: ObjectStore, plan: Plan) -> dict[int, GridMask]:
     if not plan.mask or plan.crops is not None:
         return {}
     mask = MaskPolygons.from_bytes(store.get(join(plan.folder, MASK_TABLE)))
-    return {
-        number: mask.on_grid(planned.crs_wkt, planned.transform) for number, planned in enumerate(plan.grids)
-    }
+    return {number: mask.on_grid(planned.grid) for number, planned in enumerate(plan.grids)}
 
 
 def cutter_for(
@@ -210,7 +234,8 @@ def operator_for(plan: Plan, masks: Mapping[int, GridMask] | None = None) -> Ope
     if plan.pixel_format is None:
         return ObjectOperator(plan.geometry, regions, masks or {})
     if plan.scoring is None:
-        return PixelOperator(plan.geometry, plan.pixel_format)
+        kind = PictureOperator if plan.pixel_format.masked else PixelOperator
+        return kind(plan.geometry, plan.pixel_format)
     return ScoreOperator(plan.geometry, plan.pixel_format, plan.scoring, regions)
 
 

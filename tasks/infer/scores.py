@@ -7,7 +7,7 @@ probabilities in 255ths, weights in sixteenths per axis. The largest sum, 255 x 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -249,11 +249,16 @@ class ChipHost:
 
     The chips of one super-tile are one batch, always of the same size: what a network gives may depend on
     its batch in the last digits.
+
+    Attributes:
+        at_once: chips per call, where memory is too small for the layout's batch (``tasks.infer.batches``).
     """
 
     host: _Host
     geometry: TileGeometry
     layout: ScoreLayout
+    at_once: int | None = None
+    _waiting: dict[int, list[int]] = field(default_factory=dict)
 
     def submit(
         self,
@@ -268,11 +273,18 @@ class ChipHost:
         """Hand over one super-tile; what is not imagery is 0."""
         usable = np.isfinite(pixels) & (mask != 0) if pixels.dtype.kind == "f" else mask != 0
         chips = chips_of(np.where(usable, pixels, pixels.dtype.type(0)), self.geometry, self.layout)
-        return self.host.submit(operation, chips, tlc=tlc, shape=shape, props=props)
+        size = self.at_once or len(chips)
+        tickets = [
+            self.host.submit(operation, chips[start : start + size], tlc=tlc, shape=shape, props=props)
+            for start in range(0, len(chips), size)
+        ]
+        self._waiting[tickets[0]] = tickets
+        return tickets[0]
 
     def result(self, ticket: int) -> Any:
         """Scores of the chips, float32 (chips, scores, rows, cols)."""
-        return self.host.result(ticket)
+        scores = [self.host.result(one) for one in self._waiting.pop(ticket)]
+        return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
 
 _ARRAYS = pa.schema(

@@ -175,6 +175,10 @@ def run_part(plan_uri: str, part: int) -> None:
     report = compute_part(store, plan, part, package=package, progress=progress)
     for reason in report.execution.get("fell_back", []):
         log.warning("Another execution engine computes: %s", reason)
+    for reason in report.batch.get("reasons", []):
+        log.warning("Memory ran out: %s", reason)
+    if report.batch.get("reasons"):
+        log.warning("Computed with batches of %(used)d, where %(planned)d were planned", report.batch)
     if report.execution:
         log.info("Computed by %(execution_engine)s in %(precision)s", report.execution)
     log.info(
