@@ -1,9 +1,10 @@
 """Execution engines: what the parameters mean on the workers' device, and the check before any result.
 
-Our own classifiers can compute with torch, ONNX Runtime or OpenVINO (``tasks/package/functions``). The choice
-is made once, by the plan, and is part of every shard key. Whether an engine gives the classes of torch in
-float32 is seen by the first part, on tiles that the plan decides; what it finds is kept beside the plan and
-followed by all others, so that one result is computed by one engine.
+Our own pixel classifiers and detectors can compute with torch, compiled torch, ONNX Runtime or OpenVINO
+(``tasks/package/functions``). The choice is made once, by the plan, and is part of every shard key. Whether
+an engine gives the classes, or the objects, of torch in float32 is seen by the first part, on tiles that the
+plan decides; what it finds is kept beside the plan and followed by all others, so that one result is
+computed by one engine.
 """
 
 from __future__ import annotations
@@ -69,17 +70,18 @@ def engine_arguments(
             raise BadInputError(
                 f"The package {package.name} has no choice of execution engines; {engine} in {precision} "
                 "was asked for.",
-                "Take execution_engine AUTO and precision AUTO, or a pixel classification package made here.",
+                "Take execution_engine AUTO and precision AUTO, or a package made here that classifies "
+                "pixels or detects objects.",
             )
         return {}
     took, numbers = given.get("execution_engine"), given.get("precision")
     took = took or _engine(package, engine, processor, pixels)
     if numbers is None:
         numbers = _precision(took, precision, processor, pixels, engine)
-    if processor == "GPU" and took != "TORCH":
+    if processor == "GPU" and took in _MODULES:
         raise BadInputError(
             f"{took} computes on CPUs, and this work is planned for GPUs.",
-            "Take execution_engine AUTO or TORCH, or processor_type CPU.",
+            "Take execution_engine AUTO, TORCH or COMPILED, or processor_type CPU.",
         )
     if (took, numbers) == ("ONNXRUNTIME", "BFLOAT16"):
         raise BadInputError(
@@ -92,7 +94,9 @@ def engine_arguments(
 
 
 def _engine(package: Package, wanted: ExecutionEngine, processor: Processor, pixels: int) -> str:
-    if wanted == "TORCH" or (wanted == "AUTO" and (processor == "GPU" or pixels < FEWEST_PIXELS)):
+    if wanted in ("TORCH", "COMPILED"):
+        return wanted
+    if wanted == "AUTO" and (processor == "GPU" or pixels < FEWEST_PIXELS):
         return "TORCH"
     there = engines_there(interpreter_for(package.definition, package.digest))
     if wanted != "AUTO":

@@ -107,6 +107,10 @@ class ChiplineObjectClassifier:
         self.threshold = runtime.argument(scalars, "score_threshold", self._usual_threshold(), 0.0, 1.0)
         self.test_time_augmentation = runtime.augments(self.network, scalars)
 
+    def limit_batch(self, batch: int) -> None:
+        """Has the network take at most ``batch`` objects at a time; hosts go on to send as many as before."""
+        self.batch = max(1, min(self.batch, int(batch)))
+
     def getFields(self) -> str:
         """The output table's fields, as Esri JSON."""
         return json.dumps({"fields": [*map(_field, _FIELDS), _field(("Shape", "Geometry"))]})

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torchvision.ops import batched_nms, box_iou
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - packages have no parents
@@ -43,6 +45,9 @@ class ChiplineObjectDetector:
         self.nms_overlap = 0.5
         self.test_time_augmentation = False
         self.exclude_pad_detections = True
+        self.trunk: Any = None
+        self.asked: Any = None
+        self.execution: Any = None
 
     def initialize(self, **kwargs: Any) -> None:
         """Loads the network; ``model``: path of the ``.emd`` or its text, ``device``: ArcGIS's number."""
@@ -51,6 +56,9 @@ class ChiplineObjectDetector:
         here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
         self.network = runtime.PackagedNetwork(kwargs["model"], int(kwargs.get("device", -1)), here, arcpy)
         self.tiles = runtime.super_tile(self.network, {})
+        self.trunk = _Trunk(self.network.module)
+        self.asked = _Asked(self.trunk)
+        self.asked.take_place_in(self.network.module)
         self._configure({})
 
     def getParameterInfo(self) -> list[dict[str, Any]]:
@@ -84,6 +92,7 @@ class ChiplineObjectDetector:
                 ["True", "False"],
             ),
             runtime.augmentation_parameter(self.network, "merges the boxes"),
+            *runtime.engine_parameters(),
         ]
 
     def _default(self, key: str, otherwise: float) -> float:
@@ -118,6 +127,30 @@ class ChiplineObjectDetector:
             if part is not None and hasattr(part, "score_thresh"):
                 part.score_thresh = least
                 part.nms_thresh = self.nms_overlap
+        self.execution = runtime.execution(self.network, self.tiles, scalars, self.trunk, _Objects(self))
+        if self.asked is not None:
+            self.asked.use(self.execution.outputs)
+
+    def settle_engine(
+        self, blocks: list[np.ndarray], decided: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Decides which engine computes, before the first result; see ``chipline_engines.Execution.settle``.
+
+        Args:
+            blocks: (bands, ty + 2 padding, tx + 2 padding), raw values, to compare engines on.
+            decided: what another process of the same run decided, to be followed.
+
+        Returns:
+            ``execution_engine``, ``precision``, ``asked``, ``agreement``, ``objects``, ``fell_back``.
+        """
+        with torch.inference_mode():
+            images = runtime.images_of(self.network, self.tiles, blocks)
+            report: dict[str, Any] = self.execution.settle(images, decided)
+        return report
+
+    def limit_batch(self, batch: int) -> None:
+        """Has the network take at most ``batch`` tiles at a time; blocks stay as they are."""
+        self.tiles.limit(batch)
 
     def getFields(self) -> str:
         """The output table's fields, as Esri JSON."""
@@ -142,29 +175,44 @@ class ChiplineObjectDetector:
         block, valid = runtime.cleaned(pixelBlocks["raster_pixels"], pixelBlocks.get("raster_mask"))
         found = _Boxes.none()
         if valid.any():
-            for places, chips in self.tiles.batches(block):
+            for places, chips in self.tiles.batches(block, self.network.room):
                 for place, (boxes, labels, scores) in zip(places, self._detect(chips)):  # noqa: B905
                     found.add(boxes, labels, scores, place)
         found = found.settled(self.tiles, block.shape[1:])
         return {"output_vectors": json.dumps(_feature_set(self._features(found, valid)))}
 
-    def _detect(self, chips: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _detect(self, chips: np.ndarray) -> _Seen:
         """Boxes (n, 4) xmin, ymin, xmax, ymax, labels (n,) and scores (n,) of each chip, best first."""
+        return self.seen(self.network.normalised(chips))
+
+    def seen(self, images: torch.Tensor) -> _Seen:
+        """The same of normalised images (n, bands, rows, cols)."""
         with torch.inference_mode():
-            images = self.network.normalised(chips)
             classes = len(self.network.classes)
-            found = self._merged(images) if self.test_time_augmentation else self._found(images)
+            sized = self._resized(images)
+            factor = sized.shape[-1] / images.shape[-1]
+            found = self._merged(sized) if self.test_time_augmentation else self._found(sized)
             results = []
             for boxes, labels, scores in found:
                 kept = (scores >= self.threshold) & (labels >= 1) & (labels <= classes)
                 results.append(
                     (
-                        boxes[kept].double().cpu().numpy(),
+                        boxes[kept].double().cpu().numpy() / factor,
                         labels[kept].cpu().numpy(),
                         scores[kept].double().cpu().numpy(),
                     )
                 )
         return results
+
+    def _resized(self, images: torch.Tensor) -> torch.Tensor:
+        """Images scaled as the chips of the training were (``resize_to``)."""
+        tile = images.shape[-1]
+        edge = self.network.input_edge(tile)
+        if edge == tile:
+            return images
+        return functional.interpolate(
+            images, size=(edge, edge), mode="bilinear", align_corners=False, antialias=edge < tile
+        )
 
     def _found(self, images: torch.Tensor) -> list[_Found]:
         return [(item["boxes"], item["labels"], item["scores"]) for item in self.network.module(list(images))]
@@ -176,7 +224,7 @@ class ChiplineObjectDetector:
         its box is their mean, weighted by confidence, and its confidence is the mean over the positions,
         where a position that does not see the object counts as 0.
         """
-        size = float(self.tiles.tile)
+        size = float(images.shape[-1])
         views: list[list[_Found]] = [[] for _ in range(len(images))]
         for position in runtime.POSITIONS:
             for view, (boxes, labels, scores) in zip(  # noqa: B905
@@ -215,6 +263,169 @@ class ChiplineObjectDetector:
     def _rings(self, found: _Boxes, number: int) -> list[list[list[float]]]:
         left, top, right, bottom = (float(edge) - self.tiles.padding for edge in found.boxes[number])
         return [[[left, top], [right, top], [right, bottom], [left, bottom]]]
+
+
+class _Trunk(torch.nn.Module):
+    """What of a torchvision detector an execution engine computes: its backbone and its first head.
+
+    Anchors, boxes, suppression, and the second stage where there is one, are computed by torch in float32.
+    ``forward`` gives the tensors of both in one tuple, as engines need it: the feature maps, then the head's
+    answer.
+    """
+
+    def __init__(self, detector: torch.nn.Module) -> None:
+        super().__init__()
+        stage = getattr(detector, "rpn", None)
+        self.two_stages = stage is not None
+        self.backbone: Any = detector.backbone
+        self.head: Any = detector.head if stage is None else stage.head
+        # Names of the feature maps and of the head's answers, known once it has run.
+        self.maps: list[str] = []
+        self.answers: list[str] = []
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = self.backbone(images)
+        if isinstance(found, torch.Tensor):
+            found = {"0": found}
+        self.maps = list(found)
+        maps = list(found.values())
+        answer = self.head(maps)
+        if self.two_stages:
+            scores, boxes = answer
+            return (*maps, *scores, *boxes)
+        self.answers = list(answer)
+        # Of the maps themselves a detector of one stage asks for their sizes alone.
+        return (*(one[:, :1] for one in maps), *answer.values())
+
+    def apart(self, outputs: tuple[torch.Tensor, ...]) -> tuple[OrderedDict[str, torch.Tensor], Any]:
+        """The tuple of ``forward`` as feature maps by name, and the head's answer."""
+        count = len(self.maps)
+        maps, rest = OrderedDict(zip(self.maps, outputs)), outputs[count:]  # noqa: B905
+        if self.two_stages:
+            return maps, (list(rest[:count]), list(rest[count:]))
+        return maps, dict(zip(self.answers, rest))  # noqa: B905
+
+
+class _Asked(torch.nn.Module):
+    """Stands for a detector's backbone: has the trunk computed."""
+
+    def __init__(self, trunk: _Trunk) -> None:
+        super().__init__()
+        # Not as a layer of this one: it would be its own grandchild.
+        self.__dict__["trunk"] = trunk
+        self.run: Any = None
+        self.answer: Any = None
+
+    def take_place_in(self, detector: torch.nn.Module) -> None:
+        """The detector's backbone and first head are this from now on."""
+        holder: Any = getattr(detector, "rpn", detector)
+        detector.backbone, holder.head = self, _Answered(self)
+
+    def use(self, run: Any) -> Any:
+        """Has ``run`` compute from now on; what did before."""
+        before, self.run = self.run, run
+        return before
+
+    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        outputs = self.run(images)
+        trunk = self.__dict__["trunk"]
+        if not trunk.maps:
+            trunk(images[:1])  # for the names, where another engine computes from the start
+        maps: OrderedDict[str, torch.Tensor]
+        maps, self.answer = trunk.apart(outputs)
+        return maps
+
+
+class _Answered(torch.nn.Module):
+    """Stands for a detector's first head, whose answer came with the feature maps."""
+
+    def __init__(self, asked: _Asked) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def forward(self, maps: Any) -> Any:  # noqa: ARG002 - they are where the answer came from
+        return self.asked.answer
+
+
+# Scores of one object that two engines give may differ by this much.
+_SAME_SCORE = 0.01
+_Seen = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Per image boxes (n, 4), labels (n,) and scores (n,)."""
+
+
+class _Objects:
+    """Compares engines by the objects that are found: an engine must find the same ones.
+
+    Tiles without objects say something, too: there the head's answers are compared number by number.
+    """
+
+    unit = "objects"
+
+    def __init__(self, detector: ChiplineObjectDetector) -> None:
+        self._detector = detector
+
+    def answers(self, run: Any, images: torch.Tensor) -> tuple[_Seen, list[np.ndarray]]:
+        """The objects of each image, and what the head answers."""
+        raw: list[np.ndarray] = []
+        trunk = self._detector.trunk
+
+        def listened(given: torch.Tensor) -> Any:
+            outputs = run(given)
+            names = len(trunk.maps)
+            raw.extend(one.cpu().numpy().copy() for one in outputs[names:])
+            return outputs
+
+        before = self._detector.asked.use(listened)
+        try:
+            # Boxes without area are no objects, and have no IoU.
+            kept = [
+                (found, (found[0][:, 2] > found[0][:, 0]) & (found[0][:, 3] > found[0][:, 1]))
+                for found in self._detector.seen(images)
+            ]
+            return [
+                (boxes[there], labels[there], scores[there]) for (boxes, labels, scores), there in kept
+            ], raw
+        finally:
+            self._detector.asked.use(before)
+
+    def size(self, answers: tuple[_Seen, list[np.ndarray]]) -> int:
+        """Number of objects."""
+        return sum(len(scores) for _, _, scores in answers[0])
+
+    def agreement(self, wanted: list[Any], found: list[Any]) -> float:
+        """Mean IoU of the objects, where one that only one side has, or scores otherwise, counts 0.
+
+        Without objects on either side: 1 less the largest difference between the head's answers, as a part of
+        the largest of them.
+        """
+        pairs = [pair for one, other in zip(wanted, found) for pair in zip(one[0], other[0])]  # noqa: B905
+        count = sum(max(len(one[2]), len(other[2])) for one, other in pairs)
+        if count:
+            return sum(self._together(one, other) for one, other in pairs) / count
+        worst = 0.0
+        for (_, one), (_, other) in zip(wanted, found):  # noqa: B905
+            for first, second in zip(one, other):  # noqa: B905
+                if first.size:
+                    apart = float(np.abs(first - second).max()) / max(float(np.abs(first).max()), 1e-6)
+                    worst = max(worst, apart if np.isfinite(apart) else 1.0)
+        return 1.0 - worst
+
+    def _together(self, one: Any, other: Any) -> float:
+        """Sum of the IoUs of the objects that both sides have, each with its best partner."""
+        if not len(one[2]) or not len(other[2]):
+            return 0.0
+        overlap = box_iou(torch.from_numpy(one[0]), torch.from_numpy(other[0])).numpy()
+        overlap[one[1][:, None] != other[1][None, :]] = 0
+        overlap[np.abs(one[2][:, None] - other[2][None, :]) > _SAME_SCORE] = 0
+        total = 0.0
+        while overlap.size:
+            row, col = np.unravel_index(int(overlap.argmax()), overlap.shape)
+            if overlap[row, col] <= 0:
+                break
+            total += float(overlap[row, col])
+            overlap[row, :] = 0
+            overlap[:, col] = 0
+        return total
 
 
 class _Boxes:

@@ -1,9 +1,10 @@
 """Execution engines of a packaged network: torch, ONNX Runtime or OpenVINO, in float32 or bfloat16.
 
 This file travels inside packages beside ``chipline_runtime.py``. Torch alone is needed; the other engines are
-looked up when one is asked for, and are made from the torch network in this process. An engine's classes are
-compared with those of torch in float32 before its first result is used (``Execution.settle``): one that
-disagrees, or is not there, gives way to the next slower one, and ``Execution.report`` says so.
+looked up when one is asked for, and are made from the torch network in this process. What an engine gives is
+compared with what torch gives in float32 before its first result is used (``Execution.settle``): one that
+disagrees, or is not there, gives way to the next slower one, and ``Execution.report`` says so. Pixels are
+compared by their classes, objects by their boxes (``ChiplineObjectDetector``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-ENGINES = ("TORCH", "ONNXRUNTIME", "OPENVINO")
+ENGINES = ("TORCH", "COMPILED", "ONNXRUNTIME", "OPENVINO")
 PRECISIONS = ("FLOAT32", "BFLOAT16")
 REFERENCE = ("TORCH", "FLOAT32")
 
@@ -28,26 +29,48 @@ LEAST_PIXELS = 1000
 # Compiled models are made for one shape each; a host sends one or two.
 _MOST_SHAPES = 4
 
-Logits = Callable[[torch.Tensor], torch.Tensor]
+Outputs = tuple[torch.Tensor, ...]
+Run = Callable[[torch.Tensor], Outputs]
+"""Normalised images (n, bands, rows, cols) -> what the network gives, float32, on the same device."""
 
 
 class EngineError(Exception):
     """An execution engine cannot run this network here."""
 
 
+class Classes:
+    """Compares engines by the class of each pixel: the highest of one tensor of logits."""
+
+    unit = "pixels"
+
+    def answers(self, run: Run, images: torch.Tensor) -> Any:
+        """What is compared: class numbers (n, rows, cols)."""
+        return best(run(images)[0]).cpu().numpy().astype(np.uint16)
+
+    def size(self, answers: Any) -> int:
+        """How much was compared."""
+        return int(answers.size)
+
+    def agreement(self, wanted: list[Any], found: list[Any]) -> float:
+        """From 0 to 1; see the function of this name."""
+        return agreement(wanted, found)
+
+
 class Execution:
     """Runs a network by the engine that was asked for, once that is known to agree with torch in float32.
 
     Args:
-        module: the network in float32 on its device, in evaluation mode; gives one tensor of logits.
+        module: the network in float32 on its device, in evaluation mode; gives a tensor or a tuple of them.
         shape: of the input that it will mostly see: (n, bands, rows, cols).
         engine: one of ``ENGINES``.
         precision: one of ``PRECISIONS``.
+        judge: what is compared, and how; classes of pixels by default.
 
     Attributes:
         report: ``execution_engine`` and ``precision`` that really compute, ``asked`` (both), ``agreement``
-            (mean IoU with torch in float32, None where nothing was compared), ``pixels`` compared, and
-            ``fell_back``: why faster ones were left, in words; empty where the wish was granted.
+            (mean IoU with torch in float32, None where nothing was compared), number of ``pixels`` (or of
+            what else the judge compares) and ``fell_back``: why faster ones were left, in words; empty where
+            the wish was granted.
     """
 
     def __init__(
@@ -56,6 +79,7 @@ class Execution:
         shape: tuple[int, int, int, int],
         engine: str = "TORCH",
         precision: str = "FLOAT32",
+        judge: Any = None,
     ) -> None:
         if engine not in ENGINES or precision not in PRECISIONS:
             raise ValueError(
@@ -63,16 +87,21 @@ class Execution:
                 f"one of {', '.join(PRECISIONS)}"
             )
         self._module, self._shape, self._asked = module, shape, (engine, precision)
-        self._run: Logits | None = None
+        self._judge: Any = judge or Classes()
+        self._run: Run | None = None
         self.report: dict[str, Any] = {}
         if self._asked == REFERENCE:
             self._use(REFERENCE, None, 0, [])
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (n, bands, rows, cols) -> float32 logits (n, scores, rows, cols), same device.
+        """The first of :meth:`outputs`: of pixel classification logits (n, scores, rows, cols)."""
+        return self.outputs(images)[0]
 
-        The logits are to be used up before the next call. A host that never calls ``settle`` has the engine
-        compared on the first images it sends.
+    def outputs(self, images: torch.Tensor) -> Outputs:
+        """Normalised images (n, bands, rows, cols) -> what the network gives, float32, same device.
+
+        It is to be used up before the next call. A host that never calls ``settle`` has the engine compared
+        on the first images it sends.
         """
         if self._run is None:
             self.settle([images])
@@ -97,7 +126,7 @@ class Execution:
             self.report = dict(decided)
             return self.report
         reference = _make(self._module, self._shape, *REFERENCE)
-        wanted: list[np.ndarray] = []
+        wanted: list[Any] = []
         chips = list(batches)
         reasons: list[str] = []
         if not chips:
@@ -106,11 +135,13 @@ class Execution:
             if choice == REFERENCE or not chips:
                 break
             words = " in ".join(choice)
+            with torch.inference_mode():
+                # Not guarded: where torch in float32 fails, for want of memory say, nothing else is better.
+                wanted = wanted or [self._judge.answers(reference, batch) for batch in chips]
             try:
                 run = _make(self._module, self._shape, *choice)
                 with torch.inference_mode():
-                    wanted = wanted or [_classes(reference(batch)) for batch in chips]
-                    found = [_classes(run(batch)) for batch in chips]
+                    found = [self._judge.answers(run, batch) for batch in chips]
             # Engines raise what they like; the run goes on without them, and says so.
             except Exception as error:  # noqa: BLE001
                 text = str(error).strip().splitlines() or [""]
@@ -118,23 +149,23 @@ class Execution:
                     f"{words} does not run this network here: {type(error).__name__}: {text[0][:300]}"
                 )
                 continue
-            same = agreement(wanted, found)
+            same = self._judge.agreement(wanted, found)
             if same >= LEAST_AGREEMENT:
-                self._use(choice, same, sum(item.size for item in wanted), reasons, run)
+                self._use(choice, same, sum(map(self._judge.size, wanted)), reasons, run)
                 return self.report
             reasons.append(
                 f"{words} agrees with {' in '.join(REFERENCE)} to {same:.5f} only; {LEAST_AGREEMENT} is asked"
             )
-        self._use(REFERENCE, None, sum(item.size for item in wanted), reasons)
+        self._use(REFERENCE, None, sum(map(self._judge.size, wanted)), reasons)
         return self.report
 
     def _use(
         self,
         choice: tuple[str, str],
         same: float | None,
-        pixels: int,
+        compared: int,
         reasons: list[str],
-        run: Logits | None = None,
+        run: Run | None = None,
     ) -> None:
         self._run = run or _make(self._module, self._shape, *choice)
         self.report = {
@@ -142,7 +173,7 @@ class Execution:
             "precision": choice[1],
             "asked": list(self._asked),
             "agreement": same,
-            "pixels": pixels,
+            self._judge.unit: compared,
             "fell_back": reasons,
         }
 
@@ -176,19 +207,14 @@ def best(scores: torch.Tensor) -> torch.Tensor:
     return scores.max(dim=1).indices
 
 
-def _classes(logits: torch.Tensor) -> np.ndarray:
-    result: np.ndarray = best(logits).cpu().numpy().astype(np.uint16)
-    return result
-
-
 def _ladder(asked: tuple[str, str]) -> list[tuple[str, str]]:
     """What is tried, in order: what was asked, the same engine in float32, torch in float32."""
     return list(dict.fromkeys([asked, (asked[0], "FLOAT32"), REFERENCE]))
 
 
-def _make(module: torch.nn.Module, shape: tuple[int, int, int, int], engine: str, precision: str) -> Logits:
-    if engine == "TORCH":
-        return _torch(module, precision)
+def _make(module: torch.nn.Module, shape: tuple[int, int, int, int], engine: str, precision: str) -> Run:
+    if engine in ("TORCH", "COMPILED"):
+        return _torch(module, shape, precision, compiled=engine == "COMPILED")
     if next(module.parameters()).device.type != "cpu":
         raise EngineError(f"{engine} is used on a CPU; on a GPU torch computes")
     make = _openvino if engine == "OPENVINO" else _onnxruntime
@@ -202,15 +228,84 @@ def _make(module: torch.nn.Module, shape: tuple[int, int, int, int], engine: str
         return make(trace(plain, example, check_trace=False), example, precision)
 
 
-def _torch(module: torch.nn.Module, precision: str) -> Logits:
-    if precision == "FLOAT32":
-        return lambda images: module(images).float()
-    # A copy: the float32 network is what this one is compared with.
-    narrow = copy.deepcopy(module).to(torch.bfloat16)
-    return lambda images: narrow(images.to(torch.bfloat16)).float()
+def _tensors(given: Any) -> Outputs:
+    return (given,) if isinstance(given, torch.Tensor) else tuple(given)
 
 
-def _openvino(traced: Any, example: torch.Tensor, precision: str) -> Logits:
+def _torch(
+    module: torch.nn.Module, shape: tuple[int, int, int, int], precision: str, *, compiled: bool
+) -> Run:
+    narrow = precision == "BFLOAT16"
+    network: Any = _narrowed(module, shape) if narrow else module
+    if compiled:
+        # Shapes are few and fixed: a kernel each, as for the other engines.
+        network = torch.compile(network, dynamic=False)
+
+    def run(images: torch.Tensor) -> Outputs:
+        given = images.to(torch.bfloat16) if narrow else images
+        return tuple(one.float() for one in _tensors(network(given)))
+
+    return run
+
+
+def _narrowed(module: torch.nn.Module, shape: tuple[int, int, int, int]) -> torch.nn.Module:
+    """A copy in bfloat16, whose last layers stay in float32.
+
+    bfloat16 tells numbers from 64 to 128 apart by halves: scores that were rounded to it would be equal where
+    the classes' true ones are not, and the first of them would win.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        # A copy: the float32 network is what this one is compared with.
+        narrow = copy.deepcopy(module).to(torch.bfloat16)
+        for name in last_layers(module, shape):
+            layer = narrow.get_submodule(name).float()
+            layer.load_state_dict(module.get_submodule(name).state_dict())
+            layer.register_forward_pre_hook(_in_float32)
+    return narrow
+
+
+def _in_float32(layer: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # noqa: ARG001
+    return tuple(one.float() for one in given)
+
+
+def last_layers(module: torch.nn.Module, shape: tuple[int, int, int, int]) -> list[str]:
+    """Names of the layers with weights whose outcome meets no further layer with weights.
+
+    Found by walking back from the outputs through what torch notes for derivatives, on the device ``meta``,
+    where nothing is computed.
+
+    Args:
+        shape: of an input that the network takes: (n, bands, rows, cols).
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        probe = copy.deepcopy(module).to("meta").requires_grad_(True)
+        outputs = _tensors(probe(torch.zeros(1, *shape[1:], device="meta")))
+    last: set[int] = set()
+    earlier: set[int] = set()
+    # Nodes are kept: Python makes their wrappers anew, under the numbers of those that are gone.
+    seen: dict[tuple[int, bool], Any] = {}
+    ahead: list[tuple[Any, bool]] = [(one.grad_fn, False) for one in outputs if one.grad_fn is not None]
+    while ahead:
+        node, behind = ahead.pop()
+        if (id(node), behind) in seen:
+            continue
+        seen[id(node), behind] = node
+        before = [one for one, _ in node.next_functions if one is not None]
+        weights = {id(one.variable) for one in before if hasattr(one, "variable")}
+        (earlier if behind else last).update(weights)
+        ahead += [(one, behind or bool(weights)) for one in before if not hasattr(one, "variable")]
+    # A feature map may be an output, too, and still go on into further layers.
+    owned = last - earlier
+    return [
+        name
+        for name, layer in probe.named_modules()
+        if name
+        and not list(layer.children())
+        and any(id(weight) in owned for weight in layer.parameters(recurse=False))
+    ]
+
+
+def _openvino(traced: Any, example: torch.Tensor, precision: str) -> Run:
     try:
         import openvino  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError as error:
@@ -227,7 +322,7 @@ def _openvino(traced: Any, example: torch.Tensor, precision: str) -> Logits:
     }
     requests: dict[tuple[int, ...], Any] = {}
 
-    def run(images: torch.Tensor) -> torch.Tensor:
+    def run(images: torch.Tensor) -> Outputs:
         shape = tuple(images.shape)
         if shape not in requests:
             if len(requests) >= _MOST_SHAPES:
@@ -236,12 +331,13 @@ def _openvino(traced: Any, example: torch.Tensor, precision: str) -> Logits:
             requests[shape] = core.compile_model(model, "CPU", settings).create_infer_request()
         given = images.contiguous().numpy()
         # Shared, not copied.
-        return torch.from_numpy(requests[shape].infer([given], share_inputs=True, share_outputs=True)[0])
+        found = requests[shape].infer([given], share_inputs=True, share_outputs=True)
+        return tuple(torch.from_numpy(found[number]) for number in range(len(model.outputs)))
 
     return run
 
 
-def _onnxruntime(traced: Any, example: torch.Tensor, precision: str) -> Logits:
+def _onnxruntime(traced: Any, example: torch.Tensor, precision: str) -> Run:
     if precision != "FLOAT32":
         raise EngineError("ONNX Runtime computes in float32 on a CPU")
     try:
@@ -250,6 +346,7 @@ def _onnxruntime(traced: Any, example: torch.Tensor, precision: str) -> Logits:
         raise EngineError("the Python that runs the package has no onnxruntime") from error
     stream: Any = io.BytesIO()
     free = {0: "n", 2: "rows", 3: "cols"}
+    outputs = {f"output{number}": one.ndim for number, one in enumerate(_tensors(traced(example)))}
     torch.onnx.export(
         traced,
         (example,),
@@ -257,8 +354,11 @@ def _onnxruntime(traced: Any, example: torch.Tensor, precision: str) -> Logits:
         dynamo=False,
         opset_version=17,
         input_names=["images"],
-        output_names=["logits"],
-        dynamic_axes={"images": free, "logits": free},
+        output_names=list(outputs),
+        dynamic_axes={
+            "images": free,
+            **{name: free if axes == 4 else {0: "n"} for name, axes in outputs.items()},
+        },
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -268,7 +368,8 @@ def _onnxruntime(traced: Any, example: torch.Tensor, precision: str) -> Logits:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(stream.getvalue(), options, providers=["CPUExecutionProvider"])
 
-    def run(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
+    def run(images: torch.Tensor) -> Outputs:
+        found = session.run(None, {"images": images.contiguous().numpy()})
+        return tuple(torch.from_numpy(one) for one in found)
 
     return run

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -215,14 +215,40 @@ class PackagedNetwork:
         # The layout in which convolutions run fastest on both devices; only the last digits depend on it.
         return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
+    def room(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array to put chips into, with anything in it; for a GPU in memory that it reads by itself.
+
+        torch keeps such memory, and gives it out again once the device has read it.
+        """
+        if self.device.type != "cuda":
+            return np.empty(shape, dtype)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+        array: np.ndarray = pinned.view(dtype).reshape(shape)
+        return array
+
     def normalised(self, pixels: np.ndarray) -> torch.Tensor:
-        """(n, bands, rows, cols) of any number type -> float32 of the same shape on the device."""
+        """(n, bands, rows, cols) of any number type -> float32 of the same shape on the device.
+
+        Pixels travel to the device in their own type, and are widened there. From an array of :meth:`room`
+        the copy goes on while this returns.
+        """
+        pixels = np.ascontiguousarray(pixels)
         if pixels.dtype in (np.uint8, np.int16, np.int32, np.float32):
-            tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).to(torch.float32)
+            tensor = torch.from_numpy(pixels).to(self.device, non_blocking=True).to(torch.float32)
+        elif pixels.dtype == np.uint16:
+            # torch has few operations on uint16: the same bits as int16, and the sign put right.
+            wide = torch.from_numpy(pixels.view(np.int16)).to(self.device, non_blocking=True).to(torch.int32)
+            tensor = wide.bitwise_and_(0xFFFF).to(torch.float32)
         else:
             tensor = torch.from_numpy(pixels.astype(np.float32)).to(self.device)
         tensor = tensor * self._factor + self._summand
         return tensor.contiguous(memory_format=torch.channels_last)
+
+    def input_edge(self, tile: int) -> int:
+        """Edge of the network's input for tiles of ``tile`` pixels: larger or smaller with ``resize_to``."""
+        before, after = (self.own.get(key) for key in ("ResizeFrom", "ResizeTo"))
+        return tile * int(after) // int(before) if before and after else tile
 
     def number(self, key: str, default: int) -> int:
         """A whole number of the definition, or ``default``."""
@@ -231,17 +257,51 @@ class PackagedNetwork:
 
 
 def execution(
-    network: PackagedNetwork, tiles: SuperTile, scalars: dict[str, Any]
+    network: PackagedNetwork,
+    tiles: SuperTile,
+    scalars: dict[str, Any],
+    module: torch.nn.Module | None = None,
+    judge: Any = None,
 ) -> chipline_engines.Execution:
     """The engine that the arguments ask for; it is made and compared when it is settled or first used.
+
+    Args:
+        module: what of the network it computes; all of it by default.
+        judge: see ``chipline_engines.Execution``.
 
     Raises:
         ValueError: an engine or a precision that does not exist.
     """
     engine = choice(scalars, "execution_engine", "TORCH", chipline_engines.ENGINES)
     precision = choice(scalars, "precision", "FLOAT32", chipline_engines.PRECISIONS)
-    shape = (tiles.batch, len(network.bands), tiles.tile, tiles.tile)
-    return chipline_engines.Execution(network.module, shape, engine, precision)
+    edge = network.input_edge(tiles.tile)
+    shape = (tiles.batch, len(network.bands), edge, edge)
+    return chipline_engines.Execution(module or network.module, shape, engine, precision, judge)
+
+
+class Fetched:
+    """Tensors on their way from the device, while it and this process go on."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self._event: Any = None
+        if tensors and tensors[0].is_cuda:
+            rooms = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors]
+            tensors = [room.copy_(one, non_blocking=True) for room, one in zip(rooms, tensors)]  # noqa: B905
+            event: Any = torch.cuda.Event
+            self._event = event()
+            self._event.record()
+        self._tensors = tensors
+
+    def arrays(self) -> list[np.ndarray]:
+        """The tensors, once they are here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [one.numpy() for one in self._tensors]
+
+
+def images_of(network: PackagedNetwork, tiles: SuperTile, blocks: list[np.ndarray]) -> list[torch.Tensor]:
+    """The chips of blocks (bands, rows, cols) with their padding, normalised, without batches of nothing."""
+    return [network.normalised(chips) for block in blocks for _, chips in tiles.batches(block) if chips.any()]
 
 
 def cleaned(pixels: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -252,12 +312,13 @@ def cleaned(pixels: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np
         mask: the same shape or (rows, cols), 0 where invalid; None where all is valid.
 
     Returns:
-        A copy of the pixels, and bool (rows, cols): False only where every band is invalid.
+        The pixels, as they are or as a changed copy, and bool (rows, cols): False only where every band is
+        invalid.
     """
+    if pixels.dtype.kind in "iu" and (mask is None or np.all(mask)):
+        # What most blocks are: a mask per band takes longer than all else here, and a copy is not needed.
+        return pixels, np.ones(pixels.shape[1:], dtype=bool)
     block = np.array(pixels, copy=True)
-    if block.dtype.kind in "iu" and (mask is None or np.all(mask)):
-        # What most blocks are: a mask per band takes longer than all else here.
-        return block, np.ones(block.shape[1:], dtype=bool)
     valid = np.ones(block.shape, dtype=bool)
     if mask is not None:
         valid &= np.broadcast_to(np.asarray(mask), block.shape) != 0
@@ -287,6 +348,11 @@ class SuperTile:
         self.side = math.isqrt(batch_size)
         self.batch = self.side * self.side
         self.size = self.inner * self.side
+        self.at_once = self.batch
+
+    def limit(self, batch: int) -> None:
+        """Gives at most ``batch`` chips at a time; the block and its chips stay as they are."""
+        self.at_once = max(1, min(int(batch), self.batch))
 
     def placed(self, rows: int, cols: int) -> list[tuple[int, int]]:
         """(row, col) of each chip's top-left corner in a block of ``rows`` x ``cols`` with its padding."""
@@ -296,12 +362,21 @@ class SuperTile:
             for col in range(0, max(cols - 2 * self.padding, 1), self.inner)
         ]
 
-    def batches(self, block: np.ndarray) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
-        """Batches of chips (n, bands, tile, tile) with their places; short blocks are filled with 0."""
+    def batches(
+        self, block: np.ndarray, room: Callable[..., np.ndarray] = np.empty
+    ) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
+        """Batches of chips (n, bands, tile, tile) with their places; short blocks are filled with 0.
+
+        Args:
+            room: makes the arrays, as ``numpy.empty`` does; see ``PackagedNetwork.room``.
+        """
         places = self.placed(block.shape[1], block.shape[2])
-        for start in range(0, len(places), self.batch):
-            chosen = places[start : start + self.batch]
-            chips = np.zeros((len(chosen), block.shape[0], self.tile, self.tile), dtype=block.dtype)
+        for start in range(0, len(places), self.at_once):
+            chosen = places[start : start + self.at_once]
+            chips = room((len(chosen), block.shape[0], self.tile, self.tile), block.dtype)
+            last = max(row for row, _ in chosen), max(col for _, col in chosen)
+            if last[0] + self.tile > block.shape[1] or last[1] + self.tile > block.shape[2]:
+                chips[:] = 0
             for chip, (row, col) in zip(chips, chosen):  # noqa: B905
                 part = block[:, row : row + self.tile, col : col + self.tile]
                 chip[:, : part.shape[1], : part.shape[2]] = part
@@ -388,15 +463,15 @@ def tile_parameters(network: PackagedNetwork) -> list[dict[str, Any]]:
 
 
 def engine_parameters() -> list[dict[str, Any]]:
-    """execution_engine and precision, for networks that give one tensor of scores."""
+    """execution_engine and precision."""
     return [
         parameter(
             "execution_engine",
             "GPString",
             "TORCH",
             "Execution engine",
-            "What computes the network; the others take less time on a CPU. One whose classes are not those "
-            "of TORCH in FLOAT32 on the first tiles gives way to it.",
+            "What computes the network; ONNXRUNTIME and OPENVINO take less time on a CPU, COMPILED may on a "
+            "GPU. One whose results are not those of TORCH in FLOAT32 on the first tiles gives way to it.",
             list(chipline_engines.ENGINES),
         ),
         parameter(

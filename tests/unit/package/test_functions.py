@@ -45,6 +45,31 @@ def test_short_blocks_are_filled_with_zeros() -> None:
     assert chips[3].sum() == 2 * 24 * 17
 
 
+def test_a_limited_batch_gives_the_same_chips_in_more_calls() -> None:
+    tiles = runtime.SuperTile(32, 8, 9)
+    block = np.random.default_rng(0).integers(0, 255, (2, 60, 64)).astype(np.uint8)
+    ((places, whole),) = tiles.batches(block)
+    tiles.limit(4)
+    parts = list(tiles.batches(block, np.empty))
+    assert [len(part) for part, _ in parts] == [4, 4, 1]
+    assert [place for part, _ in parts for place in part] == places
+    np.testing.assert_array_equal(np.concatenate([chips for _, chips in parts]), whole)
+    tiles.limit(100)
+    assert tiles.at_once == 9
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"])
+def test_pixels_of_any_type_become_float32(dtype: str) -> None:
+    network = object.__new__(runtime.PackagedNetwork)
+    network.device = torch.device("cpu")
+    network._factor, network._summand = torch.tensor(2.0), torch.tensor(1.0)
+    most = min(np.iinfo(dtype).max, 2**24) if np.dtype(dtype).kind in "iu" else 1000.5
+    pixels = np.array([[[[0, 1, 300 % most, most]]]]).astype(dtype)
+    found = network.normalised(pixels)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.numpy(), pixels.astype(np.float32) * 2 + 1)
+
+
 @pytest.mark.parametrize(("tile", "padding", "batch"), [(64, 32, 1), (64, -1, 1), (64, 8, 0)])
 def test_numbers_that_do_not_fit_are_refused(tile: int, padding: int, batch: int) -> None:
     with pytest.raises(ValueError, match=r"padding|batch_size"):
