@@ -228,12 +228,12 @@ def features_of_layer(
     records, numbers, pixels = [], [], []
     for number, planned in enumerate(grids):
         index = np.flatnonzero(usable)
-        moved = geometry_px(shapes[index], crs_wkt, planned.crs_wkt, planned.transform)
+        moved = geometry_px(shapes[index], crs_wkt, planned.grid)
         index, moved = index[_finite(moved)], moved[_finite(moved)]
         on = _on_imagery(moved, planned, crops, with_extent=parameters.extent is not None)
         if mask is not None:
             xmin, ymin, xmax, ymax = shapely.bounds(moved).reshape(-1, 4).T
-            on &= mask.on_grid(planned.crs_wkt, planned.transform).holds((xmin + xmax) / 2, (ymin + ymax) / 2)
+            on &= mask.on_grid(planned.grid).holds((xmin + xmax) / 2, (ymin + ymax) / 2)
         index, moved = index[on], moved[on]
         windows = crop_windows(moved, crops)
         cells = windows[:, :2] // _CELL_PX
@@ -330,7 +330,7 @@ def features_of_plan(plan: Plan, table: bytes) -> Callable[[Shard], Features]:
         found = shapely.from_wkb(column.to_numpy()[start - first : stop - first])
         planned = plan.grids[shard.grid]
         shapes = np.asarray(found, object)
-        return Features(rows, geometry_px(shapes, crops.crs_wkt, planned.crs_wkt, planned.transform))
+        return Features(rows, geometry_px(shapes, crops.crs_wkt, planned.grid))
 
     return read
 

@@ -110,7 +110,7 @@ def _sources(plan: Plan, frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:
         mine = np.flatnonzero(grids == number)
         if not len(mine):
             continue
-        bounds = shapely.bounds(geometry_px(shapes[mine], crops.crs_wkt, planned.crs_wkt, planned.transform))
+        bounds = shapely.bounds(geometry_px(shapes[mine], crops.crs_wkt, planned.grid))
         middle = shapely.points((bounds[:, :2] + bounds[:, 2:]) / 2)
         boxes = np.array([(col, row, col + cols, row + rows) for row, col, rows, cols in planned.footprints])
         points, rasters = shapely.STRtree(shapely.box(*boxes.T)).query(middle, predicate="intersects")

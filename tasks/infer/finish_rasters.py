@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from tasks.imagery import Window
 from tasks.infer.finish_features import put_layer, write_polygons
+from tasks.infer.image_grids import read_as
+from tasks.infer.image_rasters import mapped_blocks
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, preview_name, raster_item
 from tasks.infer.operators import PixelFormat, read_pixels
 from tasks.infer.outputs import Outputs
@@ -44,32 +46,48 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         shards[shard.grid].append(shard)
     for number, planned in enumerate(plan.grids):
         blocks = _classes(store, plan, planned, shards[number])
-        files = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
+        computed = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
         shown = number < MOST_PREVIEWS
         if shown:
+            # Of a raw image the picture, too, is the image's own.
             image = picture(
-                [plan.rasters[index] for index in planned.shown],
+                read_as(planned, [plan.rasters[index] for index in planned.shown]),
                 form.classes,
-                classified=str(files.cog) if form.classes else None,
+                classified=str(computed.cog) if form.classes else None,
                 grid=planned.output_grid,
                 max_bytes=PREVIEW_BYTES,
             )
             outputs.put_bytes(preview_name(planned), image, "image/jpeg")
-        kept = probability_formats(plan)
-        item = raster_item(plan, planned, form, preview=shown, kept=kept)
+        kept, place = probability_formats(plan), planned.published
+        files = _on_map(plan, planned, computed, form)
+        item = raster_item(plan, place, form, preview=shown, kept=kept)
         outputs.put_bytes(f"{planned.name}.stac.json", item, ITEM)
         polygons = None
         if plan.finishing.get("polygons") is not None:
             nodata = None if form.nodata is None else int(form.nodata)
-            polygons = write_polygons(plan, planned, files.cog, nodata, folder)
-        _put(outputs, planned, planned.name, files, form)
+            polygons = write_polygons(plan, place, files.cog, nodata, folder)
+        _put(outputs, place, planned.name, files, form)
         if polygons is not None:
-            put_layer(outputs, f"{planned.name}_polygons", planned.crs_wkt, polygons, {})
+            put_layer(outputs, f"{planned.name}_polygons", place.crs_wkt, polygons, {})
         for suffix, kept_form in kept.items():
             path = folder / f"{planned.name}_{suffix}.tif"
             values = _kept(store, plan, planned, shards[number], suffix)
             made = write_raster(path, planned.output_grid, values, kept_form)
-            _put(outputs, planned, f"{planned.name}_{suffix}", made, kept_form)
+            _put(outputs, place, path.stem, _on_map(plan, planned, made, kept_form), kept_form)
+
+
+def _on_map(plan: Plan, planned: PlannedGrid, computed: RasterFiles, form: RasterFormat) -> RasterFiles:
+    """The raster where it is published: of a raw image put onto the map, with everything beside it."""
+    if planned.on_map is None:
+        return computed
+    raw = computed.cog.rename(computed.cog.with_suffix(".image.tif"))
+    try:
+        grid = planned.published.output_grid
+        fill = 0 if form.nodata is None else form.nodata
+        blocks = mapped_blocks(raw, plan.rasters[planned.rasters[0]], grid, fill)
+        return write_raster(computed.cog, grid, blocks, form)
+    finally:
+        raw.unlink()
 
 
 def raster_format(pixels: PixelFormat, classes: Sequence[PlannedClass]) -> RasterFormat:
@@ -89,11 +107,7 @@ def probability_formats(plan: Plan) -> dict[str, RasterFormat]:
         return {}
     kept, classes = plan.scoring.kept, label_classes(plan.package.classes)
     names = tuple(f"probability of rank {rank}" for rank in range(1, kept + 1))
-    formats = {
-        "probability": RasterFormat(
-            "uint8", None, count=kept, band_names=names, overviews="average", masked=True
-        )
-    }
+    formats = {"probability": RasterFormat("uint8", None, count=kept, band_names=names, overviews="average")}
     if kept > 1:
         formats["alternatives"] = RasterFormat(
             plan.pixel_format.dtype,
@@ -146,7 +160,7 @@ def _put(outputs: Outputs, planned: PlannedGrid, name: str, files: RasterFiles, 
             "path": files.cog.name,
             "media_type": COG_TYPE,
             "bounds": list(planned.output_grid.bounds),
-            "crs_wkt": planned.crs_wkt,
+            "crs_wkt": planned.crs_wkt or None,
             "rows": planned.output_grid.rows,
             "cols": planned.output_grid.cols,
             "bands": form.count,

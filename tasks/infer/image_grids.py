@@ -2,14 +2,15 @@
 
 A grid without coordinate system is a raw image: computed as it lies in its file (``use_pixelspace``), its
 objects are carried onto the map by the raster's RPCs, control points or affine, see
-``tasks.imagery.image_space``.
+``tasks.imagery.image_space``; its classes by ``tasks.infer.image_rasters``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import pyproj
@@ -20,11 +21,12 @@ from tasks.errors import BadInputError
 from tasks.imagery import Bounds, RasterInfo
 from tasks.imagery.collection import grid_of_raster, same_crs
 from tasks.imagery.image_space import ImageTransform, image_transform, in_pixel_space
-from tasks.infer.parameters import InferenceTool
-from tasks.infer.planned import Plan, PlannedGrid
+from tasks.infer.parameters import ClassifyPixelsParameters, InferenceTool
+from tasks.infer.planned import MapGrid, Plan, PlannedGrid
 
 _AT_ONCE = 16
-_EDGE_POINTS = 21
+_Answer = TypeVar("_Answer")
+EDGE_POINTS = 21
 
 
 def in_image_space(parameters: InferenceTool) -> bool:
@@ -37,8 +39,8 @@ def seen_as(parameters: InferenceTool, rasters: Sequence[RasterInfo]) -> list[Ra
     return [in_pixel_space(info) for info in rasters] if in_image_space(parameters) else list(rasters)
 
 
-def image_grid(name: str, number: int, info: RasterInfo) -> PlannedGrid:
-    """The grid of a raw image, the one raster of its grid."""
+def image_grid(name: str, number: int, info: RasterInfo, on_map: MapGrid | None = None) -> PlannedGrid:
+    """The grid of a raw image, the one raster of its grid; ``on_map``: where its classes come to lie."""
     grid = grid_of_raster(in_pixel_space(info), map_space=False)
     whole = (0, 0, grid.rows, grid.cols)
     return PlannedGrid(
@@ -50,11 +52,12 @@ def image_grid(name: str, number: int, info: RasterInfo) -> PlannedGrid:
         region=whole,
         rasters=[number],
         footprints=[whole],
+        on_map=on_map,
     )
 
 
 def check_image_space(parameters: InferenceTool, rasters: Sequence[RasterInfo], *, apart: bool) -> None:
-    """Refuse what pixel space has no meaning for, and images that do not say where they lie.
+    """Refuse what pixel space has no meaning for, and images whose objects would lie nowhere.
 
     Raises:
         BadInputError: naming the parameter or the raster.
@@ -69,8 +72,15 @@ def check_image_space(parameters: InferenceTool, rasters: Sequence[RasterInfo], 
             f"{len(rasters)} rasters cannot share one pixel space.",
             "Process the rasters separately (PROCESS_ITEMS_SEPARATELY), or work in map space.",
         )
+    # A classified image may stay as it lies in its file; objects need the map.
+    if not isinstance(parameters, ClassifyPixelsParameters):
+        each_image(way_of, rasters)
+
+
+def each_image(ask: Callable[[RasterInfo], _Answer], rasters: Sequence[RasterInfo]) -> list[_Answer]:
+    """What each image says, in order; many are asked at once, since each may be a round trip."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(_way, rasters))
+        return list(pool.map(ask, rasters))
 
 
 def read_as(planned: PlannedGrid, infos: Sequence[RasterInfo]) -> list[RasterInfo]:
@@ -120,16 +130,17 @@ def map_bounds(plan: Plan, planned: PlannedGrid) -> Bounds:
     if planned.crs_wkt:
         return planned.output_grid.bounds
     outline = shapely.segmentize(
-        shapely.box(0, 0, planned.cols, planned.rows), max(planned.cols, planned.rows) / _EDGE_POINTS
+        shapely.box(0, 0, planned.cols, planned.rows), max(planned.cols, planned.rows) / EDGE_POINTS
     )
     xmin, ymin, xmax, ymax = shapely.total_bounds(to_map(plan, planned, np.array([outline], dtype=object)))
     return float(xmin), float(ymin), float(xmax), float(ymax)
 
 
 def _way_of(plan: Plan, planned: PlannedGrid) -> ImageTransform:
-    return _way(plan.rasters[planned.rasters[0]])
+    return way_of(plan.rasters[planned.rasters[0]])
 
 
 @lru_cache(maxsize=256)
-def _way(info: RasterInfo) -> ImageTransform:
+def way_of(info: RasterInfo) -> ImageTransform:
+    """An image's own way to the map, see :func:`tasks.imagery.image_space.image_transform`."""
     return image_transform(info)

@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 
 from tasks.errors import BadInputError
-from tasks.imagery import Transform, Window
+from tasks.imagery import Grid, Window
 from tasks.imagery.collection import same_crs
 from tasks.labels.burning import burn_polygons
 from tasks.labels.records import read_all
@@ -26,20 +26,22 @@ TABLE = "mask.parquet"
 _EDGE = 1e-3
 
 
-def geometry_px(
-    geometry: NDArray[np.object_], crs_wkt: str, grid_crs_wkt: str, transform: Transform
-) -> NDArray[np.object_]:
+def geometry_px(geometry: NDArray[np.object_], crs_wkt: str, grid: Grid) -> NDArray[np.object_]:
     """Geometries in pixels of a grid: x = column, y = row.
+
+    On a grid of degrees each lies at that of its longitudes, 360 degrees apart, which is nearest to the
+    grid's middle: a grid across the antimeridian goes on beyond 180, other documents start again at -180.
 
     Args:
         geometry: on the map.
         crs_wkt: its coordinate system.
-        grid_crs_wkt, transform: of the grid.
+        grid: on the map.
     """
-    a, _, c, _, e, f = transform
+    a, _, c, _, e, f = grid.transform
     project = None
-    if not same_crs(crs_wkt, grid_crs_wkt):
-        project = pyproj.Transformer.from_crs(crs_wkt, grid_crs_wkt, always_xy=True)
+    assert grid.crs_wkt is not None
+    if not same_crs(crs_wkt, grid.crs_wkt):
+        project = pyproj.Transformer.from_crs(crs_wkt, grid.crs_wkt, always_xy=True)
 
     def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
         if project is not None:
@@ -47,6 +49,19 @@ def geometry_px(
         return (points - (c, f)) / (a, e)
 
     moved: NDArray[np.object_] = shapely.transform(shapely.force_2d(geometry), move)
+    if pyproj.CRS.from_wkt(grid.crs_wkt).is_geographic:
+        bounds = shapely.bounds(moved).reshape(-1, 4)
+        turn = 360 / a  # px
+        with np.errstate(invalid="ignore"):
+            turns = np.round((grid.cols / 2 - (bounds[:, 0] + bounds[:, 2]) / 2) / turn)
+        for number in np.unique(turns[np.isfinite(turns) & (turns != 0)]).tolist():
+            away = turns == number
+            moved[away] = _shifted(moved[away], number * turn)
+    return moved
+
+
+def _shifted(geometry: NDArray[np.object_], cols: float) -> NDArray[np.object_]:
+    moved: NDArray[np.object_] = shapely.transform(geometry, lambda points: np.add(points, (cols, 0.0)))
     return moved
 
 
@@ -118,9 +133,10 @@ class MaskPolygons:
             digest.update(wkb)
         return digest.hexdigest()
 
-    def on_grid(self, crs_wkt: str, transform: Transform) -> GridMask:
+    def on_grid(self, grid: Grid) -> GridMask:
         """The same in pixels of a grid; what has no place there is left out."""
-        moved = geometry_px(self.geometry, self.crs_wkt, crs_wkt, transform)
+        # Of a polygon that was cut at the antimeridian each part has a place of its own.
+        moved = geometry_px(shapely.get_parts(self.geometry), self.crs_wkt, grid)
         bounds = shapely.bounds(moved).reshape(-1, 4)
         moved = moved[np.isfinite(bounds).all(axis=1)]
         wrong = ~shapely.is_valid(moved)

@@ -184,6 +184,12 @@ class ClassifyPixelsParameters(ClassPolygonParameters, ScoreParameters, EnginePa
         description="Name of the output, or the URI of a folder; holds one classified raster (COG) for a "
         "mosaic, or one per input raster",
     )
+    use_pixelspace: bool = Field(
+        default=False,
+        description="Classify the raw images, as they lie in their files, and put the classes onto the map "
+        "by each image's RPCs, control points or affine; an image that does not say where it lies gets a raster "
+        "in its own pixels. Several images need PROCESS_ITEMS_SEPARATELY",
+    )
 
     @property
     def output(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +31,8 @@ from tasks.infer.features import (
     planned_crops,
 )
 from tasks.infer.fit import Samples, agreed_bands, check_fit, rescaling_for, separately, target_sr
-from tasks.infer.image_grids import check_image_space, image_grid, in_image_space, seen_as
+from tasks.infer.image_grids import check_image_space, each_image, image_grid, in_image_space, seen_as
+from tasks.infer.image_rasters import map_grid
 from tasks.infer.mask import MaskPolygons, misses
 from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
@@ -43,7 +45,15 @@ from tasks.infer.parameters import (
     parts_at_once,
 )
 from tasks.infer.parameters_outputs import LayerParameters
-from tasks.infer.planned import Plan, PlannedClass, PlannedGrid, PlannedPackage, Processor, output_name
+from tasks.infer.planned import (
+    MapGrid,
+    Plan,
+    PlannedClass,
+    PlannedGrid,
+    PlannedPackage,
+    Processor,
+    output_name,
+)
 from tasks.infer.score_layout import scoring_for
 from tasks.infer.shards import (
     SEMANTICS_VERSION,
@@ -309,7 +319,7 @@ def plan_with_features(
             margin=0 if scoring is None else scoring.margin,
         )
         if mask is not None and made:
-            touched = mask.on_grid(planned.crs_wkt, planned.transform).touches([one.target for one in made])
+            touched = mask.on_grid(planned.grid).touches([one.target for one in made])
             made = [one for one, there in zip(made, touched.tolist(), strict=True) if there]
         shards += made
     if not shards and features is None:
@@ -391,7 +401,8 @@ def _on_record(parameters: InferenceTool) -> dict[str, Any]:
 def _finishing(parameters: InferenceTool, tool: Tool) -> dict[str, Any]:
     if isinstance(parameters, ClassifyPixelsParameters):
         polygons = {"polygons": _layer(parameters)} if parameters.output_polygons else {}
-        return {"format": "COG", "name": output_name(parameters.output), **polygons}
+        space = {"pixelspace": {"out_sr": parameters.out_sr}} if parameters.use_pixelspace else {}
+        return {"format": "COG", "name": output_name(parameters.output), **polygons, **space}
     if isinstance(parameters, ClassifyObjectsParameters):
         return {"format": tool, "name": output_name(parameters.output)}
     if not isinstance(parameters, DetectObjectsParameters):
@@ -449,7 +460,7 @@ def _plan_grids(
         groups = [(name, [index]) for index, name in enumerate(names)]
     if in_image_space(parameters):
         check_image_space(parameters, rasters, apart=apart)
-        return [image_grid(name, indices[0], rasters[indices[0]]) for name, indices in groups]
+        return _image_grids(parameters, rasters, [name for name, _ in groups])
     planned = []
     for name, indices in groups:
         infos = [rasters[index] for index in indices]
@@ -461,19 +472,14 @@ def _plan_grids(
             region = _common_region(grid, region, places)
         if mask is not None and not region.is_empty:
             assert grid.crs_wkt is not None
-            region = region.intersection(mask.on_grid(grid.crs_wkt, grid.transform).window)
+            region = region.intersection(mask.on_grid(grid).window)
             if region.is_empty and not apart:
                 raise misses(mask.uri)
         if region.is_empty:
             if not apart:
                 raise _extent_misses(grid, parameters.extent)
             continue  # of many items, an extent need not touch each
-        if region.rows * region.cols > LARGEST_OUTPUT_PIXELS:
-            raise BadInputError(
-                f"The output {name} would have {region.rows} x {region.cols} pixels, more than "
-                f"{LARGEST_OUTPUT_PIXELS}.",
-                "Give a smaller extent or a larger cell_size, or process the items separately.",
-            )
+        _check_size(name, region.rows, region.cols)
         footprints = [grid.window_of_bounds(bounds_in(info, grid.crs_wkt)) for info in infos]
         assert grid.crs_wkt is not None  # grid_of_collection refuses rasters without
         planned.append(
@@ -496,6 +502,35 @@ def _plan_grids(
             "Give it in the coordinates of the rasters, as xmin, ymin, xmax, ymax, or leave it empty.",
         )
     return planned
+
+
+def _image_grids(
+    parameters: InferenceTool, rasters: Sequence[RasterInfo], names: Sequence[str]
+) -> list[PlannedGrid]:
+    """A grid per raw image, and where the raster of its classes comes to lie."""
+    places: list[MapGrid | None] = [None] * len(rasters)
+    if isinstance(parameters, ClassifyPixelsParameters):
+        places = each_image(partial(map_grid, out_sr=parameters.out_sr), rasters)
+    for info, place in zip(rasters, places, strict=True):
+        if place is not None:
+            _check_size(info.address, place.rows, place.cols)
+        elif isinstance(parameters, ClassifyPixelsParameters) and parameters.output_polygons:
+            raise BadInputError(
+                f"{info.address} does not say where it lies, and polygons need a map.",
+                "Leave output_polygons off, or give a raster with RPCs, control points or a georeference.",
+            )
+    return [
+        image_grid(name, number, info, place)
+        for number, (name, info, place) in enumerate(zip(names, rasters, places, strict=True))
+    ]
+
+
+def _check_size(name: str, rows: int, cols: int) -> None:
+    if rows * cols > LARGEST_OUTPUT_PIXELS:
+        raise BadInputError(
+            f"The output {name} would have {rows} x {cols} pixels, more than {LARGEST_OUTPUT_PIXELS}.",
+            "Give a smaller extent or a larger cell_size, or process the items separately.",
+        )
 
 
 def _place(info: RasterInfo, grid: Grid) -> Window:

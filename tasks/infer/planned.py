@@ -47,6 +47,17 @@ class PlannedPackage(BaseModel):
     classes: list[PlannedClass]
 
 
+class MapGrid(BaseModel):
+    """The grid on the map that the classes of a raw image come to lie on, see ``tasks.imagery.Grid``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    crs_wkt: str
+    transform: tuple[float, float, float, float, float, float]
+    rows: int
+    cols: int
+
+
 class PlannedGrid(BaseModel):
     """One target grid and the rasters that it is computed from.
 
@@ -57,6 +68,7 @@ class PlannedGrid(BaseModel):
         rasters: positions in the plan's list, in the collection's order.
         footprints: per raster, its (row, col, rows, cols) on the grid.
         after, after_footprints: the same for the second date of a change detection.
+        on_map: of a raw image that is classified, where its raster comes to lie; None where it stays.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +83,7 @@ class PlannedGrid(BaseModel):
     footprints: list[tuple[int, int, int, int]]
     after: list[int] = []
     after_footprints: list[tuple[int, int, int, int]] = []
+    on_map: MapGrid | None = None
 
     @property
     def shown(self) -> list[int]:
@@ -87,6 +100,15 @@ class PlannedGrid(BaseModel):
         """The grid of the region alone."""
         window = Window(*self.region)
         return Grid(self.crs_wkt or None, self.grid.window_transform(window), window.rows, window.cols)
+
+    @property
+    def published(self) -> PlannedGrid:
+        """The grid that a raster is published on: this one, or a raw image's on the map."""
+        if self.on_map is None:
+            return self
+        whole = (0, 0, self.on_map.rows, self.on_map.cols)
+        place = {**self.on_map.model_dump(), "region": whole, "footprints": [whole], "on_map": None}
+        return self.model_copy(update=place)
 
 
 class Plan(BaseModel):

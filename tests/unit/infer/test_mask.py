@@ -13,7 +13,7 @@ import shapely
 from rasterio.crs import CRS
 from scipy import ndimage
 
-from tasks.imagery import Window
+from tasks.imagery import Grid, Window
 from tasks.infer.engine import TileCutter
 from tasks.infer.mask import GridMask, MaskPolygons
 from tasks.infer.objects import Objects
@@ -115,7 +115,7 @@ def test_a_mask_in_another_reference_system_lies_where_it_should() -> None:
     points = shapely.segmentize(square, 1.0)
     degrees = shapely.transform(points, lambda xy: np.column_stack(project.transform(xy[:, 0], xy[:, 1])))
     mask = MaskPolygons("m", other, np.array([degrees], dtype=object))
-    there = MaskPolygons.from_bytes(mask.to_bytes()).on_grid(own, transform)
+    there = MaskPolygons.from_bytes(mask.to_bytes()).on_grid(Grid(own, transform, 400, 400))
     assert there.window == Window(20, 20, 80, 40)
     assert there.inside(Window(0, 0, 200, 200)).sum() == 80 * 40
     assert there.touches([Window(0, 0, 10, 10), Window(30, 30, 5, 5)]).tolist() == [False, True]
