@@ -18,6 +18,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("suppression", "infer_suppression.py", ("--rounds", "2")),
     ("vectorise", "infer_vectorise.py", ()),
     ("seams", "infer_seams.py", ()),
+    ("planning", "infer_planning.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
     ("engine", "infer_engine.py", ("--size", "8192", "--naive")),
     ("memory", "infer_memory.py", ()),
