@@ -34,6 +34,19 @@ def train_model(plan_uri: str) -> None:
     run_part(plan_uri)
 
 
+@flow(name="train_model_on_node")
+def train_model_on_node(plan_uri: str, node: int) -> None:
+    """Take part in the training of one model with all processes of this node.
+
+    Args:
+        plan_uri: the training's plan in the store.
+        node: number of the node, from 0.
+    """
+    from tasks.train.task import run_node
+
+    run_node(plan_uri, node)
+
+
 @flow(name="infer_part")
 def infer_part(plan_uri: str, part: int) -> None:
     """Compute the shards of one part of an inference.

@@ -14,10 +14,11 @@ def train_deep_learning_model(parameters: TrainParameters) -> dict[str, str]:
     plan = plan_training(parameters)
     if not plan["done"]:
         plan_uri = plan["plan_uri"]
+        nodes = [{"plan_uri": plan_uri, "node": node} for node in range(parameters.num_nodes)]
         run_parts(
-            "train_model",
+            "train_model_on_node" if parameters.on_nodes else "train_model",
             run_key=plan["work_key"],
-            parts=[{"plan_uri": plan_uri}],
+            parts=nodes if parameters.on_nodes else [{"plan_uri": plan_uri}],
             title=f"Train {parameters.output_name}",
             is_done=lambda _part: is_trained(plan_uri),
         )

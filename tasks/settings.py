@@ -58,6 +58,20 @@ class Settings(BaseSettings):
     export_processes: int = Field(
         default=0, ge=0, description="processes that cut one part; 0: one for each usable core, up to 16"
     )
+    train_devices: int = Field(
+        default=1, ge=0, description="devices of a training that does not say how many; 0: all that are seen"
+    )
+    train_strategy: str = Field(
+        default="",
+        pattern=r"^(ddp[a-z_]*)?$",
+        description="how processes that learn together exchange gradients, as Lightning names it (ddp…)",
+    )
+    train_precision: Literal["AUTO", "FLOAT32", "BFLOAT16", "FLOAT16"] = Field(
+        default="AUTO", description="arithmetic of a training whose precision is AUTO"
+    )
+    node_address: str = Field(
+        default="", description="address under which other nodes of a training reach this one; found if empty"
+    )
     approved_packages: list[str] = Field(
         default=[], description="SHA-256 digests of approved foreign packages"
     )

@@ -73,14 +73,20 @@ def workers(layout: Layout, keys: Secrets) -> list[Service]:
     found: list[Service] = []
     for pool in pools()["pools"]:
         name, count = pool["name"], pool["local_workers"]
+        role: Role = pool.get("role", name)
         if count == "one per GPU":
             identifiers = gpu_identifiers()
             for number, device in enumerate(identifiers or [""], start=1):
-                found.append(_worker(layout, keys, name, number, {"CUDA_VISIBLE_DEVICES": device}))
+                found.append(_worker(layout, keys, name, role, number, {"CUDA_VISIBLE_DEVICES": device}))
+        elif count == "one if several GPUs":
+            identifiers = gpu_identifiers()
+            if len(identifiers) > 1:
+                every = {"CUDA_VISIBLE_DEVICES": ",".join(identifiers)}
+                found.append(_worker(layout, keys, name, role, 1, every))
         else:
             for number in range(1, int(count) + 1):
                 # Only the GPU's own workers may see a GPU.
-                found.append(_worker(layout, keys, name, number, {"CUDA_VISIBLE_DEVICES": ""}))
+                found.append(_worker(layout, keys, name, role, number, {"CUDA_VISIBLE_DEVICES": ""}))
     return found
 
 
@@ -221,7 +227,9 @@ def _prefect(layout: Layout, keys: Secrets) -> Service:
     )
 
 
-def _worker(layout: Layout, keys: Secrets, pool: Role, number: int, own: dict[str, str]) -> Service:
+def _worker(
+    layout: Layout, keys: Secrets, pool: str, role: Role, number: int, own: dict[str, str]
+) -> Service:
     name = f"{pool}-{number}"
     own = own | {
         "CHIPLINE_PROJECT": str(PROJECT),
@@ -237,7 +245,7 @@ def _worker(layout: Layout, keys: Secrets, pool: Role, number: int, own: dict[st
     return Service(
         name=name,
         command=command,
-        environment=_environment(keys, name, role_environment(layout, keys, pool) | own),
+        environment=_environment(keys, name, role_environment(layout, keys, role) | own),
         folder=layout.folder("workers", name),
         ports={},
         check=lambda started: health.worker(layout, keys, pool, name, started),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,16 +13,27 @@ from torch import nn
 
 from tasks.labels import ClassSchema
 from tasks.package.network_source import emit_detector, emit_network
-from tasks.train import augmentation, datasets, pairs
-from tasks.train.models import change, classifier, detectors, pixels
-from tasks.train.models.options import AnyOptions, ChangeOptions, ClassifierOptions, PixelOptions
+from tasks.train import datasets, images, pairs
+from tasks.train.image_chips import Pictures, TranslationChips, UnpairedChips
+from tasks.train.models import change, classifier, custom, detectors, pixels
+from tasks.train.models.options import (
+    AnyOptions,
+    ChangeOptions,
+    ClassifierOptions,
+    ImageOptions,
+    PixelOptions,
+    enlargement,
+)
 from tasks.train.modules import InstanceModule, LabelModule, ObjectModule, PixelModule, TrainingModule
 from tasks.train.normalisation import Normalisation
 from tasks.train.parameters import TrainParameters
+from tasks.train.recipes import TRANSFORMS, pairs_of_files, recipe_of
 from tasks.train.schedule import Budget
-from tasks.training_data import Chip
+from tasks.training_data import Chip, TrainingData
 
-Samples = datasets.PixelChips | datasets.ObjectChips | datasets.InstanceChips | datasets.LabelChips
+Samples = (
+    datasets.PixelChips | datasets.ObjectChips | datasets.InstanceChips | datasets.LabelChips | Pictures
+)
 
 
 MULTI_LABELS = "MultiLabeled_Tiles"
@@ -49,33 +61,63 @@ def samples_of(
     size: int,
     *,
     validation: bool = False,
+    tile_size: int | None = None,
+    upright: bool = False,
+    output: Normalisation | None = None,
 ) -> Samples:
     """Chips as samples.
 
     Args:
         size: edge of the crops, pixels, or what whole chips are scaled to.
         validation: take whole chips, as they are.
+        tile_size: the shorter edge of the chips, pixels; ``resize_to`` is told from it.
+        upright: the chips are pictures with an up, not maps.
+        output: of pictures that are made, see :func:`tasks.train.images.output_normalisation`.
     """
-    recipe = augmentation.DEFAULT if parameters.augmentation == "DEFAULT" else augmentation.NONE
+    recipe = recipe_of(parameters.augmentation, parameters.augmentation_parameters, upright=upright)
     shared: dict[str, Any] = {
         "normalisation": normalisation,
         "size": None if validation else size,
         "recipe": recipe,
         "multiple": options.size_divisor,
     }
+    if isinstance(options, ImageOptions):
+        return images.picture_samples(options, chips, output, shared)
     if isinstance(options, PixelOptions):
         kind = pairs.PairChips if isinstance(options, ChangeOptions) else datasets.PixelChips
         return kind(chips, ignored=options.ignored, **shared)
     if isinstance(options, ClassifierOptions):
-        return datasets.LabelChips(chips, output=size, **shared)
+        return datasets.LabelChips(chips, output=parameters.resize_to or size, **shared)
     if parameters.kind == "instances":
         return datasets.InstanceChips(chips, **shared)
-    return datasets.ObjectChips(chips, **shared)
+    factor = 1.0 if tile_size is None else enlargement(parameters, tile_size)
+    return datasets.ObjectChips(chips, factor=factor, **shared)
+
+
+def with_file(parameters: TrainParameters, data: Sequence[TrainingData]) -> TrainParameters:
+    """The parameters with what ``transforms.json`` says, where augmentation is FILE.
+
+    A plan has done that already; who trains without one has it done here.
+
+    Raises:
+        BadInputError: no folder has such a file, or it cannot be read.
+    """
+    if parameters.augmentation != "FILE" or parameters.augmentation_parameters:
+        return parameters
+
+    def read(folder: str) -> bytes | None:
+        path = Path(folder) / TRANSFORMS
+        return path.read_bytes() if path.is_file() else None
+
+    steps = pairs_of_files([str(item.folder) for item in data], read)
+    return parameters.model_copy(update={"augmentation_parameters": steps})
 
 
 def collate_of(parameters: TrainParameters) -> Callable[[list[Any]], Any]:
     """How samples become a batch."""
     whole = parameters.kind in ("objects", "instances")
+    if parameters.kind == "labels":
+        return datasets.collate_labels
     return datasets.collate_objects if whole else datasets.collate_pixels
 
 
@@ -101,12 +143,32 @@ def assemble(
     Raises:
         BadInputError, PackageError: a backbone that does not fit, or that cannot be written out.
     """
-    shared = {**shared, "schema": schema}
     encoder: dict[str, Any] = {
         "bands": bands,
-        "pretrained": options.pretrained,
+        "pretrained": False,  # its first weights come afterwards (tasks/train/beginning.py)
         "scheme": parameters.weight_init_scheme,
     }
+    if isinstance(options, ImageOptions):
+        assert isinstance(train_set, TranslationChips | UnpairedChips)
+        maker, source = images.assemble_pictures(parameters, options, train_set, encoder, shared)
+        _channels_last(maker.network)
+        return Assembled(maker, source)
+    shared = {**shared, "schema": schema}
+    if parameters.custom_model is not None:
+        own = custom.build_custom(
+            parameters, classes=schema.names, bands=bands, learning_rate=shared["learning_rate"]
+        )
+        source = emit_network(own)
+        _channels_last(own)
+        balanced = isinstance(options, PixelOptions) and options.class_balancing
+        learner_of_own = custom.module_of(
+            own,
+            options,
+            class_weights=_class_weights(cast(Any, train_set), len(schema)) if balanced else None,
+            several=isinstance(train_set, datasets.LabelChips) and several_labels(train_set),
+            **shared,
+        )
+        return Assembled(learner_of_own, source)
     if isinstance(options, PixelOptions):
         assert isinstance(train_set, datasets.PixelChips)
         network: nn.Module

@@ -1,8 +1,9 @@
-"""Callbacks: the time budget, progress, curves, and the best weights kept in memory."""
+"""Callbacks: the time budget, progress, curves, the best weights kept in memory, processes kept in step."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -60,19 +61,19 @@ class TimeBudget(lightning.Callback):
             trainer.should_stop = True
 
 
-class Curves(lightning.Callback):
-    """Keeps the values of every validation, tells them to the tracker and to the progress report."""
+class InStep(lightning.Callback):
+    """Lets the first of several processes decide what must be the same for all: time, and what is measured.
 
-    def __init__(self, report: Callable[[dict[str, float], int], None], progress: Progress) -> None:
-        self.report = report
-        self.progress = progress
-        self.history: list[dict[str, float]] = []
+    Every process validates all chips, so that nothing is merged; the first one's values count. Its running
+    statistics of the normalisations are taken by the others before.
+    """
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = list(state_dict["history"])
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        del pl_module
+        self.budget.set_clock(trainer.strategy.broadcast(self.budget.clock_s()))
 
     def on_train_batch_end(
         self,
@@ -82,23 +83,111 @@ class Curves(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        del outputs, batch, batch_idx
+        del pl_module, outputs, batch, batch_idx
+        self.budget.set_clock(trainer.strategy.broadcast(self.budget.clock_s()))
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        del trainer
+        for statistics in _own(pl_module).network.buffers():
+            torch.distributed.broadcast(statistics, src=0)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         module = _own(pl_module)
-        step = trainer.global_step
+        module.measured = trainer.strategy.broadcast(module.measured)
+
+
+class Thaw(lightning.Callback):
+    """Lets a frozen encoder learn after some epochs.
+
+    Args:
+        after_epochs: how many.
+    """
+
+    def __init__(self, after_epochs: int) -> None:
+        self.after_epochs = after_epochs
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        # Processes that learn together exchange gradients of what can learn when they start: there the
+        # encoder's are computed, and dropped while it is frozen.
+        if trainer.world_size > 1 and stage == "fit":
+            _own(pl_module).encoder.requires_grad_(True)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # a training that goes on inside an epoch
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        module = _own(pl_module)
+        if module.freeze_encoder and trainer.current_epoch >= self.after_epochs:
+            module.thaw()
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Any
+    ) -> None:
+        del trainer, optimizer
+        module = _own(pl_module)
+        if module.freeze_encoder:
+            for parameter in module.encoder.parameters():
+                parameter.grad = None
+
+
+class Curves(lightning.Callback):
+    """Keeps the values of every validation, tells them to the tracker and to the progress report.
+
+    The loss of an epoch is the mean over its batches, those before a checkpoint inside it too.
+    """
+
+    def __init__(self, report: Callable[[dict[str, float], int], None], progress: Progress) -> None:
+        self.report = report
+        self.progress = progress
+        self.history: list[dict[str, float]] = []
+        self.times: list[float] = []  # of its rows, seconds since 1970
+        self._loss: Tensor | None = None  # summed over the batches; stays on the device
+        self._batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": self.history,
+            "times": self.times,
+            "loss": None if self._loss is None else self._loss.cpu(),
+            "batches": self._batches,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+        self.times = list(state_dict["times"])
+        self._loss = state_dict["loss"]
+        self._batches = int(state_dict["batches"])
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        del batch, batch_idx
+        module = _own(pl_module)
+        if outputs and "loss" in outputs:
+            loss = outputs["loss"].detach().double()
+            self._loss = loss if self._loss is None else self._loss.to(loss.device) + loss
+            self._batches += 1
+        step = trainer.global_step // module.optimizer_count
         if step % 10 == 0:
             fraction = min(1.0, module.budget.fraction(step))
             self.progress(fraction, f"epoch {trainer.current_epoch + 1}, step {step}")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         module = _own(pl_module)
-        loss = trainer.callback_metrics.get("train_loss")
         row = {"epoch": float(trainer.current_epoch + 1)}
-        if loss is not None:
-            row["train_loss"] = float(loss)
+        if self._loss is not None:
+            row["train_loss"] = float(trainer.strategy.reduce(self._loss / self._batches, reduce_op="mean"))
+            self._loss, self._batches = None, 0
         if module.measured:
             row.update({name.lower(): value for name, value in module.measured.items()})
             module.measured = {}
         self.history.append(row)
+        self.times.append(time.time())
         optimizers = trainer.optimizers
         if optimizers:
             row["learning_rate"] = float(optimizers[0].param_groups[-1]["lr"])
@@ -144,7 +233,7 @@ class BestWeights(lightning.Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         module = _own(pl_module)
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not module.selects_best:
             return
         value = module.measured[self.monitor]
         quality = -value if self.monitor in _SMALLER_IS_BETTER else value
@@ -157,7 +246,7 @@ class BestWeights(lightning.Callback):
             }
         else:
             self.since += 1
-        if module.budget.fraction(trainer.global_step) < _PATIENT_UNTIL:
+        if module.budget.fraction(trainer.global_step // module.optimizer_count) < _PATIENT_UNTIL:
             self.since = 0
         if self.patience is not None and self.since >= self.patience and trainer.state.fn == "fit":
             self.stopped_early = True

@@ -1,13 +1,14 @@
 """Checkpoints: where a training that was killed goes on.
 
-A checkpoint is written at the end of an epoch. All that the rest of the training depends on is in it or
-follows from the seed: weights, optimiser, schedule, the best weights so far, the curves, the order of the
-chips; so a resumed training ends with the weights of an undisturbed one, on a CPU to the last digit.
+A checkpoint is written between two steps, or at the end of an epoch. All that the rest of the training
+depends on is in it or follows from the seed: weights, optimiser, schedule, the best weights so far, the
+curves, the order of the chips and the place in it; so a resumed training ends with the weights of an
+undisturbed one, on a CPU to the last digit.
 """
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,14 +18,12 @@ import torch
 
 from tasks.errors import NotFoundError
 from tasks.store import ObjectStore, join
-from tasks.train.datasets import DrawSampler
+from tasks.train.sampling import DrawSampler
+from tasks.train.schedule import Budget
 
 FOLDER = "checkpoint"
 FILE = "last.ckpt"
 RUN = "mlflow_run"
-
-# Between two checkpoints: writing and uploading one takes about a second.
-SECONDS_BETWEEN = 120.0
 
 
 class Checkpoints(Protocol):
@@ -82,43 +81,97 @@ class StoredCheckpoints:
             self._store.delete(uri)
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What a training found for itself before its first step; a resumed one does not search again."""
+
+    batch_size: int
+    learning_rate: float
+
+
+def settled_in(checkpoint: Path | None) -> Settled | None:
+    """What the training of a checkpoint had found; None where there is no checkpoint."""
+    if checkpoint is None:
+        return None
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"][
+        KeepCheckpoints.__name__
+    ]
+    return Settled(int(state["batch_size"]), float(state["learning_rate"]))
+
+
 class KeepCheckpoints(lightning.Callback):
     """Writes checkpoints, and makes every step's chances follow from the seed and its number.
 
+    Processes that learn together write one checkpoint: the first one keeps it.
+
     Args:
-        checkpoints: where they are kept.
+        checkpoints: where they are kept; None: nowhere.
         sampler: whose order of the chips goes on after the resume.
+        batch_size: chips per batch of this process.
+        learning_rate: largest one of the schedule.
+        seconds: between two checkpoints; writing and uploading one takes about a second.
+        budget: tells the time.
         seed: of the training.
         work: a local folder.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints | None, sampler: DrawSampler, *, seed: int, work: Path
+        self,
+        checkpoints: Checkpoints | None,
+        sampler: DrawSampler,
+        *,
+        batch_size: int,
+        learning_rate: float,
+        seconds: float,
+        budget: Budget,
+        seed: int,
+        work: Path,
     ) -> None:
         self.checkpoints = checkpoints
         self.sampler = sampler
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.seconds = seconds
+        self.budget = budget
         self.seed = seed
         self.path = work / FILE
-        self.written = time.monotonic()
+        self.written_s = 0.0
+        self._batches: int | None = None  # of the present epoch that are over; None: all
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sampler": self.sampler.generator.bit_generator.state}
+        taken = None if self._batches is None else self._batches * self.batch_size
+        return {
+            "position": self.sampler.position(taken),
+            "written_s": self.budget.elapsed_s,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sampler.generator.bit_generator.state = state_dict["sampler"]
+        self.sampler.go_to(state_dict["position"])
+        self.written_s = float(state_dict["written_s"])
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         del pl_module, batch
+        # Before a step, when all of the one before is done; gradients that add up are in no checkpoint.
+        if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._keep_if_due(trainer, batch_idx)
         # Dropout and sampled proposals draw from torch's generator.
-        chances = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx])
+        own = [trainer.global_rank] if trainer.world_size > 1 else []
+        chances = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx, *own])
         torch.manual_seed(int(chances.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         del pl_module
-        if self.checkpoints is None or time.monotonic() - self.written < SECONDS_BETWEEN:
+        self._keep_if_due(trainer, None)
+
+    def _keep_if_due(self, trainer: lightning.Trainer, batches: int | None) -> None:
+        if self.checkpoints is None or self.budget.elapsed_s - self.written_s < self.seconds:
             return
+        self._batches = batches
         trainer.save_checkpoint(self.path)
-        self.checkpoints.keep(self.path)
-        self.written = time.monotonic()
+        if trainer.is_global_zero:
+            self.checkpoints.keep(self.path)
+        self.written_s = self.budget.elapsed_s

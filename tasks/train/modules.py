@@ -28,6 +28,7 @@ from tasks.assess.objects import (
 )
 from tasks.labels import ClassSchema
 from tasks.train.datasets import IGNORED, Target
+from tasks.train.mixup import mix
 from tasks.train.models.options import ClassifierOptions, DetectorOptions, PixelOptions
 from tasks.train.schedule import Budget, one_cycle
 from tasks.train.scores import (
@@ -44,7 +45,7 @@ _WEIGHT_DECAY = 0.05
 
 
 class TrainingModule(lightning.LightningModule):
-    """Shared by both kinds: optimiser, schedule, frozen encoder, measured values.
+    """Shared by all kinds: optimiser, schedule, frozen encoder, measured values.
 
     Args:
         network: what is trained and packaged.
@@ -52,23 +53,61 @@ class TrainingModule(lightning.LightningModule):
         learning_rate: largest value of the schedule.
         budget: where the training stands.
         freeze: leave the encoder as it is.
+        thaws: only for a while, see :meth:`thaw`.
     """
 
+    # Learning rate where none is given; None: it is looked for.
+    usual_rate: float | None = None
+    # Optimisers that take turns: Lightning counts the steps of each.
+    optimizer_count = 1
+    # Whether the best validation tells the best weights; else the last ones are kept.
+    selects_best = True
+
     def __init__(
-        self, network: nn.Module, *, encoder: nn.Module, learning_rate: float, budget: Budget, freeze: bool
+        self,
+        network: nn.Module,
+        *,
+        encoder: nn.Module,
+        learning_rate: float,
+        budget: Budget,
+        freeze: bool,
+        thaws: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.learning_rate = learning_rate
         self.budget = budget
         self.freeze_encoder = freeze
+        self.thaws = thaws
         self.measured: dict[str, float] = {}
         self.per_class: dict[str, dict[str, float]] = {}
         self.calibration = Calibration()
         self._encoder = [encoder]  # in a list: it is registered once, inside the network
         if freeze:
             encoder.requires_grad_(False)
+            encoder.eval()  # Lightning leaves the modes as they are
         self._validation_losses: list[float] = []
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part of the network that starts from ImageNet weights."""
+        return self._encoder[0]
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The same, one by one."""
+        return [self.encoder]
+
+    @property
+    def steps_done(self) -> int:
+        """Training steps until now."""
+        return self.trainer.global_step // self.optimizer_count
+
+    def thaw(self) -> None:
+        """From here on the encoder learns, too."""
+        self.freeze_encoder = False
+        self.encoder.requires_grad_(True)
+        self.encoder.train(self.training)
 
     def train(self, mode: bool = True) -> TrainingModule:
         super().train(mode)
@@ -78,7 +117,10 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         encoder = {id(parameter) for parameter in self._encoder[0].parameters()}
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        # Parameters without a gradient stay as they are, so that an encoder that thaws later can be in it.
+        parameters = [
+            p for p in self.network.parameters() if p.requires_grad or (self.thaws and id(p) in encoder)
+        ]
         groups = [
             {
                 "params": [p for p in parameters if id(p) in encoder],
@@ -98,7 +140,7 @@ class TrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: Any, _index: int) -> Tensor:
         loss, chips = self.loss_of(batch)
-        self.log("train_loss", loss, batch_size=chips, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, batch_size=chips, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -171,8 +213,16 @@ class PixelModule(TrainingModule):
 
     def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
         images, labels = batch
-        scores = self.network(images.contiguous(memory_format=torch.channels_last))
-        return self.loss(scores, labels), len(images)
+        if not self.options.mixup:
+            scores = self.network(images.contiguous(memory_format=torch.channels_last))
+            return self.loss(scores, labels), len(images)
+        mixed, partner, share = mix(images)
+        scores = self.network(mixed.contiguous(memory_format=torch.channels_last))
+        others = labels[partner]
+        # A pixel that is unknown in one of the two is half unknown in the mixture.
+        unknown = (labels == IGNORED) | (others == IGNORED)
+        first, second = (self.loss(scores, part.masked_fill(unknown, IGNORED)) for part in (labels, others))
+        return share * first + (1.0 - share) * second, len(images)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -312,6 +362,9 @@ class LabelModule(TrainingModule):
 
     def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
         images, truth = batch
+        if self.options.mixup:
+            images, partner, share = mix(images)
+            truth = share * truth + (1.0 - share) * truth[partner]
         scores = self.network(images.contiguous(memory_format=torch.channels_last))
         return self.loss(scores, truth), len(images)
 

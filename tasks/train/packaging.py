@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tasks.package.build import build_package
+from tasks.labels import ClassSchema
+from tasks.package.build import Kind, build_package
 from tasks.package.model_card import TrainingFacts
+from tasks.train.image_modules import CycleModule, ImageModule
+from tasks.train.images import translation_keys
 from tasks.train.models.options import DetectorOptions, PixelOptions
 from tasks.train.modules import LabelModule
 from tasks.train.pairs import input_bands
-from tasks.train.parameters import TrainParameters
+from tasks.train.parameters import IMAGE_KINDS, TrainParameters
 from tasks.train.result import Trained
 from tasks.training_data import TrainingData, layout, read_chip_image, read_chip_image2
 
 _BATCH = 4
 # Names that tools know a package by (docs/formats/emd-dlpk.md).
 _MODEL_NAMES = {"CHANGEDETECTOR": "ChangeDetector"}
+_PACKAGED_AS: dict[str, Kind] = {"change": "pixels", **dict.fromkeys(IMAGE_KINDS, "images")}
 
 
 def build(
@@ -49,15 +54,24 @@ def build(
             "threshold": float(trained.metrics["threshold"]),
             "nms_overlap": options.nms_overlap,
         }
+        if parameters.resize_to is not None:
+            # Tiles of the imagery's own cells, which the function scales as the chips were scaled.
+            edge = min(data.tile_size)
+            specific["own"] = {"ResizeFrom": edge, "ResizeTo": parameters.resize_to}
+            more = {"resize_to": parameters.resize_to}
+            tile_size, divisor = edge, edge * divisor // gcd(edge * divisor, parameters.resize_to)
     elif isinstance(options, PixelOptions):
         # A network that never learned what background is must not be asked for it.
         specific = {"predict_background": 0 not in options.ignored}
+    elif isinstance(module, ImageModule | CycleModule):
+        own, more = translation_keys(parameters, data, module)
+        specific = {"own": own}
     else:
         assert isinstance(module, LabelModule)
         # Objects are cut out as the chips were, and scaled to the network's input.
         tile_size, divisor = max(data.tile_size), 1
         specific = {
-            "own": {"InputSize": trained.chip_size, "SeveralLabels": module.several},
+            "own": {"InputSize": parameters.resize_to or trained.chip_size, "SeveralLabels": module.several},
             "threshold": 0.5 if module.several else 0.0,
             "padding": 0,
         }
@@ -65,13 +79,14 @@ def build(
             "MetaDataMode": data.metadata_format,
             "CropSizeFixed": 1,
             "BlackenAroundFeature": int(_blackened(data)),
+            "resize_to": parameters.resize_to,
         }
     return build_package(
-        kind="pixels" if parameters.kind == "change" else parameters.kind,
+        kind=_PACKAGED_AS.get(parameters.kind, cast(Any, parameters.kind)),
         name=parameters.output_name,
         network_source=trained.source,
         state_dict=module.network.state_dict(),
-        classes=data.classes,
+        classes=data.classes if parameters.kind not in IMAGE_KINDS else ClassSchema(()),
         normalisation=trained.normalisation,
         tile_size=tile_size,
         cell_size=data.cell_size,
@@ -82,7 +97,7 @@ def build(
         characteristics=pictures,
         extra_definition={"LearningRate": f"{trained.metrics['learning_rate']:.4e}", **more},
         into=into,
-        model_name=_MODEL_NAMES.get(parameters.model_type, parameters.model_type),
+        model_name=parameters.custom_model or _MODEL_NAMES.get(parameters.model_type, parameters.model_type),
         backbone=parameters.backbone_model,
         pixel_type=_pixel_type(data),
         size_divisor=divisor,

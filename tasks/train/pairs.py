@@ -18,8 +18,10 @@ from tasks.training_data.images import picture_shape
 
 def second_pictures(item: TrainingData) -> TrainingData:
     """The second pictures of a folder as training data of their own."""
+    bands = picture_shape(_second(item.chips[0]))[0]
     return replace(
         item,
+        band_names=item.band_names if bands == item.bands else tuple(f"Band {i + 1}" for i in range(bands)),
         chips=[replace(chip, image=_second(chip), image2=None) for chip in item.chips],
         declared_stats=item.declared_stats2,
         declared_stats2=(),
@@ -31,8 +33,8 @@ def _second(chip: Chip) -> Any:
     return chip.image2
 
 
-def check_pairs(model_type: str, item: TrainingData) -> None:
-    """Refuse folders in which a chip has no second picture, or one with other bands.
+def check_pairs(model_type: str, item: TrainingData, *, same_bands: bool = True) -> None:
+    """Refuse folders in which a chip has no second picture, or one with another number of bands.
 
     Raises:
         TrainingDataError: with the first such chip.
@@ -45,7 +47,7 @@ def check_pairs(model_type: str, item: TrainingData) -> None:
             "Export the training data with additional_input_raster.",
         )
     bands = picture_shape(_second(item.chips[0]))[0]
-    if bands != item.bands:
+    if same_bands and bands != item.bands:
         raise TrainingDataError(
             f"The first pictures of {item.folder} have {item.bands} bands, the second ones {bands}.",
             "Export both rasters with the same bands.",
@@ -65,12 +67,20 @@ def settle_normalisation(
     Raises:
         TrainingDataError: a band that is constant over all chips, or statistics of another scale.
     """
+    second = (_seconds(data), _seconds(apart)) if data[0].chips[0].image2 is not None else ([], [])
+    if parameters.kind == "resolution" and second[0]:
+        return normalisation_for(*second)  # the coarse pictures
     if parameters.kind != "change":
-        return _normalisation(data, apart)
-    return _normalisation(data, apart).joined(_normalisation(*map(_seconds, (data, apart))))
+        return normalisation_for(data, apart)
+    return normalisation_for(data, apart).joined(normalisation_for(*second))
 
 
-def _normalisation(data: Sequence[TrainingData], apart: Sequence[TrainingData]) -> Normalisation:
+def normalisation_for(data: Sequence[TrainingData], apart: Sequence[TrainingData]) -> Normalisation:
+    """The normalisation of ``data``, once the statistics of both have been compared with their chips.
+
+    Raises:
+        TrainingDataError: a band that is constant over all chips, or statistics of another scale.
+    """
     found = normalisation_of(data, read_chip_image(data[0].chips[0]).dtype)
     if not found.imagenet:
         check_scale([*data, *apart])

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tasks.parameters import ModelArgument, ToolParameters
 from tasks.train.models.backbones import BACKBONES, check_backbone
+from tasks.train.recipes import steps_of
 
 ModelType = Literal[
     "UNET",
@@ -30,12 +31,29 @@ ModelType = Literal[
     "MASKRCNN",
     "FEATURE_CLASSIFIER",
     "CHANGEDETECTOR",
+    "SUPERRESOLUTION",
+    "PIX2PIX",
+    "CYCLEGAN",
+    "CUSTOM",
 ]
 # A text, not a Literal: timm's encoders are too many for a list, and a form still takes them.
 BackboneModel = Annotated[str, AfterValidator(check_backbone)]
 Monitor = Literal["VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE", "ACCURACY", "MIOU"]
 
-Kind = Literal["pixels", "objects", "instances", "labels", "change"]
+Kind = Literal[
+    "pixels",
+    "objects",
+    "instances",
+    "labels",
+    "change",
+    "resolution",
+    "translation",
+    "cycle",
+    "custom",
+]
+# What makes pictures; of these, what has a network that judges them.
+IMAGE_KINDS: frozenset[Kind] = frozenset({"resolution", "translation", "cycle"})
+ADVERSARIAL: frozenset[Kind] = frozenset({"translation", "cycle"})
 
 PIXEL_MODELS = frozenset(
     {"UNET", "UNETPLUSPLUS", "MANET", "LINKNET", "FPN", "PSPNET", "DEEPLAB", "UPERNET", "SEGFORMER"}
@@ -44,6 +62,10 @@ _OTHER_KINDS: dict[str, Kind] = {
     "MASKRCNN": "instances",
     "FEATURE_CLASSIFIER": "labels",
     "CHANGEDETECTOR": "change",
+    "SUPERRESOLUTION": "resolution",
+    "PIX2PIX": "translation",
+    "CYCLEGAN": "cycle",
+    "CUSTOM": "custom",  # its name says what it predicts, see TrainParameters.kind
 }
 _MONITORS: dict[Kind, frozenset[str]] = {
     "pixels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
@@ -51,7 +73,11 @@ _MONITORS: dict[Kind, frozenset[str]] = {
     "instances": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
     "labels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE"}),
     "change": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
+    **dict.fromkeys(IMAGE_KINDS, frozenset({"VALID_LOSS"})),
 }
+
+
+_CUSTOM_KINDS: dict[str, Kind] = {"pixels": "pixels", "labels": "labels"}
 
 
 def kind_of(model_type: str) -> Kind:
@@ -77,18 +103,42 @@ class TrainParameters(ToolParameters):
         "objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines them (RCNN_Masks); "
         "FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or several "
         "(MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles of two "
-        "rasters)",
+        "rasters); SUPERRESOLUTION makes finer pictures and PIX2PIX other ones (Export_Tiles), CYCLEGAN "
+        "learns both ways from pictures that are no pairs (CycleGAN); CUSTOM is a model of your own, "
+        "see custom_model",
+    )
+    custom_model: str | None = Field(
+        default=None,
+        pattern=r"^(pixels|labels)\.[A-Za-z0-9_-]{1,80}$",
+        description="CUSTOM: name of the entry point (group chipline.models) of an installed Python package, "
+        "such as pixels.my_net or labels.my_net",
     )
     backbone_model: BackboneModel = Field(
         default="EFFICIENTNET_LITE0",
         description=f"Encoder of the network: {', '.join(BACKBONES)}, or an encoder of timm's such as "
         "timm:convnext_tiny. The ImageNet weights of EFFICIENTNET_LITE0 are installed; those of the others "
-        "are fetched from the Hugging Face hub",
+        "are fetched from the Hugging Face hub, see encoder_weights",
     )
     weight_init_scheme: Literal["RANDOM", "RED_BAND", "ALL_RANDOM"] = Field(
         default="RANDOM",
         description="First layer over bands other than red, green and blue (told by their names, else the "
         "first three): RANDOM weights; those of red (RED_BAND); or random weights for all bands (ALL_RANDOM)",
+    )
+    encoder_weights: str | None = Field(
+        default=None,
+        description="Weights that the encoder starts from: a file (.pth, .safetensors) as an s3:// address "
+        "or a path, or package:NAME/FILE of an installed Python package. Empty: those that are installed, "
+        "else the hub's",
+    )
+    allow_random_encoder: bool = Field(
+        default=False,
+        description="Start from random weights where the hub's cannot be fetched; otherwise that is an error",
+    )
+    pretrained_model: str | None = Field(
+        default=None,
+        description="Package to go on with (fine-tuning): models:/name/3, models:/name@alias, the name of a "
+        "model that was trained here, or the address of a .dlpk; of the same model_type and backbone_model. "
+        "Classes may differ",
     )
     max_epochs: int = Field(
         default=20, ge=1, le=100_000, description="Passes over the training chips, one crop of each per pass"
@@ -135,7 +185,9 @@ class TrainParameters(ToolParameters):
         "further: pretrained, downscale; models of pixels: class_balancing, focal_loss, dice_loss, "
         "ignore_classes, decoder, width; "
         "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; "
-        "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion",
+        "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion; "
+        "SUPERRESOLUTION: downsample_factor; PIX2PIX: l1_weight, discriminator; CYCLEGAN: cycle_weight, "
+        "identity_weight, discriminator",
     )
     stop_training: bool = Field(
         default=True,
@@ -145,9 +197,29 @@ class TrainParameters(ToolParameters):
     freeze_model: bool = Field(
         default=False, description="Leave the encoder's ImageNet weights as they are and train the rest"
     )
-    augmentation: Literal["DEFAULT", "NONE"] = Field(
+    unfreeze_after_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="With freeze_model: the encoder learns, too, after so many epochs. Empty: it never does",
+    )
+    augmentation: Literal["DEFAULT", "NONE", "CUSTOM", "FILE"] = Field(
         default="DEFAULT",
-        description="DEFAULT turns and mirrors chips, shifts crops and varies brightness, contrast and scale",
+        description="DEFAULT turns and mirrors chips, shifts crops, varies brightness, contrast and scale; "
+        "CUSTOM does what augmentation_parameters say, FILE what transforms.json in the training data says",
+    )
+    augmentation_parameters: list[list[str]] = Field(
+        default=[],
+        description="CUSTOM: steps in their order, each a name and value;probability; (a,b) is a range: "
+        '[["rotate", "30.0;0.5"], ["brightness", "(0.4,0.6);1.0"], ["contrast", "(0.75,1.5);1.0"], '
+        '["zoom", "(1.0,1.2);1.0"], ["crop", "224;1.0;(0,1);(0,1)"], ["dihedral", "1.0"]]',
+    )
+    resize_to: int | None = Field(
+        default=None,
+        ge=32,
+        le=4096,
+        description="Edge in pixels that chips are scaled to before chip_size is cut out of them (models of "
+        "boxes, FEATURE_CLASSIFIER); the package scales imagery alike",
     )
     monitor: Monitor = Field(
         default="VALID_LOSS",
@@ -171,11 +243,67 @@ class TrainParameters(ToolParameters):
     processor_type: Literal["AUTO", "CPU", "GPU"] = Field(
         default="AUTO", description="AUTO takes a GPU where there is one; GPU insists; CPU"
     )
+    devices: int | None = Field(
+        default=None,
+        ge=0,
+        le=1024,
+        description="GPUs of a node (processes, on a CPU) that train together, each with batch_size chips "
+        "per step; 0: all that the worker sees. All but 1 is for a worker of pool gpu-node. Empty: 1",
+    )
+    num_nodes: int = Field(
+        default=1, ge=1, le=64, description="Workers of pool gpu-node that train together, at the same time"
+    )
+    checkpoint_minutes: float = Field(
+        default=2.0,
+        ge=0,
+        le=1440,
+        description="Time between two checkpoints, from which a killed training goes on; 0: after every step",
+    )
+    tensorboard: bool = Field(
+        default=False, description="Keep the curves as TensorBoard's event file, too, in tensorboard/"
+    )
 
     @property
     def kind(self) -> Kind:
         """What the model type predicts."""
+        if self.custom_model is not None:
+            return _CUSTOM_KINDS[self.custom_model.partition(".")[0]]
         return kind_of(self.model_type)
+
+    @property
+    def on_nodes(self) -> bool:
+        """Whether workers that see all devices of their node train, in place of one that sees one."""
+        return self.devices not in (None, 1) or self.num_nodes > 1
+
+    @model_validator(mode="after")
+    def _custom_is_named(self) -> TrainParameters:
+        if (self.model_type == "CUSTOM") != (self.custom_model is not None):
+            raise ValueError("model_type CUSTOM and custom_model go together")
+        return self
+
+    @model_validator(mode="after")
+    def _start_is_one(self) -> TrainParameters:
+        if self.pretrained_model is not None and self.encoder_weights is not None:
+            raise ValueError("pretrained_model brings its encoder's weights; give no encoder_weights")
+        if self.custom_model is not None and self.encoder_weights is not None:
+            raise ValueError("a model of your own starts with weights of its own; give no encoder_weights")
+        if self.unfreeze_after_epochs is not None and not self.freeze_model:
+            raise ValueError("unfreeze_after_epochs goes with freeze_model = True")
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_is_whole(self) -> TrainParameters:
+        steps_of(self.augmentation_parameters)
+        if self.augmentation == "CUSTOM" and not self.augmentation_parameters:
+            raise ValueError("augmentation CUSTOM does what augmentation_parameters say: name at least one")
+        if self.augmentation in ("DEFAULT", "NONE") and self.augmentation_parameters:
+            raise ValueError("augmentation_parameters go with augmentation CUSTOM")
+        if self.resize_to is not None and self.kind not in ("objects", "labels"):
+            raise ValueError(
+                f"resize_to does not exist for {self.model_type}: it is for models of boxes and "
+                "FEATURE_CLASSIFIER; export other cell sizes, or give the model argument downscale"
+            )
+        return self
 
     @model_validator(mode="after")
     def _monitor_fits_the_model(self) -> TrainParameters:

@@ -24,14 +24,16 @@ from tasks.store import (
 from tasks.train.data_formats import check_format
 from tasks.train.models.backbones import TIMM_PREFIX
 from tasks.train.models.options import check_sizes, options_of
+from tasks.train.origins import Origin, find_encoder, find_package
 from tasks.train.parameters import TrainParameters
+from tasks.train.recipes import TRANSFORMS, pairs_of_files
 
 TOOL = "train_deep_learning_model"
 KIND = f"outputs/{TOOL}"
 PLAN = "plan.json"
 RESULT = "result.json"
 # Raised by hand when the same data and parameters give another model.
-SEMANTICS = 1
+SEMANTICS = 2
 
 
 class TrainInput(BaseModel):
@@ -63,6 +65,8 @@ class TrainPlan(BaseModel):
     parameters: TrainParameters
     inputs: list[TrainInput]
     validation: list[TrainInput] = []
+    pretrained: Origin | None = None
+    encoder: Origin | None = None
 
 
 class TrainRecord(BaseModel):
@@ -99,13 +103,24 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
         from tasks.train.models.encoders import check_exists  # loads torch
 
         check_exists(parameters.backbone_model)
+    if parameters.custom_model is not None:
+        from tasks.train.models.custom import find_entry  # loads torch
+
+        find_entry(parameters.custom_model)
     inputs = [_input(store, given) for given in parameters.in_folder]
     validation = [_input(store, given) for given in parameters.validation_folder]
+    if parameters.augmentation == "FILE":
+        steps = pairs_of_files([item.uri for item in inputs], lambda folder: _transforms(store, folder))
+        # From here on they are the parameters' own: of the run key, and of what the worker does.
+        parameters = parameters.model_copy(update={"augmentation_parameters": steps})
     for item in [*inputs, *validation]:
         if item.details:
             check_format(parameters, item.details["metadata_format"], item.uri)
             check_sizes(parameters, options, int(item.details["tile_size"]), int(item.details["chips"]))
-    decides = parameters.model_dump(mode="json", exclude={"in_folder", "validation_folder", "output_name"})
+    pretrained, encoder = find_package(store, parameters), find_encoder(store, parameters)
+    # By what they name, not by their addresses; how often a checkpoint is written changes no outcome.
+    named = {"in_folder", "validation_folder", "output_name", "pretrained_model", "encoder_weights"}
+    decides = parameters.model_dump(mode="json", exclude={*named, "checkpoint_minutes"})
     decides["model_arguments"] = arguments
     key = run_key(
         {
@@ -114,6 +129,7 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
             "parameters": decides,
             "inputs": [item.identity for item in inputs],
             "validation": [item.identity for item in validation],
+            "start": [None if origin is None else origin.identity for origin in (pretrained, encoder)],
         }
     )
     return TrainPlan(
@@ -123,6 +139,8 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
         parameters=parameters,
         inputs=inputs,
         validation=validation,
+        pretrained=pretrained,
+        encoder=encoder,
     )
 
 
@@ -176,6 +194,13 @@ def _input(store: ObjectStore, given: str) -> TrainInput:
         for info in _inventory(store, uri)
     ]
     return TrainInput(uri=uri, identity=run_key(inventory), name=uri.rsplit("/", 1)[-1])
+
+
+def _transforms(store: ObjectStore, folder_uri: str) -> bytes | None:
+    try:
+        return store.get(join(folder_uri, TRANSFORMS))
+    except NotFoundError:
+        return None
 
 
 def _inventory(store: ObjectStore, uri: str) -> list[ObjectInfo]:

@@ -9,23 +9,23 @@ from __future__ import annotations
 import base64
 import html
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 
+from tasks.assess.drawings import new_figure, png_of
 from tasks.labels import ClassSchema
 from tasks.train.assembly import Samples
+from tasks.train.characteristics import accuracy_pictures
 from tasks.train.datasets import IGNORED, InstanceChips, LabelChips, PixelChips
-from tasks.train.modules import LabelModule, PixelModule
+from tasks.train.image_chips import Pictures, TranslationChips, UnpairedChips
+from tasks.train.modules import LabelModule
 from tasks.train.pairs import PairChips
 from tasks.train.parameters import TrainParameters
 from tasks.train.result import Trained
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _SAMPLES = 4
 _SAMPLE_PX = 256
@@ -36,14 +36,10 @@ Picture = npt.NDArray[np.uint8]  # (rows, cols, 3)
 
 
 def draw_pictures(trained: Trained, schema: ClassSchema) -> dict[str, bytes]:
-    """PNG files by name: ``loss_graph.png``, ``show_results.png``; for pixels ``confusion_matrix.png``."""
+    """PNG files by name: ``loss_graph.png``, ``show_results.png``, ``worst_samples.png``, and of accuracy."""
     pictures = {"loss_graph.png": _curves(trained.history), "show_results.png": _samples(trained, schema)}
     pictures["worst_samples.png"] = _sheet(trained, _worst(trained), schema)
-    if isinstance(trained.module, PixelModule):
-        pictures["confusion_matrix.png"] = _confusion(trained.module.confusion, ["Background", *schema.names])
-    if isinstance(trained.module, LabelModule) and not trained.module.several:
-        pictures["confusion_matrix.png"] = _confusion(trained.module.confusion, list(schema.names))
-    return pictures
+    return pictures | accuracy_pictures(trained, schema)
 
 
 def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[str, bytes]) -> str:
@@ -57,7 +53,11 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
         "Epochs": metrics["epochs"],
         "Chips": f"{chips['train']} for training, {chips['validation']} for validation, "
         f"{chips['dropped']} left out because they overlap validation chips",
-        "Calibration error": _shown(metrics["calibration_error"]),
+        **(
+            {"Calibration error": _shown(metrics["calibration_error"])}
+            if "calibration_error" in metrics
+            else {}
+        ),
         **({"COCO mAP": _shown(metrics["coco_map"])} if "coco_map" in metrics else {}),
         "Device": f"{metrics['device']}, {metrics['precision']}",
     }
@@ -74,13 +74,14 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
         + "</tr>"
         for name, values in per_class.items()
     )
+    doubts = "".join(f"<p><strong>{html.escape(doubt)}</strong></p>\n" for doubt in metrics["doubts"])
     images = "".join(
         f"<h3>{html.escape(name.removesuffix('.png').replace('_', ' '))}</h3>"
         f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
         for name, data in pictures.items()
     )
     return (
-        f"<h2>{html.escape(parameters.output_name)}</h2>\n<table>{rows}</table>\n"
+        f"<h2>{html.escape(parameters.output_name)}</h2>\n{doubts}<table>{rows}</table>\n"
         f"<h3>Values on the validation chips</h3>\n"
         f"<table><tr><th>class</th>{head}</tr>{body}</table>\n{_intervals(metrics['intervals'])}\n{images}\n"
     )
@@ -110,21 +111,8 @@ def _shown(value: float | None) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) > 1 else f"{value:.3f}"
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=100, layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    # No date and version in the file: the same training gives the same bytes.
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
-
-
 def _curves(history: list[dict[str, float]]) -> bytes:
-    figure = _figure(6, 3.5)
+    figure = new_figure(6, 3.5)
     axes = figure.add_subplot()
     for name in ("train_loss", "valid_loss"):
         points = [(row["epoch"], row[name]) for row in history if name in row and np.isfinite(row[name])]
@@ -135,23 +123,7 @@ def _curves(history: list[dict[str, float]]) -> bytes:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    return _png(figure)
-
-
-def _confusion(confusion: npt.NDArray[np.int64], names: list[str]) -> bytes:
-    size = max(3.0, 0.6 * len(names) + 2)
-    figure = _figure(size + 0.5, size)
-    axes = figure.add_subplot()
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    for row, col in np.ndindex(shares.shape):
-        colour = "white" if shares[row, col] > 0.5 else "black"
-        axes.text(col, row, f"{shares[row, col]:.2f}", ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _samples(trained: Trained, schema: ClassSchema) -> bytes:
@@ -185,6 +157,8 @@ def _telling(validation: Samples) -> list[int]:
 
 def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Image, Image.Image]:
     validation, network = trained.validation, trained.module.network
+    if isinstance(validation, TranslationChips | UnpairedChips):
+        return _pictures(trained, validation, index)
     image, target = validation[(index, 0)]
     picture = _as_rgb(trained.normalisation.undo(image.numpy()), eight_bit=trained.normalisation.imagenet)
     colors = np.array([(0, 0, 0), *(item.color for item in schema)], dtype=np.float32)
@@ -219,6 +193,24 @@ def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Im
         _boxed(picture, target["boxes"].numpy(), target["labels"].numpy(), schema),
         _boxed(picture, found["boxes"][kept].numpy(), found["labels"][kept].numpy(), schema),
     )
+
+
+def _pictures(trained: Trained, validation: Pictures, index: int) -> tuple[Image.Image, Image.Image]:
+    """What is there above, what the network made below: of pairs the target, else the picture of side A."""
+    given, target = validation[(index, 0)]
+    network: Any = trained.module.network
+    shown = given, validation.normalisation
+    if isinstance(validation, TranslationChips):
+        shown = torch.where(target.isnan(), torch.zeros_like(target), target), validation.output
+    else:
+        network = network.a_to_b
+    with torch.inference_mode():
+        made = network(given[None])[0]
+    above, below = (
+        Image.fromarray(_as_rgb(scale.undo(part.numpy()), eight_bit=scale.imagenet))
+        for part, scale in (shown, (made, validation.output))
+    )
+    return above.resize((_SAMPLE_PX, _SAMPLE_PX)), below.resize((_SAMPLE_PX, _SAMPLE_PX))
 
 
 def _as_rgb(pixels: npt.NDArray[np.float32], *, eight_bit: bool) -> Picture:

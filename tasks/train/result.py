@@ -27,6 +27,7 @@ class Trained:
         metrics: values of the best weights on the validation chips, and what led to them.
         effort: seconds and chips per second, which differ from run to run.
         history: one row per epoch.
+        times: at which its rows were made, seconds since 1970.
     """
 
     module: TrainingModule
@@ -39,15 +40,20 @@ class Trained:
     metrics: dict[str, Any]
     effort: dict[str, float]
     history: list[dict[str, float]]
+    times: list[float]
     validation: Samples
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The package of a training and the values it reached on the validation chips."""
+    """The package of a training and the values it reached on the validation chips.
+
+    ``events``: TensorBoard's event file, where it was asked for.
+    """
 
     package: Path
     metrics: dict[str, Any]
     effort: dict[str, float]
     metrics_html: str
     pictures: dict[str, bytes]
+    events: bytes | None = None

@@ -34,15 +34,24 @@ class Budget:
         self.steps = max(1, steps)
         self.seconds = seconds
         self._started: float | None = None
+        self._told: float | None = None
 
     def start(self, *, spent_s: float = 0.0) -> None:
         """Time runs from here; ``spent_s`` seconds of it are over already."""
         self._started = time.monotonic() - spent_s
 
+    def clock_s(self) -> float:
+        """Seconds since the start, by this machine's clock."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def set_clock(self, seconds: float) -> None:
+        """From here on it is so late, until the next call: processes that learn together share one time."""
+        self._told = seconds
+
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
+        return self.clock_s() if self._told is None else self._told
 
     def fraction(self, step: int) -> float:
         """0 at the start, 1 at the end; with a time limit, the nearer of both ends decides."""

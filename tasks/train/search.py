@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from tasks.errors import DeviceError
+from tasks.train.hardware import Arithmetic
 from tasks.train.modules import TrainingModule
 
 USUAL_BATCH = 8
@@ -21,13 +23,20 @@ _DIVERGED = 4.0  # times the least loss
 _LEAST, _MOST = 1e-5, 1e-2
 
 
-def find_batch_size(module: TrainingModule, batch_of: Callable[[int], Any], chips: int, device: str) -> int:
+def find_batch_size(
+    module: TrainingModule,
+    batch_of: Callable[[int], Any],
+    chips: int,
+    device: str,
+    arithmetic: Arithmetic = nullcontext,
+) -> int:
     """The largest power of two, up to 64, whose training step fits into the memory of the GPU; 8 on a CPU.
 
     Args:
         batch_of: makes a batch of as many chips.
         chips: how many there are to train on.
         device: "cpu" or "cuda".
+        arithmetic: of the training.
 
     Raises:
         DeviceError: not even one chip fits.
@@ -40,7 +49,8 @@ def find_batch_size(module: TrainingModule, batch_of: Callable[[int], Any], chip
     while size:
         try:
             module.to(device).train()
-            loss, _ = module.loss_of(_moved(batch_of(size), device))
+            with arithmetic():
+                loss, _ = module.loss_of(_moved(batch_of(size), device))
             torch.autograd.backward(loss)
         except torch.OutOfMemoryError:
             size //= 2
@@ -56,7 +66,9 @@ def find_batch_size(module: TrainingModule, batch_of: Callable[[int], Any], chip
     )
 
 
-def find_learning_rate(module: TrainingModule, batches: Iterable[Any], device: str) -> float:
+def find_learning_rate(
+    module: TrainingModule, batches: Iterable[Any], device: str, arithmetic: Arithmetic = nullcontext
+) -> float:
     """The rate at which the loss falls fastest in a test over rising rates (Smith, 2017).
 
     60 steps from 1e-6 to 0.3, ended early where the loss has grown to four times its least value; the loss
@@ -65,6 +77,7 @@ def find_learning_rate(module: TrainingModule, batches: Iterable[Any], device: s
     Args:
         batches: training batches; taken again from the start where they end.
         device: "cpu" or "cuda".
+        arithmetic: of the training.
     """
     state = _state(module)
     module.to(device).train()
@@ -77,7 +90,8 @@ def find_learning_rate(module: TrainingModule, batches: Iterable[Any], device: s
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
         optimizer.zero_grad(set_to_none=True)
-        loss, _ = module.loss_of(_moved(batch, device))
+        with arithmetic():
+            loss, _ = module.loss_of(_moved(batch, device))
         value = float(loss.detach())
         if not math.isfinite(value):
             break

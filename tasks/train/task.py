@@ -60,10 +60,37 @@ def plan_training(parameters: TrainParameters) -> PlannedTraining:
 @task(name="train")
 def run_part(plan_uri: str) -> None:
     """Train, and put the package and its record into the store, unless they are there."""
-    import time
-
     from tasks.store import ObjectStore
     from tasks.train.work import run_training, start_tracker
+
+    log = get_run_logger()
+    artifact, progress = _progress()
+    record = run_training(ObjectStore(), plan_uri, start=start_tracker, progress=progress)
+    update_progress_artifact(artifact, progress=100.0)
+    log.info("Trained on %s: %s", record.metrics["device"], record.package)
+
+
+@task(name="train on a node")
+def run_node(plan_uri: str, node: int) -> None:
+    """Run this node's processes of a training, unless its package and record are in the store."""
+    from tasks.store import ObjectStore
+    from tasks.train.launch import train_on_node
+    from tasks.train.plan import load_record
+
+    log = get_run_logger()
+    store = ObjectStore()
+    artifact, progress = _progress()
+    train_on_node(store, plan_uri, node, progress=progress)
+    update_progress_artifact(artifact, progress=100.0)
+    record = load_record(store, plan_uri.rsplit("/", 1)[0])
+    assert record is not None
+    metrics = record.metrics
+    log.info("Trained with %s processes on %s: %s", metrics["processes"], metrics["device"], record.package)
+
+
+def _progress() -> tuple[Any, Any]:
+    """A progress artifact, and what reports to it and to the log every few seconds."""
+    import time
 
     log = get_run_logger()
     artifact: Any = create_progress_artifact(progress=0.0, description="Training")
@@ -71,14 +98,13 @@ def run_part(plan_uri: str) -> None:
 
     def progress(fraction: float, what: str) -> None:
         nonlocal reported
-        if time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:
+        # What is told before the first step is told once.
+        if fraction == 0.0 or time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:
             reported = time.monotonic()
             log.info("%3.0f %%: %s", 100 * fraction, what)
             update_progress_artifact(artifact, progress=100.0 * fraction)
 
-    record = run_training(ObjectStore(), plan_uri, start=start_tracker, progress=progress)
-    update_progress_artifact(artifact, progress=100.0)
-    log.info("Trained on %s: %s", record.metrics["device"], record.package)
+    return artifact, progress
 
 
 def is_trained(plan_uri: str) -> bool:
@@ -107,6 +133,8 @@ def finish_training(plan_uri: str) -> dict[str, str]:
     plan = load_plan(store, plan_uri)
     result = finish(store, plan_uri, {"flow_run": flow_run.get_id()})
     details = result.manifest.details
+    for doubt in details["metrics"].get("doubts", []):
+        get_run_logger().warning(doubt)
     version = register_package(
         plan.name,
         details["package"],

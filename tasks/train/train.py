@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as lightning
-import torch
 from torch.utils.data import DataLoader
 
 from tasks.assess.chips import LEVEL, blocks_of
-from tasks.errors import BadInputError, DeviceError, TrainingDataError
 from tasks.tracking import Tracker
-from tasks.train import datasets
-from tasks.train.assembly import assemble, budget_of, collate_of, samples_of
-from tasks.train.callbacks import BestWeights, Curves, Progress, TimeBudget
-from tasks.train.checkpoints import Checkpoints, KeepCheckpoints
-from tasks.train.data_formats import check_format
-from tasks.train.leakage import Leakage, find_leakage, refuse_leakage, without
+from tasks.train.assembly import Samples, assemble, budget_of, collate_of, samples_of, with_file
+from tasks.train.beginning import Beginning, begin
+from tasks.train.callbacks import BestWeights, Curves, InStep, Progress, Thaw, TimeBudget
+from tasks.train.characteristics import accuracy_tables
+from tasks.train.checkpoints import Checkpoints, KeepCheckpoints, settled_in
+from tasks.train.data_formats import check_agreement, check_format
+from tasks.train.dividing import divide
+from tasks.train.doubts import doubts_of
+from tasks.train.event_file import event_file
+from tasks.train.hardware import Group, accelerator_of, agree, arithmetic, join_group, placement, precision_of
+from tasks.train.images import check_pictures, output_normalisation, sides_of
+from tasks.train.models.custom import OwnSteps
 from tasks.train.models.options import check_batch, check_sizes, input_size, options_of
 from tasks.train.modules import TrainingModule
 from tasks.train.packaging import build
-from tasks.train.pairs import check_pairs, settle_normalisation
-from tasks.train.parameters import TrainParameters
+from tasks.train.pairs import settle_normalisation
+from tasks.train.parameters import ADVERSARIAL, TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
+from tasks.train.sampling import DrawSampler
 from tasks.train.search import find_batch_size, find_learning_rate
-from tasks.train.splits import Split, check_no_leak, split_spatially
 from tasks.training_data import (
-    Chip,
     TrainingData,
-    read_boxes,
-    read_class_mask,
-    read_instances,
 )
 
 DEFAULT_LEARNING_RATE = 4e-3
@@ -45,8 +46,6 @@ _PATIENCE = 5
 _STEPS_BETWEEN_VALIDATIONS = 100
 _GRADIENT_NORM = 10.0
 _GPU_LOADERS = 4
-# Reading the labels of more chips, only to balance the split, would take too long.
-_WEIGHED_CHIPS = 5000
 
 
 def train_model(
@@ -59,6 +58,7 @@ def train_model(
     inputs: Sequence[tuple[str, str]] = (),
     validation: Sequence[TrainingData] = (),
     checkpoints: Checkpoints | None = None,
+    beginning: Beginning | None = None,
 ) -> TrainResult:
     """Train, measure, draw, and build the package.
 
@@ -71,6 +71,7 @@ def train_model(
         inputs: name and identity of each folder, for the package's model card.
         validation: training data to validate on; empty: compact areas of ``data`` are kept aside.
         checkpoints: where the training goes on from, and leaves where it is; None: nowhere.
+        beginning: a package to go on with, or a file of the encoder's weights; None: neither.
 
     Raises:
         TrainingDataError: the data cannot be trained on.
@@ -85,14 +86,18 @@ def train_model(
         progress=progress,
         apart=validation,
         checkpoints=checkpoints,
+        beginning=beginning,
     )
     pictures = draw_pictures(trained, data[0].classes)
     page = metrics_page(parameters, trained, pictures)
     for name, picture in pictures.items():
         tracker.image(picture, f"ModelCharacteristics/{name}")
     tracker.text(page, "model_metrics.html")
+    for name, table in accuracy_tables(trained, data[0].classes).items():
+        tracker.text(table, name)
     package = build(parameters, data[0], trained, page=page, pictures=pictures, into=work, inputs=inputs)
-    return TrainResult(package, trained.metrics, trained.effort, page, pictures)
+    events = event_file(trained.history, trained.times) if parameters.tensorboard else None
+    return TrainResult(package, trained.metrics, trained.effort, page, pictures, events)
 
 
 def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> None:
@@ -101,27 +106,11 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
     Raises:
         TrainingDataError, BadInputError: with what is wrong, before anything is computed.
     """
-    first = data[0]
     for item in data:
         check_format(parameters, item.metadata_format, str(item.folder))
-        if parameters.kind == "change":
-            check_pairs(parameters.model_type, item)
-        elif any(chip.image2 is not None for chip in item.chips):
-            raise TrainingDataError(
-                f"{item.folder} holds pairs of pictures; {parameters.model_type} learns from single ones.",
-                "Export the training data without additional_input_raster.",
-            )
-        for what, mine, theirs in (
-            ("classes", item.classes.to_records(), first.classes.to_records()),
-            ("tile size", item.tile_size, first.tile_size),
-            ("bands", item.band_names, first.band_names),
-        ):
-            if mine != theirs:
-                raise TrainingDataError(
-                    f"The {what} of {item.folder} ({mine}) differ from those of {first.folder} ({theirs}).",
-                    "Train on folders that were exported with the same settings.",
-                )
-    check_sizes(parameters, options_of(parameters), min(first.tile_size), sum(len(i.chips) for i in data))
+        check_pictures(parameters, item)
+    check_agreement(data)
+    check_sizes(parameters, options_of(parameters), min(data[0].tile_size), sum(len(i.chips) for i in data))
 
 
 def fit(
@@ -133,86 +122,122 @@ def fit(
     progress: Progress,
     apart: Sequence[TrainingData] = (),
     checkpoints: Checkpoints | None = None,
+    beginning: Beginning | None = None,
 ) -> Trained:
-    """Train and measure; see :func:`train_model`."""
+    """Train and measure; see :func:`train_model`.
+
+    Processes that were started together each call it, with equal arguments but a tracker that tracks nothing
+    in all of them but the first; all come to the same end.
+    """
     check_data(parameters, [*data, *apart])
+    parameters = with_file(parameters, data)
     lightning.seed_everything(parameters.seed, workers=True, verbose=False)
     schema, options = data[0].classes, options_of(parameters)
-    chips = [chip for item in (*data, *apart) for chip in item.chips]
-    split, leaked = _split(chips, data, apart, parameters)
+    sides, sides_apart = sides_of(data), sides_of(apart)
+    chips = [chip for item in (*sides, *sides_apart) for chip in item.chips]
+    split, leaked = divide(parameters, sides, sides_apart)
+    doubts = doubts_of(parameters, data, chips, split)
+    for doubt in doubts:
+        progress(0.0, doubt)
+    if doubts:
+        tracker.tags({"chipline.doubts": " ".join(doubts)})
     normalisation = settle_normalisation(parameters, data, apart)
     rows, cols = data[0].tile_size
     chip_size = input_size(parameters, options, min(rows, cols))
 
-    train_set = samples_of(parameters, options, [chips[i] for i in split.train], normalisation, chip_size)
-    validation = samples_of(
-        parameters, options, [chips[i] for i in split.validation], normalisation, chip_size, validation=True
-    )
-    sampler = datasets.DrawSampler(len(train_set), seed=parameters.seed)
-    accelerator = _accelerator(parameters)
+    shape: dict[str, Any] = {
+        "tile_size": min(rows, cols),
+        "upright": data[0].upright,
+        "output": output_normalisation(parameters, data, apart),
+    }
+    studied = [chips[index] for index in split.train]
+    train_set = samples_of(parameters, options, studied, normalisation, chip_size, **shape)
+    judged = [chips[index] for index in split.validation]
+    validation = samples_of(parameters, options, judged, normalisation, chip_size, validation=True, **shape)
+    accelerator = accelerator_of(parameters)
+    together = join_group(accelerator)
     budget = budget_of(parameters)
+    resumed = None if checkpoints is None else checkpoints.newest()
+    settled = settled_in(resumed)
     rate = parameters.learning_rate or DEFAULT_LEARNING_RATE
-    shared = {"learning_rate": rate, "budget": budget, "freeze": parameters.freeze_model}
+    shared = {
+        "learning_rate": rate,
+        "budget": budget,
+        "freeze": parameters.freeze_model,
+        "thaws": parameters.unfreeze_after_epochs is not None,
+    }
     assembled = assemble(parameters, options, schema, data[0].band_names, train_set, shared)
     module = assembled.module
+    for encoder in module.encoders:
+        first_weights = begin(
+            module.network,
+            encoder,
+            parameters,
+            pretrained=options.pretrained and parameters.custom_model is None,
+            classes=schema.names,
+            bands=data[0].band_names,
+            beginning=beginning or Beginning(),
+        )
+    progress(0.0, f"starts from {first_weights}")
+    tracker.tags({"chipline.first_weights": first_weights})
     device = "cuda" if accelerator == "gpu" else "cpu"
+    exactness = arithmetic(precision_of(parameters, accelerator), device)
     collate = collate_of(parameters)
 
     def first(size: int) -> Any:
         return collate([cast(Any, train_set)[index, 0] for index in range(size)])
 
-    batch = min(
-        parameters.batch_size or find_batch_size(module, first, len(train_set), device), len(train_set)
-    )
+    own = len(train_set) // together.world  # chips that this process learns from in a pass
+    if settled is None and parameters.batch_size is None:
+        batch = agree(find_batch_size(module, first, own, device, exactness))
+    else:
+        batch = min(parameters.batch_size or own, own) if settled is None else settled.batch_size
     check_batch(parameters, batch)
-    loader: dict[str, Any] = {
-        "batch_size": batch,
-        "num_workers": _GPU_LOADERS if accelerator == "gpu" else 0,
-        "collate_fn": collate,
-    }
-    batches = max(1, len(train_set) // batch)
-    steps = -(-batches // parameters.accumulate_batches)
-    budget.steps = steps * parameters.max_epochs
-    # Samplers give (index, draw) pairs: all that decides what a sample looks like.
-    train_loader = DataLoader(train_set, sampler=cast(Any, sampler), drop_last=True, **loader)
+    batches = max(1, own // batch)
+    budget.steps = -(-batches // parameters.accumulate_batches) * parameters.max_epochs
+
+    def training_loader(sampler: DrawSampler) -> DataLoader[Any]:
+        return make_loader(train_set, sampler, batch, accelerator, collate, drop_last=True)
+
+    sampler = DrawSampler(len(train_set), seed=parameters.seed, rank=together.rank, world=together.world)
     every = [(index, 0) for index in range(len(validation))]
-    validation_loader = DataLoader(validation, sampler=cast(Any, every), **loader)
-    resumed = None if checkpoints is None else checkpoints.newest()
-    if parameters.learning_rate is None and options.preset != "light":
+    validation_loader = make_loader(validation, every, batch, accelerator, collate)
+    if settled is not None:
+        rate = module.learning_rate = settled.learning_rate
+    elif parameters.learning_rate is None and module.usual_rate is not None:
+        rate = module.learning_rate = module.usual_rate
+    elif parameters.learning_rate is None and options.preset != "light" and not isinstance(module, OwnSteps):
         # Its own order of the chips: that of the training must not depend on the search.
-        trial = datasets.DrawSampler(len(train_set), seed=parameters.seed + 1)
-        tried = DataLoader(train_set, sampler=cast(Any, trial), drop_last=True, **loader)
-        rate = module.learning_rate = find_learning_rate(module, tried, device)
+        tried = training_loader(DrawSampler(len(train_set), seed=parameters.seed + 1))
+        rate = module.learning_rate = agree(find_learning_rate(module, tried, device, exactness))
 
     curves = Curves(lambda row, epoch: tracker.metrics(_plain(row), epoch), progress)
     best = BestWeights(parameters.monitor, patience=_PATIENCE if parameters.stop_training else None)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    trainer = lightning.Trainer(
-        max_epochs=parameters.max_epochs,
+    keeping = KeepCheckpoints(
+        checkpoints,
+        sampler,
+        batch_size=batch,
+        learning_rate=rate,
+        seconds=60.0 * parameters.checkpoint_minutes,
+        budget=budget,
+        seed=parameters.seed,
+        work=work,
+    )
+    callbacks: list[lightning.Callback] = [InStep(budget)] if together.world > 1 else []
+    if parameters.unfreeze_after_epochs is not None:
+        callbacks.append(Thaw(parameters.unfreeze_after_epochs))
+    trainer = make_trainer(
+        parameters,
+        [*callbacks, TimeBudget(budget), best, curves, keeping],
         accelerator=accelerator,
-        devices=1,
-        precision=_precision(parameters, accelerator),
-        callbacks=[
-            TimeBudget(budget),
-            best,
-            curves,
-            KeepCheckpoints(checkpoints, sampler, seed=parameters.seed, work=work),
-        ],
-        check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // batches)),
-        accumulate_grad_batches=parameters.accumulate_batches,
-        gradient_clip_val=_GRADIENT_NORM,
-        default_root_dir=work,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        deterministic="warn",
+        together=together,
+        batches=batches,
+        work=work,
     )
     started = time.monotonic()
-    trainer.fit(module, train_loader, validation_loader, ckpt_path=resumed, weights_only=True)
+    trainer.fit(module, training_loader(sampler), validation_loader, ckpt_path=resumed, weights_only=True)
     seconds_taken = time.monotonic() - started
-    epochs, steps_done = trainer.current_epoch, trainer.global_step
+    epochs, steps_done = trainer.current_epoch, module.steps_done
     # Time may have run out between two validations: the last weights compete, too.
     trainer.validate(module, validation_loader, verbose=False)
     curves.add_last(module, epochs)
@@ -237,7 +262,10 @@ def fit(
             "validation": len(split.validation),
             "dropped": len(split.dropped),
             "copies": len(leaked.copies),
+            "buffer": split.buffer,
+            "split_by": split.by,
         },
+        "doubts": doubts,
         "epochs": epochs,
         "steps": steps_done,
         "stopped_early": best.stopped_early,
@@ -245,11 +273,11 @@ def fit(
         "precision": str(trainer.precision),
         "learning_rate": rate,
         "batch_size": batch,
+        "processes": together.world,
+        "first_weights": first_weights,
     }
-    effort = {
-        "train_seconds": seconds_taken,
-        "chips_per_second": steps_done * batch * parameters.accumulate_batches / max(seconds_taken, 1e-9),
-    }
+    learnt = steps_done * batch * parameters.accumulate_batches * together.world
+    effort = {"train_seconds": seconds_taken, "chips_per_second": learnt / max(seconds_taken, 1e-9)}
     tracker.metrics({**_final_values(metrics), **effort}, epochs)
     return Trained(
         module=module,
@@ -262,7 +290,74 @@ def fit(
         metrics=metrics,
         effort=effort,
         history=curves.history,
+        times=curves.times,
         validation=validation,
+    )
+
+
+def make_loader(
+    samples: Samples,
+    order: DrawSampler | Sequence[tuple[int, int]],
+    batch_size: int,
+    accelerator: str,
+    collate: Callable[[list[Any]], Any],
+    *,
+    drop_last: bool = False,
+) -> DataLoader[Any]:
+    """Batches of samples.
+
+    Args:
+        order: (index, draw) pairs: all that decides what a sample looks like.
+        accelerator: a GPU is fed by processes of its own.
+    """
+    return DataLoader(
+        samples,
+        sampler=cast(Any, order),
+        batch_size=batch_size,
+        num_workers=_GPU_LOADERS if accelerator == "gpu" else 0,
+        collate_fn=collate,
+        drop_last=drop_last,
+    )
+
+
+def make_trainer(
+    parameters: TrainParameters,
+    callbacks: list[lightning.Callback],
+    *,
+    accelerator: str,
+    together: Group,
+    batches: int,
+    work: Path,
+) -> lightning.Trainer:
+    """Lightning's trainer as a training uses it.
+
+    Args:
+        batches: per epoch and process.
+        work: a local folder.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for known in (
+        "You're resuming from a checkpoint that ended before",  # the sampler knows its place
+        r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen encoder
+        r"Using `DistributedSampler` with the dataloaders",  # every process validates all chips
+    ):
+        warnings.filterwarnings("ignore", message=known)
+    return lightning.Trainer(
+        max_epochs=parameters.max_epochs,
+        precision=precision_of(parameters, accelerator),
+        callbacks=callbacks,
+        check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // batches)),
+        accumulate_grad_batches=parameters.accumulate_batches,
+        # Networks that take turns see to it themselves.
+        gradient_clip_val=None if parameters.kind in ADVERSARIAL else _GRADIENT_NORM,
+        default_root_dir=work,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        deterministic="warn",
+        **placement(accelerator, together),
     )
 
 
@@ -274,68 +369,6 @@ def _validation_values(module: TrainingModule) -> dict[str, Any]:
             for name, values in module.per_class.items()
         },
     }
-
-
-def _split(
-    chips: Sequence[Chip],
-    data: Sequence[TrainingData],
-    apart: Sequence[TrainingData],
-    parameters: TrainParameters,
-) -> tuple[Split, Leakage]:
-    """Which chips are learnt from, and which training chips had to go because they leaked."""
-    placed = [chip.footprint for chip in chips]
-    if apart:
-        given = sum(len(item.chips) for item in data)
-        split = Split(tuple(range(given)), tuple(range(given, len(chips))), ())
-        if len({item.wkid for item in (*data, *apart)}) > 1:
-            placed = [None] * len(chips)  # footprints in several systems say nothing about each other
-        leakage = find_leakage(chips, placed, split)
-        refuse_leakage(leakage, given)
-        return split, leakage
-    known = [footprint for footprint in placed if footprint is not None]
-    if len(known) < len(chips):
-        raise TrainingDataError(
-            f"{len(chips) - len(known)} of {len(chips)} chips have no georeference, so that a spatial split "
-            f"of {', '.join(str(item.folder) for item in data)} is not possible.",
-            "Export the chips with world files, or name chips of other ground as validation_folder.",
-        )
-    amounts = [_label_amount(chip, parameters) for chip in chips] if len(chips) <= _WEIGHED_CHIPS else None
-    split = split_spatially(known, parameters.validation_percent, seed=parameters.seed, amounts=amounts)
-    check_no_leak(known, split)
-    leakage = find_leakage(chips, placed, split)
-    return without(split, leakage), leakage
-
-
-def _label_amount(chip: Chip, parameters: TrainParameters) -> float:
-    """Objects, or labelled pixels."""
-    if parameters.kind == "objects":
-        return float(len(read_boxes(chip)))
-    if parameters.kind == "instances":
-        return float(sum(np.count_nonzero(np.unique(layer)) for layer in read_instances(chip).values()))
-    if parameters.kind == "labels":
-        return 1.0
-    return float(np.count_nonzero(read_class_mask(chip)))
-
-
-def _accelerator(parameters: TrainParameters) -> str:
-    available = torch.cuda.is_available()
-    if parameters.processor_type == "GPU" and not available:
-        raise DeviceError(
-            "processor_type is GPU, but this worker sees no GPU.",
-            "Start it where there is one, or choose AUTO or CPU.",
-        )
-    return "gpu" if available and parameters.processor_type != "CPU" else "cpu"
-
-
-def _precision(parameters: TrainParameters, accelerator: str) -> Any:
-    chosen = parameters.precision
-    if chosen == "AUTO":
-        if accelerator == "cpu":
-            return "32-true"
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    if chosen == "FLOAT16" and accelerator == "cpu":
-        raise BadInputError("FLOAT16 cannot be trained on a CPU.", "Choose AUTO, FLOAT32 or BFLOAT16.")
-    return {"FLOAT32": "32-true", "BFLOAT16": "bf16-mixed", "FLOAT16": "16-mixed"}[chosen]
 
 
 def _final_values(metrics: dict[str, Any]) -> dict[str, float]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import RunError
+from tasks.errors import BadInputError, RunError
 from tasks.package import file_digest
+from tasks.package.fetch import fetch_package
 from tasks.package.publish import publish_package
 from tasks.package.tags import lineage_tags, package_tags
 from tasks.settings import settings
@@ -27,10 +28,14 @@ from tasks.store import (
     sync_folder,
 )
 from tasks.tracking import Tracker
+from tasks.train.beginning import Beginning
 from tasks.train.callbacks import Progress
 from tasks.train.checkpoints import StoredCheckpoints
+from tasks.train.event_file import FILE as EVENTS
+from tasks.train.models.encoder_weights import EncoderStart
+from tasks.train.origins import Origin, local_encoder
 from tasks.train.plan import KIND, RESULT, TrainInput, TrainPlan, TrainRecord, load_plan, load_record
-from tasks.train.train import train_model
+from tasks.train.train import fit, train_model
 from tasks.training_data import TrainingData, open_training_data
 
 StartTracker = Callable[..., Tracker]
@@ -72,11 +77,45 @@ def start_tracker(plan: TrainPlan, run_id: str = "") -> Tracker:
         values,
         {"chipline.run_key": plan.run_key, "chipline.outputs": plan.folder_uri},
     )
+    tracker.tags(_start_tags(plan))
     for item in plan.inputs:
         tracker.dataset(item.name, item.uri, item.identity)
     for item in plan.validation:
         tracker.dataset(item.name, item.uri, item.identity, context="validation")
     return tracker
+
+
+def _start_tags(plan: TrainPlan) -> dict[str, str]:
+    """Where the first weights lie and what they are, for the run and for the package's version."""
+    tags = {}
+    for name, origin in (("pretrained_model", plan.pretrained), ("encoder_weights", plan.encoder)):
+        if origin is not None:
+            tags |= {f"chipline.{name}": origin.uri, f"chipline.{name}_identity": origin.identity}
+    return tags
+
+
+def open_beginning(store: ObjectStore, plan: TrainPlan, work: Path) -> Beginning:
+    """What the training starts from, on this machine.
+
+    Args:
+        work: a local folder for a file of weights.
+
+    Raises:
+        BadInputError, PackageError: it is no longer what it was, or nobody vouches for the package any more.
+    """
+    package = None
+    if plan.pretrained is not None:
+        package = fetch_package(plan.pretrained.uri, store)
+        if package.digest != plan.pretrained.identity:
+            raise BadInputError(
+                f"The package at {plan.pretrained.uri} is not the one that the training was planned with.",
+                "Start the training again.",
+            )
+    allowed = plan.parameters.allow_random_encoder
+    if plan.encoder is None:
+        return Beginning(package, EncoderStart(or_random=allowed))
+    file = local_encoder(store, plan.encoder, work)
+    return Beginning(package, EncoderStart(file, plan.encoder.uri, or_random=allowed))
 
 
 def run_training(
@@ -119,6 +158,23 @@ def run_training(
     return record
 
 
+def follow_training(store: ObjectStore, plan_uri: str) -> None:
+    """Take part in a training whose first process tracks, keeps checkpoints and publishes."""
+    plan = load_plan(store, plan_uri)
+    with tempfile.TemporaryDirectory(prefix="train-") as folder:
+        work = Path(folder)
+        fit(
+            plan.parameters,
+            open_inputs(store, plan.inputs),
+            work,
+            tracker=Tracker.disabled(),
+            progress=lambda _fraction, _what: None,
+            apart=open_inputs(store, plan.validation),
+            checkpoints=StoredCheckpoints(store, plan.folder_uri, work),
+            beginning=open_beginning(store, plan, work),
+        )
+
+
 def open_inputs(store: ObjectStore, inputs: Sequence[TrainInput]) -> list[TrainingData]:
     """Local copies of the training data, opened."""
     folder = settings().cache / "training-data"
@@ -150,7 +206,7 @@ def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Pub
             name=plan.name,
             run_key=plan.run_key,
             parameters=plan.parameters.model_dump(mode="json"),
-            inputs=[{"role": "training data", "uri": i.uri, "identity": i.identity} for i in plan.inputs],
+            inputs=[{"role": role, "uri": i.uri, "identity": i.identity} for role, i in _inputs(plan)],
             versions={name: version(name) for name in ("chipline", "torch", "torchvision")},
             parts=[part],
             details={
@@ -171,6 +227,14 @@ def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Pub
     )
     set_current(store, KIND, plan.name, plan.folder_uri)
     return Published(manifest, already_done=False)
+
+
+def _inputs(plan: TrainPlan) -> Iterator[tuple[str, TrainInput | Origin]]:
+    yield from (("training data", item) for item in plan.inputs)
+    if plan.pretrained is not None:
+        yield "pretrained model", plan.pretrained
+    if plan.encoder is not None:
+        yield "encoder weights", plan.encoder
 
 
 def _train(
@@ -194,6 +258,7 @@ def _train(
         inputs=inputs,
         validation=apart,
         checkpoints=checkpoints,
+        beginning=open_beginning(store, plan, work),
     )
     publication = Publication(store, plan.folder_uri)
     metrics = json.dumps(result.metrics, indent=1, allow_nan=False).encode()
@@ -205,10 +270,14 @@ def _train(
             for name, picture in result.pictures.items()
         ),
     ]
+    if result.events is not None:
+        files.append(publication.put_file(EVENTS, result.events, "application/octet-stream"))
     return TrainRecord(
         package=publish_package(store, result.package, made_by=plan.folder_uri),
         digest=file_digest(result.package),
-        tags=package_tags(result.package) | lineage_tags([(item.uri, item.identity) for item in plan.inputs]),
+        tags=package_tags(result.package)
+        | lineage_tags([(item.uri, item.identity) for item in plan.inputs])
+        | _start_tags(plan),
         metrics=result.metrics,
         effort=result.effort,
         files=[record.model_dump() for record in files],

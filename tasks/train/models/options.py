@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.parameters import arguments_as_dict, validated
-from tasks.train.parameters import Kind, TrainParameters
+from tasks.train.parameters import ADVERSARIAL, IMAGE_KINDS, Kind, TrainParameters
 
 Preset = Literal["light", "standard"]
 
@@ -20,13 +20,15 @@ class _Options(BaseModel):
     pretrained: bool = Field(True, description="start the encoder from ImageNet weights")
     downscale: Literal[1, 2, 4] = Field(1, description="the network sees every n-th pixel, averaged")
 
-    # Values come as text; a Literal of numbers takes no text.
+    # Values come as text; a Literal of numbers takes no text, and a tuple none either.
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("downscale"), str):
             text = values["downscale"].strip()
             values = {**values, "downscale": int(text) if text.isdigit() else text}
+        if isinstance(values, dict) and isinstance(values.get("decoder"), str):
+            values = {**values, "decoder": values["decoder"].replace(",", " ").strip("[]() ").split()}
         return values
 
 
@@ -41,6 +43,7 @@ class PixelOptions(_Options):
     class_balancing: bool = Field(False, description="weigh classes by the inverse of their frequency")
     focal_loss: bool = Field(False, description="focal loss (gamma 2) in place of cross-entropy")
     dice_loss: bool = Field(True, description="add the soft Dice loss over the classes")
+    mixup: bool = Field(False, description="learn from mixtures of two chips and of their labels")
     ignore_classes: str = Field("", description="class values, comma separated, that count as unknown; 0 too")
     decoder: tuple[int, int, int, int, int] = Field(
         (256, 128, 64, 32, 16), description="channels of the decoder (UNET, UNETPLUSPLUS, MANET)"
@@ -101,6 +104,15 @@ class DetectorOptions(_Options):
 
     @model_validator(mode="before")
     @classmethod
+    def _nothing_is_mixed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "mixup" in values:
+            raise ValueError(
+                "mixup is not offered for detectors: an object is there or not, and has no share of a mixture"
+            )
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def _stride_number(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("stride"), str):
             text = values["stride"].strip()
@@ -124,6 +136,7 @@ class ClassifierOptions(_Options):
         0.2, ge=0, lt=1, description="share of the features left out at random in training"
     )
     label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="share of certainty taken off the truth")
+    mixup: bool = Field(False, description="learn from mixtures of two chips and of their classes")
 
     @property
     def size_divisor(self) -> int:
@@ -131,17 +144,64 @@ class ClassifierOptions(_Options):
         return 32 * self.downscale
 
 
-AnyOptions = PixelOptions | DetectorOptions | ClassifierOptions
+class ImageOptions(_Options):
+    """Arguments of all models that make pictures."""
+
+    downscale: Literal[1] = Field(1, description="the network sees every pixel")
+    decoder: tuple[int, int, int, int, int] = Field(
+        (256, 128, 64, 32, 16), description="channels of the decoder"
+    )
+
+    @property
+    def size_divisor(self) -> int:
+        """Chips and tiles are multiples of this."""
+        return 32
+
+
+class ResolutionOptions(ImageOptions):
+    """Arguments of SUPERRESOLUTION."""
+
+    downsample_factor: int = Field(4, ge=2, le=8, description="by how much finer the cells of the result are")
+
+
+class TranslationOptions(ImageOptions):
+    """Arguments of PIX2PIX."""
+
+    discriminator: int = Field(
+        64, ge=8, le=256, description="channels of the first layer of the network that judges"
+    )
+    l1_weight: float = Field(
+        100.0, gt=0, description="weight of the distance from the target, beside the judgement"
+    )
+
+
+class CycleOptions(ImageOptions):
+    """Arguments of CYCLEGAN."""
+
+    discriminator: int = Field(
+        64, ge=8, le=256, description="channels of the first layer of the networks that judge"
+    )
+    cycle_weight: float = Field(10.0, gt=0, description="weight of what is lost on the way there and back")
+    identity_weight: float = Field(
+        5.0, ge=0, description="weight of what changes in pictures that are of the wanted side already"
+    )
+
+
+AnyOptions = PixelOptions | DetectorOptions | ClassifierOptions | ImageOptions
 
 _LIGHT_PIXELS = {"downscale": 2, "decoder": (128, 96, 64, 32, 16), "width": 96}
 _LIGHT_DETECTOR = {"downscale": 2, "levels": 1, "depth": 4, "width": 64, "head_convolutions": 2}
 
 _LIGHT_CLASSIFIER = {"downscale": 2}
+_LIGHT_IMAGES = {"decoder": (96, 64, 48, 32, 16)}
 _LIGHT: dict[type[_Options], dict[str, Any]] = {
     PixelOptions: _LIGHT_PIXELS,
     ChangeOptions: _LIGHT_PIXELS,
     DetectorOptions: _LIGHT_DETECTOR,
     ClassifierOptions: _LIGHT_CLASSIFIER,
+    ResolutionOptions: _LIGHT_IMAGES,
+    TranslationOptions: {**_LIGHT_IMAGES, "discriminator": 32},
+    CycleOptions: {**_LIGHT_IMAGES, "discriminator": 32},
 }
 _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
     "pixels": PixelOptions,
@@ -149,6 +209,9 @@ _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
     "objects": DetectorOptions,
     "instances": DetectorOptions,
     "labels": ClassifierOptions,
+    "resolution": ResolutionOptions,
+    "translation": TranslationOptions,
+    "cycle": CycleOptions,
 }
 
 Options = TypeVar("Options", bound=_Options)
@@ -174,13 +237,37 @@ def options_of(parameters: TrainParameters) -> AnyOptions:
     Raises:
         BadInputError: an argument that is unknown, given twice, or outside its bounds.
     """
-    return read_options(_OPTIONS_OF[parameters.kind], arguments_as_dict(parameters.model_arguments))
+    kind, arguments = _OPTIONS_OF[parameters.kind], arguments_as_dict(parameters.model_arguments)
+    own = own_arguments(parameters)
+    return read_options(kind, {name: value for name, value in arguments.items() if name not in own})
+
+
+def own_arguments(parameters: TrainParameters) -> dict[str, str]:
+    """The model arguments that are for a model of one's own; none are for others."""
+    if parameters.custom_model is None:
+        return {}
+    known = _OPTIONS_OF[parameters.kind].model_fields
+    arguments = arguments_as_dict(parameters.model_arguments)
+    return {name: value for name, value in arguments.items() if name not in known}
 
 
 def input_size(parameters: TrainParameters, options: AnyOptions, tile_size: int) -> int:
-    """Edge of the network's input in training, pixels, for chips whose shorter edge is ``tile_size``."""
+    """Edge of the network's input in training, pixels, for chips whose shorter edge is ``tile_size``.
+
+    What ``resize_to`` makes of them counts, where it is given.
+    """
     step = options.size_divisor
-    return parameters.chip_size or max(tile_size // step, 1) * step
+    return parameters.chip_size or max((parameters.resize_to or tile_size) // step, 1) * step
+
+
+def enlargement(parameters: TrainParameters, tile_size: int) -> float:
+    """By how much ``resize_to`` enlarges chips whose shorter edge is ``tile_size``; 1 where it is not given.
+
+    Chips of FEATURE_CLASSIFIER are scaled as a whole, whatever their size: of them it is 1, too.
+    """
+    if parameters.resize_to is None or parameters.kind == "labels":
+        return 1.0
+    return parameters.resize_to / tile_size
 
 
 def check_sizes(parameters: TrainParameters, options: AnyOptions, tile_size: int, chips: int) -> None:
@@ -194,7 +281,14 @@ def check_sizes(parameters: TrainParameters, options: AnyOptions, tile_size: int
     """
     size, step = parameters.chip_size, options.size_divisor
     scaled = parameters.kind == "labels"  # chips of any size are scaled to the network's input
-    if size is not None and size > tile_size and not scaled:
+    resized = parameters.resize_to
+    if resized is not None and resized % step:
+        raise BadInputError(
+            f"resize_to {resized} is no multiple of {step}, which this network needs.",
+            f"Choose resize_to {max(step, resized // step * step)}.",
+        )
+    tile_size = resized or tile_size
+    if size is not None and size > tile_size and (resized or not scaled):
         raise BadInputError(
             f"chip_size {size} is larger than the chips, which have {tile_size} pixels.",
             "Choose a smaller chip_size, or export larger tiles.",
@@ -209,14 +303,34 @@ def check_sizes(parameters: TrainParameters, options: AnyOptions, tile_size: int
             f"The chips have {tile_size} pixels, but this network needs at least {step}.",
             "Export larger tiles.",
         )
+    if parameters.kind in ADVERSARIAL and parameters.accumulate_batches > 1:
+        raise BadInputError(
+            f"{parameters.model_type} trains in turns, and gradients of several batches are not added up.",
+            "Leave accumulate_batches at 1.",
+        )
+    if parameters.kind in ADVERSARIAL and (parameters.devices not in (None, 1) or parameters.num_nodes > 1):
+        raise BadInputError(
+            f"{parameters.model_type} trains in turns, which several processes cannot do together.",
+            "Leave devices empty and num_nodes at 1.",
+        )
+    if parameters.kind in IMAGE_KINDS and parameters.augmentation not in ("DEFAULT", "NONE"):
+        raise BadInputError(
+            f"{parameters.model_type} learns colours and cells as they are; its chips are turned and mirrored"
+            " only.",
+            "Choose augmentation DEFAULT or NONE.",
+        )
     if chips < 2:
         raise TrainingDataError(
             f"{chips} chips cannot be split into training and validation chips.",
             "Export more chips: a smaller tile_size or stride_size, or more labelled area.",
         )
-    if parameters.freeze_model and not options.pretrained:
+    given = "freeze_model" if parameters.freeze_model else ""
+    if parameters.encoder_weights is not None:
+        given = "encoder_weights"
+    begun = parameters.pretrained_model is not None or parameters.custom_model is not None
+    if given and not options.pretrained and not begun:
         raise BadInputError(
-            "freeze_model would freeze random weights, for pretrained is False.",
+            f"{given} asks for trained weights of the encoder, but pretrained is False.",
             "Give one of the two another value.",
         )
 

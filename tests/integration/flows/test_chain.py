@@ -59,7 +59,7 @@ def test_every_worker_takes_one_run_at_a_time(stack: Any) -> None:
         at = worker.command.index("--limit")
         assert worker.command[at + 1] == "1", worker.name
     pools = yaml.safe_load((Path(__file__).parents[3] / "deployments" / "pools.yaml").read_text())["pools"]
-    assert {pool["name"] for pool in pools} == {"control", "cpu", "gpu"}
+    assert {pool["name"] for pool in pools} == {"control", "cpu", "gpu", "gpu-node"}
 
 
 def test_the_detector_ends_with_one_layer_in_map_coordinates(

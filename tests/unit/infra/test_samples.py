@@ -62,5 +62,12 @@ def test_every_deployment_has_a_pool_and_leaves_that_need_a_gpu_say_so() -> None
     known = {pool["name"] for pool in pools()["pools"]}
     for name, deployment in DEPLOYMENTS.items():
         assert deployment["work_pool"]["name"] in known, name
-        assert ("gpu" in deployment["tags"]) == (deployment["work_pool"]["name"] == "gpu"), name
-    assert set(DEPLOYMENTS) == {*TOOLS, "export_part", "train_model", "infer_part", "infer_calibration"}
+        assert ("gpu" in deployment["tags"]) == deployment["work_pool"]["name"].startswith("gpu"), name
+    assert set(DEPLOYMENTS) == {
+        *TOOLS,
+        "export_part",
+        "train_model",
+        "train_model_on_node",
+        "infer_part",
+        "infer_calibration",
+    }

@@ -16,6 +16,7 @@ MakeData = Callable[..., TrainingData]
 _CLASSES = [
     {"Value": 3, "Name": "Round", "Color": [1, 2, 3]},
     {"Value": 7, "Name": "Square", "Color": [4, 5, 6]},
+    {"Value": 9, "Name": "Absent", "Color": [7, 8, 9]},
 ]
 
 
@@ -40,7 +41,16 @@ def _voc(boxes: list[tuple[int, int, int, int, int]]) -> str:
 @pytest.fixture
 def make_data(tmp_path: Path) -> MakeData:
     """Makes training data of ``count`` chips side by side; class 3 is reddish, class 7 bluish."""
+    return _maker(tmp_path)
 
+
+@pytest.fixture(scope="module")
+def make_module_data(tmp_path_factory: pytest.TempPathFactory) -> MakeData:
+    """The same, for data that several tests only read."""
+    return _maker(tmp_path_factory.mktemp("data"))
+
+
+def _maker(parent: Path) -> MakeData:
     def make(
         name: str = "data",
         *,
@@ -49,8 +59,9 @@ def make_data(tmp_path: Path) -> MakeData:
         size: int = 128,
         seed: int = 0,
         placed: bool = True,
+        classes: int = 2,
     ) -> TrainingData:
-        folder = tmp_path / name
+        folder = parent / name
         (folder / "images").mkdir(parents=True)
         (folder / "labels").mkdir()
         rng = np.random.default_rng(seed)
@@ -74,7 +85,7 @@ def make_data(tmp_path: Path) -> MakeData:
         extension = "png" if tiles else "xml"
         (folder / "map.txt").write_text(f"images\\000000000.png  labels\\000000000.{extension} \r\n")
         cell = {"x": 1.0, "y": 1.0, "spatialReference": {"wkid": 32612, "latestWkid": 32612}}
-        definition = {"MetaDataMode": metadata_format, "Classes": _CLASSES, "MinCellSize": cell}
+        definition = {"MetaDataMode": metadata_format, "Classes": _CLASSES[:classes], "MinCellSize": cell}
         (folder / "esri_model_definition.emd").write_text(json.dumps(definition))
         stats = {"MetaDataMode": metadata_format, "NumBands": 3}
         (folder / "esri_accumulated_stats.json").write_text(json.dumps(stats))

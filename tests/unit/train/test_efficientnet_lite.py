@@ -11,7 +11,7 @@ import torch
 from tasks.train.models.efficientnet_lite import (
     EfficientNetLite0,
     imagenet_state,
-    load_imagenet,
+    installed_state,
     pretrained_weights_file,
 )
 
@@ -43,7 +43,7 @@ def test_the_features_are_those_of_timm_with_the_same_weights(source: dict[str, 
     oracle.load_state_dict(dict(zip(names, source.values(), strict=True)))
     oracle.eval()
     network = EfficientNetLite0()
-    load_imagenet(network)
+    network.load_state_dict(installed_state(network))
     network.eval()
     image = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def test_the_features_are_those_of_timm_with_the_same_weights(source: dict[str, 
 
 def test_depth_leaves_out_the_coarse_stages() -> None:
     network = EfficientNetLite0(depth=3)
-    load_imagenet(network)
+    network.load_state_dict(installed_state(network))
     assert network.out_channels == [3, 16, 24, 40]
     features = network(torch.zeros(1, 3, 64, 64))
     assert [feature.shape[-1] for feature in features] == [64, 32, 16, 8]
