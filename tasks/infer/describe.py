@@ -23,7 +23,7 @@ from tasks.settings import settings
 from tasks.store import ObjectStore, join, run_key
 
 # Bumped when what is kept here changes.
-DESCRIPTION_VERSION = 4
+DESCRIPTION_VERSION = 5
 
 
 class FunctionDescription(BaseModel):
@@ -35,6 +35,7 @@ class FunctionDescription(BaseModel):
         extract_bands: bands that it wants, 0-based or by name; None: all.
         output_dtype: numpy name of what ``updatePixels`` returns.
         output_nodata: its nodata value, where it states one.
+        output_bands: how many bands it makes.
         fields: names of the fields that its objects have.
         scores: layout of its scores; None where they cannot be had.
         no_scores: why not.
@@ -50,6 +51,7 @@ class FunctionDescription(BaseModel):
     extract_bands: list[int | str] | None
     output_dtype: str
     output_nodata: float | None
+    output_bands: int = 1
     fields: list[str]
     scores: ScoreLayout | None = None
     no_scores: str = ""
@@ -158,6 +160,7 @@ def description_of(host: HostProcess, package: Package) -> FunctionDescription:
         extract_bands=None if bands is None else list(bands),
         output_dtype=_PIXEL_TYPES.get(str(output.get("pixelType", "i4")).lower(), "int32"),
         output_nodata=None if nodata is None else float(nodata),
+        output_bands=max(1, int(output.get("bandCount") or 1)),
         fields=[str(field["name"]) for field in host.fields if "name" in field],
         scores=scores,
         no_scores=no_scores,

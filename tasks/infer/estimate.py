@@ -242,7 +242,7 @@ def _middle_tile(plan: Plan, shard: Shard) -> Shard:
 def _output_mb(plan: Plan) -> float | None:
     if plan.pixel_format is None:
         return None
-    size = np.dtype(plan.pixel_format.dtype).itemsize
+    size = np.dtype(plan.pixel_format.dtype).itemsize * plan.pixel_format.bands
     kept = 0 if plan.scoring is None else plan.scoring.kept
     return _mb(plan.pixels * (size + (kept + (kept - 1) * size if kept else 0)))
 
@@ -250,7 +250,8 @@ def _output_mb(plan: Plan) -> float | None:
 def _engine_mb(plan: Plan) -> float:
     """Strips that were read, blocks in flight, and shards that wait to be written."""
     largest = max(shard.target.rows * shard.target.cols for shard in plan.shards)
-    state = 1 if plan.pixel_format is None else np.dtype(plan.pixel_format.dtype).itemsize
+    form = plan.pixel_format
+    state = 1 if form is None else np.dtype(form.dtype).itemsize * (form.bands + form.masked)
     if plan.scoring is not None:
         state += 2 * plan.scoring.kept
     block = (plan.geometry.rows + 2 * plan.geometry.padding) * (

@@ -43,15 +43,29 @@ class DetectionLike(Protocol):
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """Values of a classified raster.
+    """Values of a raster that is made.
 
     Attributes:
         dtype: numpy name.
         nodata: value of pixels that the imagery does not cover.
+        bands: how many.
+        masked: any value may occur: a mask says which pixels count (``tasks.infer.pictures``).
     """
 
     dtype: str
     nodata: float
+    bands: int = 1
+    masked: bool = False
+
+    @property
+    def of_values(self) -> bool:
+        """Whether pixels are quantities, not classes."""
+        return self.masked or self.dtype == "float32"
+
+    @property
+    def identity(self) -> list[str | int]:
+        """What of it decides a shard's bytes."""
+        return [self.dtype, str(self.nodata), *([self.bands] if self.masked else [])]
 
 
 def pixel_format(

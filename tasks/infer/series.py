@@ -12,6 +12,7 @@ from typing import Any
 from tasks.errors import BadInputError
 from tasks.imagery import RasterInfo, Window
 from tasks.imagery.identity import unsigned
+from tasks.infer.operators import PixelFormat
 from tasks.infer.parameters import InferenceTool
 from tasks.infer.parameters_series import ObjectSeriesParameters, PixelSeriesParameters, SeriesParameters
 from tasks.infer.planned import output_name
@@ -84,13 +85,15 @@ def series_finishing(parameters: InferenceTool) -> dict[str, Any]:
     return {**named, "series": wanted}
 
 
-def check_series(parameters: InferenceTool, package: str, dtype: str, class_values: Sequence[int]) -> None:
+def check_series(
+    parameters: InferenceTool, package: str, form: PixelFormat, class_values: Sequence[int]
+) -> None:
     """Refuse what no summary of change can be made of.
 
     Args:
         parameters: the tool's parameters.
         package: its name.
-        dtype: of the output raster.
+        form: of the output raster.
         class_values: of the package.
 
     Raises:
@@ -98,7 +101,7 @@ def check_series(parameters: InferenceTool, package: str, dtype: str, class_valu
     """
     if not by_date(parameters):
         return
-    if dtype == "float32":
+    if form.of_values:
         raise BadInputError(
             f"The function of {package} gives values, not classes, and a series compares classes.",
             "Set time_series to NONE and run each date by itself.",

@@ -22,7 +22,7 @@ from tasks.package.dlpk import open_package, write_dlpk
 from tasks.package.model_card import CARD, TrainingFacts, model_card
 from tasks.package.pack import check_name
 
-Kind = Literal["pixels", "objects", "instances", "labels"]
+Kind = Literal["pixels", "objects", "instances", "labels", "images"]
 
 NETWORK_MODULE = "ChiplineNetwork"
 OWN_KEY = "Chipline"
@@ -35,12 +35,14 @@ _FUNCTIONS_OF: dict[Kind, tuple[str, ...]] = {
     "objects": ("ChiplineObjectDetector.py",),
     "instances": ("ChiplineInstanceDetector.py", "ChiplineObjectDetector.py"),
     "labels": ("ChiplineObjectClassifier.py",),
+    "images": ("ChiplineImageTranslator.py",),
 }
 _TYPE_OF: dict[Kind, str] = {
     "pixels": "ImageClassification",
     "objects": "ObjectDetection",
     "instances": "InstanceDetection",
     "labels": "ObjectClassification",
+    "images": "Pix2Pix",
 }
 _RUNTIME = ("chipline_runtime.py", "chipline_engines.py")
 
@@ -95,7 +97,8 @@ def build_package(
     Args:
         kind: pixels (``build()`` gives logits (n, 1 + classes, rows, cols), channel 0 the background) or
             objects, instances (``build()`` gives a torchvision detector whose label i is the i-th class;
-            instances: with masks) or labels (``build()`` gives logits (n, classes) of whole chips).
+            instances: with masks) or labels (``build()`` gives logits (n, classes) of whole chips) or images
+            (``build()`` gives networks that make normalised pictures, (n, bands, rows, cols); no classes).
         name: stem of the package, its ``.emd`` and its weights.
         network_source: see ``tasks.package.network_source``; must have been made by this installation.
         state_dict: plain tensors by name; they are stored on the CPU.
@@ -108,7 +111,8 @@ def build_package(
         metrics: values reached in training; ``per_class`` holds a mapping by class name.
         metrics_html: text of ``model_metrics.html``.
         characteristics: PNG by file name, for ``ModelCharacteristics/``.
-        extra_definition: further keys of the definition; they win over the ones made here.
+        extra_definition: further keys of the definition; they win over the ones made here. Of images the
+            ModelType, where it is not Pix2Pix.
         into: an existing folder.
         model_name: ModelName, e.g. UNET.
         backbone: ModelParameters.backbone.
@@ -118,7 +122,9 @@ def build_package(
         padding, batch_size, predict_background, threshold, nms_overlap: defaults of the arguments.
         training: what the network was trained on, for the model card and for comparing imagery with it.
         own: further entries of our own key: of labels ``InputSize`` (pixels that chips are scaled to) and
-            ``SeveralLabels`` (an object may have several classes).
+            ``SeveralLabels`` (an object may have several classes); of images ``Translation``, by direction
+            the ``Network`` (its path in what ``build()`` gives), ``Input`` and ``Output`` (``Factor`` and
+            ``Summand`` per band: ``x * factor + summand``) and ``PixelType`` of what is made.
 
     Raises:
         PackageError: something of it is not as it must be.
@@ -188,7 +194,7 @@ def _check_sizes(
     padding: int | None,
 ) -> None:
     problems = []
-    if len(classes) == 0:
+    if len(classes) == 0 and kind != "images":
         problems.append("there is no class")
     arrays = (normalisation.minimum, normalisation.maximum, normalisation.mean, normalisation.std)
     counts = {len(bands), len(band_names), *(len(values) for values in arrays)}
@@ -278,6 +284,8 @@ def _metric_keys(kind: Kind, metrics: Mapping[str, Any]) -> dict[str, Any]:
     if kind in ("objects", "instances"):
         scores = {name: row.get("average_precision", row.get("ap")) for name, row in per_class.items()}
         return {"average_precision_score": scores} if scores else {}
+    if kind == "images":
+        return {name.upper(): f"{metrics[name]:.4e}" for name in ("psnr", "ssim") if metrics.get(name)}
     keys: dict[str, Any] = {}
     if metrics.get("accuracy") is not None:
         keys["accuracy"] = f"{float(metrics['accuracy']):.4e}"
@@ -306,11 +314,12 @@ def _own_keys(
     if kind == "pixels":
         keys["ScoreValues"] = [0, *classes.values]
         keys["PredictBackground"] = predict_background
-        keys["ExecutionEngines"] = True  # its function has the arguments execution_engine and precision
-    else:
+    elif kind != "images":
         keys["Threshold"] = threshold
     if kind in ("objects", "instances"):
         keys["NmsOverlap"] = nms_overlap
+    if kind not in ("labels", "images"):
+        keys["ExecutionEngines"] = True  # its function has the arguments execution_engine and precision
     return keys
 
 

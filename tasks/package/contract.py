@@ -327,7 +327,7 @@ def _cell_size(
             Finding("cell size", "reported", text, "Leave cell_size empty to compute on the training's.")
         )
         return None
-    if enlarging and factor > LARGEST_ENLARGEMENT:
+    if enlarging and factor > _largest_enlargement(definition):
         remedy = "Use imagery of a similar cell size; resampling does not bring back its detail."
         findings.append(Finding("cell size", "reported", text, remedy))
         return None
@@ -341,6 +341,14 @@ def _cell_size(
         )
     )
     return wanted
+
+
+def _largest_enlargement(definition: ModelDefinition) -> float:
+    """Networks of super-resolution are made to be given imagery coarser by their factor."""
+    factor = definition.extras.get("downsample_factor")
+    if not isinstance(factor, int | float):
+        return LARGEST_ENLARGEMENT
+    return max(LARGEST_ENLARGEMENT, RESAMPLED_BEYOND * factor)
 
 
 def _coordinate_system(
