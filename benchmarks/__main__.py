@@ -21,8 +21,10 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("planning", "infer_planning.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
     ("engine", "infer_engine.py", ("--size", "8192", "--naive")),
+    ("borders", "infer_borders.py", ()),
     ("memory", "infer_memory.py", ()),
     ("bytes", "infer_bytes.py", ("--size", "8192", "--read-threads", "1")),
+    ("scaling", "infer_scaling.py", ()),
     ("train-objects", "train_accuracy.py", ("--model", "FCOS", "--minutes", "5", "--area", "south")),
     ("train-pixels", "train_accuracy.py", ("--model", "UNET", "--minutes", "5", "--area", "south")),
 )
