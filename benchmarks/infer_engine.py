@@ -1,20 +1,23 @@
 """The inference engine over the bare forward pass: the same tiles, engine of execution and precision.
 
     python benchmarks/infer_engine.py [--size 8192] [--runs TORCH/FLOAT32 …] [--padding 64] [--threads 2]
-        [--naive] [--geoai-python PYTHON]
+        [--naive] [--geoai-python PYTHON] [--s3 OPENVINO/BFLOAT16 …]
 
 A U-Net on a ResNet-18, tiles of 512 px, four to a call, over a COG of ``--size`` squared pixels of 3 bytes.
 The bare pass sends as many batches of normalised tiles as the engine will through the same network and
 execution engine, from memory, in a process of its own: half of them before the engine runs and half after it,
 since other work on the machine comes and goes. Start-up (torch, making and comparing the execution engine) is
-apart. ``--naive`` adds a plain loop with the same weights, ``--geoai-python`` geoai's, with the interpreter
-of an environment that holds it; all classes are compared with those of torch in float32. Prints Markdown.
+apart. ``--s3`` names runs that are repeated with the raster, the package, shards and outputs in the S3 server
+of the local stack. ``--naive`` adds a plain loop with the same weights, ``--geoai-python`` geoai's, with the
+interpreter of an environment that holds it; all classes are compared with those of torch in float32. Prints
+Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,11 +26,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.inference_scene import prepared_network, publish, run_part, say, trained_unet, use_folder
+from benchmarks.s3_server import s3_server
 from benchmarks.scenes import make_raster
 from benchmarks.watched import Clock, watched
 
 TILE, BATCH = 512, 4
 RUNS = ("TORCH/FLOAT32", "TORCH/BFLOAT16", "ONNXRUNTIME/FLOAT32", "OPENVINO/FLOAT32", "OPENVINO/BFLOAT16")
+S3_SCENE = "s3://chipline/imagery/scene.tif"
 SAMPLES = 8  # batches in memory that the bare pass goes round
 
 
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of teaching the network")
     parser.add_argument("--naive", action="store_true", help="also a plain loop over windows")
     parser.add_argument("--geoai-python", help="interpreter of an environment with geoai-py")
+    parser.add_argument("--s3", nargs="+", default=[], help="runs to repeat from and into S3")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
@@ -51,7 +57,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="infer-benchmark-") as name:
         folder = Path(name)
         _run_step(chosen, folder, "make")
-        rows = [_measure(chosen, folder, *run.split("/")) for run in chosen.runs]
+        rows = [_measure(chosen, folder, run) for run in chosen.runs]
+        if chosen.s3:
+            with s3_server(folder, "admin"):
+                _run_step(chosen, folder, "publish")
+                rows += [_measure(chosen, folder, run, "from S3") for run in chosen.s3]
+            for name in [name for name in os.environ if name.startswith("CHIPLINE_")]:
+                del os.environ[name]
         _print(chosen, rows)
         _others(chosen, folder)
 
@@ -70,6 +82,9 @@ def _step(chosen: argparse.Namespace) -> None:
         torch.save(network.state_dict(), folder / "weights.pth")
         publish(folder, network, classes=2, tile=TILE, batch=BATCH)
         say({})
+    elif name == "publish":
+        _publish_to_s3(folder)
+        say({})
     elif name == "bare":
         say(_bare(folder, chosen.step[2], chosen.step[3], int(chosen.step[4])))
     else:
@@ -77,7 +92,7 @@ def _step(chosen: argparse.Namespace) -> None:
         say(
             run_part(
                 folder,
-                str(folder / "scene.tif"),
+                S3_SCENE if "CHIPLINE_STORES" in os.environ else str(folder / "scene.tif"),
                 engine=engine,
                 precision=precision,
                 padding=chosen.padding,
@@ -85,6 +100,19 @@ def _step(chosen: argparse.Namespace) -> None:
                 finish=True,
             )
         )
+
+
+def _publish_to_s3(folder: Path) -> None:
+    import segmentation_models_pytorch as smp
+    import torch
+
+    from tasks.store import ObjectStore
+
+    ObjectStore().upload(folder / "scene.tif", S3_SCENE)
+    network = smp.Unet("resnet18", encoder_weights=None, in_channels=3, classes=2).eval()
+    network.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
+    shutil.rmtree(folder / "made")
+    publish(folder, network, classes=2, tile=TILE, batch=BATCH)
 
 
 def _bare(folder: Path, engine: str, precision: str, batches: int) -> dict[str, Any]:
@@ -128,7 +156,8 @@ def _run_step(chosen: argparse.Namespace, folder: Path, *step: str) -> dict[str,
     return watched([*command, "--step", step[0], str(folder), *step[1:]], folder)
 
 
-def _measure(chosen: argparse.Namespace, folder: Path, engine: str, precision: str) -> dict[str, Any]:
+def _measure(chosen: argparse.Namespace, folder: Path, run: str, place: str = "") -> dict[str, Any]:
+    engine, precision = run.split("/")
     side = 2 * (TILE - 2 * chosen.padding)
     batches = (-(-chosen.size // side)) ** 2
     half = batches // 2
@@ -138,11 +167,12 @@ def _measure(chosen: argparse.Namespace, folder: Path, engine: str, precision: s
     if part["blocks"] != batches:
         raise SystemExit(f"the engine sent {part['blocks']} batches, not {batches}")
     used = part["execution"]
-    (result,) = Path(part["folder"]).glob("*.tif")
-    result.rename(folder / f"{engine}-{precision}.tif")
+    if not place:
+        (result,) = Path(part["folder"]).glob("*.tif")
+        result.rename(folder / f"{run.replace('/', '-')}.tif")
     return {
         **part,
-        "asked": f"{engine}/{precision}",
+        "asked": f"{run} {place}".strip(),
         "used": f"{used['execution_engine']}/{used['precision']}",
         "agreement": used.get("agreement"),
         "bare_s": before["wall_s"] + after["wall_s"],

@@ -19,7 +19,9 @@ NAME = "benchmark"
 
 
 def use_folder(folder: Path) -> None:
-    """Store and cache of this process, and what it may read, lie in ``folder``."""
+    """Store and cache of this process, and what it may read, lie in ``folder``, unless a server has them."""
+    if "CHIPLINE_STORES" in os.environ:
+        return
     os.environ["CHIPLINE_ROOT"] = f"{folder}/store"
     os.environ["CHIPLINE_CACHE"] = f"{folder}/cache"
     os.environ["CHIPLINE_ALLOWED_ROOTS"] = f'["{folder}"]'
@@ -36,7 +38,7 @@ class Scaled:
     imagenet: bool = False
 
 
-def publish(folder: Path, network: Any, *, classes: int, tile: int, batch: int = 4) -> None:
+def publish(folder: Path, network: Any, *, classes: int, tile: int, batch: int = 4, bands: int = 3) -> None:
     """The network as a package of ours in the folder's store; its URI is written to ``folder/package``."""
     from tasks.labels import ClassSchema
     from tasks.package.build import build_package
@@ -52,12 +54,12 @@ def publish(folder: Path, network: Any, *, classes: int, tile: int, batch: int =
         network_source=emit_network(network),
         state_dict=network.state_dict(),
         classes=ClassSchema.from_values({value: f"Class {value}" for value in range(1, classes)}),
-        normalisation=Scaled(),
+        normalisation=Scaled((0.0,) * bands, (255.0,) * bands, (0.0,) * bands, (1.0,) * bands),
         tile_size=tile,
         batch_size=batch,
         cell_size=0.1,
         wkid=32612,
-        band_names=("Red", "Green", "Blue"),
+        band_names=[f"Band {number}" for number in range(1, bands + 1)],
         metrics={},
         metrics_html="<html></html>",
         characteristics={},
@@ -67,8 +69,8 @@ def publish(folder: Path, network: Any, *, classes: int, tile: int, batch: int =
     (folder / "package").write_text(publish_package(ObjectStore(), path, made_by="benchmark"))
 
 
-def trained_unet(raster: Path, *, steps: int, classes: int = 2) -> Any:
-    """A U-Net on a ResNet-18 that was taught for ``steps`` to tell bright from dark ground.
+def trained_unet(raster: Path, *, steps: int, classes: int = 2, encoder: str = "resnet18") -> Any:
+    """A U-Net on a ResNet that was taught for ``steps`` to tell bright from dark ground.
 
     Random weights would do for speed, but not for comparing precisions: their scores lie so close together
     that any rounding changes classes.
@@ -79,10 +81,10 @@ def trained_unet(raster: Path, *, steps: int, classes: int = 2) -> Any:
     from rasterio.windows import Window
 
     torch.manual_seed(0)
-    network = smp.Unet("resnet18", encoder_weights=None, in_channels=3, classes=classes)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
     random = np.random.default_rng(0)
     with rasterio.open(raster) as dataset:
+        network = smp.Unet(encoder, encoder_weights=None, in_channels=dataset.count, classes=classes)
+        optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
         for _ in range(steps):
             places = random.integers(0, min(dataset.shape) - 128, (8, 2)).tolist()
             pixels = np.stack([dataset.read(window=Window(col, row, 128, 128)) for row, col in places])
@@ -96,8 +98,8 @@ def trained_unet(raster: Path, *, steps: int, classes: int = 2) -> Any:
     return network.eval()
 
 
-def prepared_network(folder: Path) -> tuple[Any, Any]:
-    """``(chipline_engines, network)``: the package's own files, in this process."""
+def prepared_network(folder: Path, device: int = -1) -> tuple[Any, Any]:
+    """``(chipline_engines, network)``: the package's own files, in this process, on the CPU or that GPU."""
     from tasks.package.fetch import fetch_package
     from tasks.store import ObjectStore
 
@@ -106,7 +108,7 @@ def prepared_network(folder: Path) -> tuple[Any, Any]:
     import chipline_engines
     import chipline_runtime
 
-    network = chipline_runtime.PackagedNetwork(str(package.emd_path), -1, str(package.folder), None)
+    network = chipline_runtime.PackagedNetwork(str(package.emd_path), device, str(package.folder), None)
     return chipline_engines, network
 
 
@@ -138,7 +140,9 @@ def run_part(
     for old in ("shards", "outputs"):
         shutil.rmtree(folder / "store" / old, ignore_errors=True)
     store = ObjectStore()
-    parameters: Any = {"execution_engine": engine, "precision": precision, **more}
+    parameters: Any = {
+        "execution_engine": engine, "precision": precision, "processor_type": "CPU", **more
+    }  # fmt: skip
     started = time.perf_counter()
     plan = prepare(
         ClassifyPixelsParameters(
@@ -146,7 +150,6 @@ def run_part(
             model=(folder / "package").read_text(),
             output_classified_raster=NAME,
             model_arguments=[ModelArgument(name="padding", value=str(padding))],
-            processor_type="CPU",
             shard_size=shard_size,
             shards_per_part=10_000,
             **parameters,
@@ -172,6 +175,7 @@ def run_part(
         "shards": len(plan.shards),
         "block_px": plan.geometry.rows,
         "execution": report.execution,
+        "device": report.device,
         "folder": plan.folder,
     }
 

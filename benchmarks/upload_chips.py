@@ -15,14 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +27,7 @@ import numpy as np
 import psutil
 import rasterio
 from exporting import exported
+from s3_server import s3_server
 from scenes import EXAMPLE, make_labels, make_raster
 from watched import Clock
 
@@ -43,7 +41,10 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=8)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="upload-benchmark-") as folder, _server(Path(folder)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="upload-benchmark-") as folder,
+        s3_server(Path(folder), "cpu") as server,
+    ):
         for line in _table(Path(folder), server, chosen.chips, chosen.threads):
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
@@ -179,33 +180,6 @@ def _fresh() -> str:
 def _access() -> dict[str, str]:
     [access] = json.loads(os.environ["CHIPLINE_STORES"])
     return dict(access)
-
-
-@contextmanager
-def _server(folder: Path) -> Iterator[psutil.Process]:
-    """The stack's S3 server; the environment then names it as the store."""
-    from infra.local.layout import Layout, free_port_base
-    from infra.local.secrets import load_secrets, role_environment
-    from infra.local.services import servers
-
-    layout = Layout.at(folder / "home", free_port_base())
-    keys = load_secrets(layout)
-    [service] = [service for service in servers(layout, keys) if service.name == "s3"]
-    with (folder / "s3.log").open("wb") as log:
-        process = subprocess.Popen(
-            service.command, env=service.environment, cwd=service.folder, stdout=log, stderr=log
-        )
-    try:
-        while (wrong := service.check(0.0)) is not None:
-            if process.poll() is not None:
-                raise SystemExit(f"The S3 server did not start: {wrong}")
-            time.sleep(0.2)
-        os.environ.update(role_environment(layout, keys, "cpu"))
-        os.environ["CHIPLINE_ALLOWED_ROOTS"] = json.dumps(["s3://", str(folder)])
-        yield psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 if __name__ == "__main__":
