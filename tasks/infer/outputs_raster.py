@@ -42,9 +42,9 @@ class RasterFormat:
         classes: the classes of band 1; empty for a raster of continuous values.
         band_names: descriptions, one per band; empty for none.
         overviews: how overviews are made: ``mode`` or ``nearest`` for classes, ``average`` for values.
-        masked: whether the file keeps a mask inside, too: of what the blocks bring, else of nodata. Nodata
-            stays declared beside it: QGIS styles and most programs go by it, GDAL and ArcGIS by the mask, and
-            both say the same.
+        masked: whether the file keeps a mask inside, too, where a pixel does not count: of what the blocks
+            bring, else of nodata. Nodata stays declared beside it: QGIS styles and most programs go by it,
+            GDAL and ArcGIS by the mask, and both say the same.
     """
 
     dtype: str
@@ -99,11 +99,14 @@ def write_raster(
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_TIFF_INTERNAL_MASK=True):
             with rasterio.open(scratch, "w", **_scratch_profile(grid, form)) as dataset:
                 _describe(dataset, form)
+                kept = _Mask(dataset, grid)
                 for window, values, *mask in blocks:
                     _write_block(dataset, grid, window, values, form, counter)
                     if form.masked:
                         counts = mask[0] if mask else _not_nodata(values, form.nodata)
-                        _write_mask(dataset, grid, window, counts)
+                        kept.add(window, counts)
+                if form.masked:
+                    kept.finish()
             _copy_to_cog(scratch, unfinished, form)
         unfinished.replace(path)
     except rasterio.errors.RasterioError as error:
@@ -264,11 +267,44 @@ def _not_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]
     return np.asarray(counts if values.ndim == 2 else counts.any(axis=0))
 
 
-def _write_mask(dataset: DatasetWriter, grid: Grid, window: Window, mask: NDArray[np.bool_]) -> None:
-    inside = window.intersection(grid.window)
-    if not inside.is_empty:
-        place = rasterio.windows.Window(inside.col, inside.row, inside.cols, inside.rows)
-        dataset.write_mask(mask[inside.slices_in(window)], window=place)
+class _Mask:
+    """The mask of a raster. It is begun at the first pixel that does not count: a full raster needs none."""
+
+    def __init__(self, dataset: DatasetWriter, grid: Grid) -> None:
+        self._dataset = dataset
+        self._grid = grid
+        self._full: list[Window] = []  # windows that count altogether, while there is no mask
+        self._begun = False
+        self._covered = 0
+
+    def add(self, window: Window, counts: NDArray[np.bool_]) -> None:
+        """Where the pixels of a window count; what lies outside of the grid is left out."""
+        inside = window.intersection(self._grid.window)
+        if inside.is_empty:
+            return
+        self._covered += inside.rows * inside.cols
+        here = counts[inside.slices_in(window)]
+        if not self._begun and here.all():
+            self._full.append(inside)
+            return
+        self._begin()
+        self._write(inside, here)
+
+    def finish(self) -> None:
+        """What no window covered does not count."""
+        if self._covered < self._grid.rows * self._grid.cols:
+            self._begin()
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            for window in self._full:
+                self._write(window, np.ones(window.shape, np.bool_))
+            self._full.clear()
+
+    def _write(self, window: Window, counts: NDArray[np.bool_]) -> None:
+        place = rasterio.windows.Window(window.col, window.row, window.cols, window.rows)
+        self._dataset.write_mask(counts, window=place)
 
 
 def _copy_to_cog(scratch: Path, target: Path, form: RasterFormat) -> None:

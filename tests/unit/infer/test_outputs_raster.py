@@ -107,6 +107,17 @@ def test_the_mask_inside_the_file_says_what_nodata_says(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.msk"))
 
 
+def test_a_full_raster_has_no_mask(tmp_path: Path) -> None:
+    for name, at_once in (("a", list(blocks(truth()))), ("b", list(blocks(truth()))[:1])):
+        form = RasterFormat("uint8", 255, classes=CLASSES)
+        write_raster(tmp_path / f"{name}.tif", GRID, at_once, form)
+        with rasterio.open(tmp_path / f"{name}.tif") as dataset:
+            flags, mask = dataset.mask_flag_enums[0], dataset.dataset_mask()
+        assert flags == ([MaskFlags.nodata] if name == "a" else [MaskFlags.per_dataset])
+        assert (mask[:600, :600] == 255).all()
+        assert (mask == 255).all() == (name == "a")
+
+
 def test_a_mask_costs_little(tmp_path: Path) -> None:
     sizes = []
     for masked in (False, True):
