@@ -49,6 +49,19 @@ TABLE = "features.parquet"
 RECORD, GRID = "chipline_record", "chipline_grid"
 """Columns of the table: number of the row in the input, from 0; grid that it is cut from, -1 for none."""
 
+CAPTION = "Caption"
+"""Name that a function gives the field with its captions, in any case, and the field's own by default."""
+
+# Fields of the output: their names, and what follows the label's name where the features have that name.
+_FIELDS = {
+    "confidence_field": ("Confidence", "Confidence"),
+    "source_field": ("source_raster", "Source"),
+    "date_field": ("source_date", "Date"),
+    "area_field": ("area_m2", "Area"),
+    "package_field": ("package", "Package"),
+    "run_field": ("run", "Run"),
+}
+
 # Features are taken cell by cell, so that a shard's crops lie together.
 _CELL_PX = 1024
 _ROWS_PER_GROUP = 4096
@@ -172,10 +185,13 @@ class FeatureInput:
         return -(-room // self.crops.batch) * self.crops.batch
 
 
-def planned_crops(package: Package, description: FunctionDescription) -> PlannedCrops:
-    """How a package wants its crops; fields and counts are still open.
+def planned_crops(
+    parameters: ClassifyObjectsParameters, package: Package, description: FunctionDescription
+) -> PlannedCrops:
+    """How a package wants its crops; most fields and counts are still open.
 
     Raises:
+        BadInputError: a caption_field of its own name, and the function gives no captions.
         PackageError: a function of single rasters, or a padding, which a crop has no use for.
     """
     geometry, configuration = description.geometry, description.crops
@@ -206,6 +222,7 @@ def planned_crops(package: Package, description: FunctionDescription) -> Planned
         confidence_field="",
         source_field="",
         counts={},
+        caption_field=_caption_field(parameters, package, description),
     )
 
 
@@ -255,6 +272,11 @@ def features_of_layer(
             f"{_listed(grids[0].grid.bounds)} in {crs_name(grids[0].crs_wkt)}.",
             "Check the coordinate systems of both, and the extent.",
         )
+    if "SHAPEFILE" in parameters.output_formats and len(set(shapely.get_dimensions(shapes[usable]))) > 1:
+        raise BadInputError(
+            f"{layer.uri} holds points, lines or polygons together, and a Shapefile holds one of them.",
+            "Leave SHAPEFILE out of output_formats: FLATGEOBUF and GEOJSON hold them all.",
+        )
     names = [str(column) for column in frame.columns]
     rows = np.column_stack(
         [
@@ -293,6 +315,11 @@ def features_of_images(
         footprints=places,
     )
     layer_wkt = _layer_crs(parameters.out_sr, infos)
+    if layer_wkt is None and parameters.output_formats:
+        raise BadInputError(
+            "The images lie on no map, so that the result is a table, which output_formats do not hold.",
+            "Leave output_formats empty: the table is written as Parquet and into a GeoPackage.",
+        )
     outlines = [_outline(info, layer_wkt) for info in infos]
     frame = geopandas.GeoDataFrame(
         {
@@ -368,15 +395,37 @@ def _with_fields(
             f"The features have a field {label!r} already (class_label_field).",
             "Give another name for the label.",
         )
-    free = [name for name in ("Confidence", f"{label}Confidence") if field_named(taken, name) is None]
-    source = [name for name in ("source_raster", f"{label}Source") if field_named(taken, name) is None]
-    if not free or not source:
+    if crops.caption_field and field_named([*taken, label], crops.caption_field) is not None:
         raise BadInputError(
-            f"The features have the fields that go with {label!r} already.", "Give another class_label_field."
+            f"The features have a field {crops.caption_field!r} already (caption_field).",
+            "Give another name for the caption.",
         )
-    return crops.model_copy(
-        update={"label_field": label, "confidence_field": free[0], "source_field": source[0]}
-    )
+    taken += [label, crops.caption_field]
+    fields = {"label_field": label}
+    for field, (own, further) in _FIELDS.items():
+        free = [name for name in (own, f"{label}{further}") if field_named(taken, name) is None]
+        if not free:
+            raise BadInputError(
+                f"The features have the fields that go with {label!r} already.",
+                "Give another class_label_field.",
+            )
+        fields[field] = free[0]
+    return crops.model_copy(update=fields)
+
+
+def _caption_field(
+    parameters: ClassifyObjectsParameters, package: Package, description: FunctionDescription
+) -> str:
+    """The field for captions; empty where the function announces none."""
+    if field_named(description.fields, CAPTION) is not None:
+        return parameters.caption_field
+    if parameters.caption_field != CAPTION:
+        raise BadInputError(
+            f"The function of {package.name} gives no captions: its fields are "
+            f"{', '.join(description.fields) or 'none'}.",
+            f"Leave caption_field at {CAPTION}, or take a package whose function announces it.",
+        )
+    return ""
 
 
 def _remarks(shapes: NDArray[np.object_], usable: NDArray[np.bool_], crops: PlannedCrops) -> list[str]:

@@ -14,12 +14,14 @@ from typing import Any
 
 from tasks.errors import StoreError
 from tasks.imagery.identity import unsigned
+from tasks.infer.batches import batch_counts, found_shards
 from tasks.infer.finish_crops import write_labelled
 from tasks.infer.finish_features import write_objects
 from tasks.infer.finish_rasters import write_rasters
 from tasks.infer.outputs import Outputs
 from tasks.infer.part import reports
 from tasks.infer.planned import Plan, output_name
+from tasks.infer.series_objects import write_object_series
 from tasks.infer.shards import SEMANTICS_VERSION
 from tasks.store import Manifest, ObjectStore, Publication, read_manifest, set_current
 
@@ -69,16 +71,19 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
 
 
 def _put_together(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Manifest:
+    plan = plan.model_copy(update={"shards": found_shards(store, plan, plan.shards)})
     outputs = Outputs(Publication(store, plan.folder))
     with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
         if plan.pixel_format is not None:
             write_rasters(store, plan, outputs, Path(folder))
         elif plan.crops is not None:
             write_labelled(store, plan, outputs, Path(folder))
+        elif plan.finishing.get("series") is not None:
+            write_object_series(store, plan, outputs, Path(folder))
         else:
             write_objects(store, plan, outputs, Path(folder))
     part = outputs.publication.put_part("outputs", outputs.records)
-    noted = [*plan.remarks, *remarks(outputs.described)]
+    noted = [*plan.remarks, *_batch_remarks(plan), *remarks(outputs.described)]
     return outputs.publication.finish(
         Manifest(
             kind=f"outputs/{plan.tool}",
@@ -105,6 +110,15 @@ def remarks(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _batch_remarks(plan: Plan) -> list[str]:
+    """Where memory ran out: the last digits of what a network gives may depend on its batch."""
+    return [
+        f"Memory ran out with the planned batch: {count} of {len(plan.shards)} shards were computed with "
+        f"batches of {batch}."
+        for batch, count in batch_counts(plan.shards).items()
+    ]
+
+
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
     rasters = [{"uri": unsigned(info.uri), "identity": info.identity} for info in plan.rasters]
     package = {"uri": plan.package.uri, "identity": plan.package.digest, "trust": plan.package.trust}
@@ -123,6 +137,7 @@ def _details(plan: Plan) -> dict[str, Any]:
         "candidates": plan.finishing.get("candidates"),
         "device_class": plan.processor,
         "shards": len(plan.shards),
+        "shards_by_smaller_batches": batch_counts(plan.shards),
         "pixels": plan.pixels,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import geopandas
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 
 from tasks.imagery.identity import unsigned
 from tasks.infer.crops import PlannedCrops, read_labels
-from tasks.infer.features import GRID, RECORD, table_of_plan
+from tasks.infer.features import CAPTION, GRID, RECORD, table_of_plan
+from tasks.infer.finish_features import dates_of, origin_of
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
 from tasks.infer.layer import reprojected
 from tasks.infer.mask import geometry_px
 from tasks.infer.outputs import Outputs
+from tasks.infer.outputs_features import areas_m2
+from tasks.infer.outputs_formats import write_formats
 from tasks.infer.outputs_tables import TableFiles, write_table
 from tasks.infer.picture import PREVIEW_BYTES, Outlines, picture
 from tasks.infer.planned import Plan, PlannedGrid, output_name
@@ -47,11 +51,12 @@ def write_labelled(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Pat
     name = output_name(plan.output)
     labels = frame[crops.label_field]
     files = _written(folder, name, frame)
-    if not crops.whole_images:
-        for planned in plan.grids[:MOST_PREVIEWS]:
-            outputs.put_bytes(preview_name(planned), _preview(plan, planned, frame), "image/jpeg")
-        shown = plan.grids[:MOST_PREVIEWS]
-        outputs.put_bytes(f"{name}.stac.json", layer_item(plan, plan.grids[0].crs_wkt, shown), ITEM)
+    further = write_formats(folder, name, frame, plan.finishing["layer"]["output_formats"])
+    shown = [] if crops.whole_images else plan.grids[:MOST_PREVIEWS]
+    for planned in shown:
+        outputs.put_bytes(preview_name(planned), _preview(plan, planned, frame), "image/jpeg")
+    place = crops.crs_wkt if crops.whole_images else plan.grids[0].crs_wkt
+    outputs.put_bytes(f"{name}.stac.json", layer_item(plan, place, shown), ITEM)
     counted = labels.dropna().value_counts().sort_index()
     common = {
         "name": name,
@@ -62,16 +67,17 @@ def write_labelled(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Pat
         "crs_wkt": crops.crs_wkt,
         "fields": {str(column): str(kind) for column, kind in frame.dtypes.items() if column != "geometry"},
     }
-    for path, media_type in ((files.geoparquet, GEOPARQUET_TYPE), (files.geopackage, GEOPACKAGE_TYPE)):
+    both = ((files.geoparquet, GEOPARQUET_TYPE), (files.geopackage, GEOPACKAGE_TYPE))
+    for path, media_type in (*both, *further):
         outputs.put(path, media_type)
         outputs.described.append({"path": path.name, "media_type": media_type, **common})
 
 
 def labelled(store: ObjectStore, plan: Plan) -> geopandas.GeoDataFrame:
-    """All features in the order of the input, with label, confidence and source raster.
+    """All features in the order of the input, with label, confidence, and what they come from.
 
-    Features that were not classified have none of the three. One on several separate images has a row for
-    each.
+    Features that were not classified have no label and no confidence. One on several separate images has a
+    row for each. Points and lines have no area.
     """
     crops = plan.crops
     assert crops is not None
@@ -79,24 +85,58 @@ def labelled(store: ObjectStore, plan: Plan) -> geopandas.GeoDataFrame:
     labels = np.full(len(frame), None, dtype=object)
     confidence = np.full(len(frame), np.nan)
     several = np.full(len(frame), None, dtype=object)
+    captions = np.full(len(frame), None, dtype=object)
     for _, data in shard_results(store, plan.shards):
         table = read_labels(data)
         rows = table["row"].to_numpy()
         labels[rows] = table["label"].to_numpy(zero_copy_only=False)
         confidence[rows] = table["confidence"].to_numpy()
         several[rows] = table["confidences"].to_numpy(zero_copy_only=False)
+        if crops.caption_field:
+            captions[rows] = [_caption(text) for text in table["attributes"].to_pylist()]
     order = np.lexsort((frame[GRID], frame[RECORD]))
     frame[crops.label_field] = pd.Series(labels, dtype="string")
     frame[crops.confidence_field] = confidence
     # Of several labels each has a confidence of its own.
     if any(value is not None and ";" in value for value in several):
         frame[f"{crops.confidence_field}s"] = pd.Series(several, dtype="string")
-    if crops.source_field:
-        frame[crops.source_field] = pd.Series(_sources(plan, frame), dtype="string")
+    if crops.caption_field:
+        frame[crops.caption_field] = pd.Series(captions, dtype="string")
+    sources = frame["source_raster"].to_numpy() if crops.whole_images else _sources(plan, frame)
+    dates = dates_of(plan, sources)
+    there = ~pd.isna(labels)
+    origin, run = np.full((2, len(frame)), None, dtype=object)
+    origin[there], run[there] = origin_of(plan), plan.run_key
+    columns = {
+        crops.source_field: sources if crops.source_field else None,
+        crops.date_field: [dates.get(uri) for uri in sources],
+        crops.package_field: origin,
+        crops.run_field: run,
+    }
+    for name, values in columns.items():
+        if name:
+            frame[name] = pd.Series(values, dtype="string")
+    frame[crops.area_field] = _areas(frame, crops.crs_wkt)
     sorted_frame: geopandas.GeoDataFrame = (
         frame.iloc[order].drop(columns=[RECORD, GRID]).reset_index(drop=True)
     )
     return sorted_frame
+
+
+def _caption(attributes: str) -> str | None:
+    """The caption among the function's further attributes."""
+    found = {name.lower(): value for name, value in json.loads(attributes).items()}.get(CAPTION.lower())
+    return None if found is None else str(found)
+
+
+def _areas(frame: geopandas.GeoDataFrame, crs_wkt: str) -> NDArray[np.float64]:
+    """Square metres of the polygons; NaN for points, lines and what lies on no map."""
+    shapes = np.asarray(frame.geometry.array, dtype=object)
+    areas = np.full(len(shapes), np.nan)
+    flat = np.flatnonzero(shapely.get_dimensions(shapes) == 2)
+    if crs_wkt and len(flat):
+        areas[flat] = areas_m2(shapes[flat], crs_wkt)
+    return areas
 
 
 def _sources(plan: Plan, frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:

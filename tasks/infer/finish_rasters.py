@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.imagery import Window
+from tasks.imagery import Window, inspect_raster
 from tasks.infer.finish_features import put_layer, write_polygons
 from tasks.infer.image_grids import read_as
 from tasks.infer.image_rasters import mapped_blocks
@@ -18,10 +18,12 @@ from tasks.infer.operators import PixelFormat, read_pixels
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_raster import RasterFiles, RasterFormat, write_raster
 from tasks.infer.picture import PREVIEW_BYTES, picture
+from tasks.infer.pictures import read_picture
 from tasks.infer.planned import Plan, PlannedClass, PlannedGrid
 from tasks.infer.results import shard_results
 from tasks.infer.scores import Decided
 from tasks.infer.seams import decided_blocks
+from tasks.infer.series_rasters import RasterSeries, Tally, class_areas
 from tasks.infer.shards import Shard
 from tasks.infer.stac import COG_TYPE
 from tasks.store import ObjectStore
@@ -44,14 +46,17 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
     shards: list[list[Shard]] = [[] for _ in plan.grids]
     for shard in plan.shards:
         shards[shard.grid].append(shard)
+    series = RasterSeries(plan, folder) if plan.finishing.get("series") is not None else None
     for number, planned in enumerate(plan.grids):
         blocks = _classes(store, plan, planned, shards[number])
         computed = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
         shown = number < MOST_PREVIEWS
         if shown:
-            # Of a raw image the picture, too, is the image's own.
+            # Of a raw image the picture, too, is the image's own; what is a picture itself is shown itself.
             image = picture(
-                read_as(planned, [plan.rasters[index] for index in planned.shown]),
+                [inspect_raster(str(computed.cog))]
+                if plan.pixel_format.masked
+                else read_as(planned, [plan.rasters[index] for index in planned.shown]),
                 form.classes,
                 classified=str(computed.cog) if form.classes else None,
                 grid=planned.output_grid,
@@ -66,7 +71,12 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         if plan.finishing.get("polygons") is not None:
             nodata = None if form.nodata is None else int(form.nodata)
             polygons = write_polygons(plan, place, files.cog, nodata, folder)
-        _put(outputs, place, planned.name, files, form)
+        areas = None
+        if form.classes and (series is not None or plan.tool == "detect_change"):
+            areas = class_areas(files.cog, place.output_grid, form.nodata)
+        if series is not None and areas is not None:
+            series.take(planned, files.cog, areas)
+        _put(outputs, place, planned.name, files, form, areas)
         if polygons is not None:
             put_layer(outputs, f"{planned.name}_polygons", place.crs_wkt, polygons, {})
         for suffix, kept_form in kept.items():
@@ -74,6 +84,10 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
             values = _kept(store, plan, planned, shards[number], suffix)
             made = write_raster(path, planned.output_grid, values, kept_form)
             _put(outputs, place, path.stem, _on_map(plan, planned, made, kept_form), kept_form)
+        if series is not None:
+            series.compare(outputs)
+    if series is not None:
+        series.finish(outputs)
 
 
 def _on_map(plan: Plan, planned: PlannedGrid, computed: RasterFiles, form: RasterFormat) -> RasterFiles:
@@ -92,6 +106,8 @@ def _on_map(plan: Plan, planned: PlannedGrid, computed: RasterFiles, form: Raste
 
 def raster_format(pixels: PixelFormat, classes: Sequence[PlannedClass]) -> RasterFormat:
     """How a classified raster is written."""
+    if pixels.masked:
+        return RasterFormat(pixels.dtype, None, count=pixels.bands, overviews="average")
     if pixels.dtype == "float32":
         return RasterFormat(pixels.dtype, pixels.nodata, overviews="average")
     return RasterFormat(pixels.dtype, pixels.nodata, classes=label_classes(classes))
@@ -121,11 +137,15 @@ def probability_formats(plan: Plan) -> dict[str, RasterFormat]:
 
 def _classes(
     store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]
-) -> Iterator[tuple[Window, NDArray[Any]]]:
+) -> Iterator[tuple[Window, NDArray[Any]] | tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
     row, col = planned.region[:2]
     if plan.scoring is None:
         for shard, data in shard_results(store, shards):
-            yield shard.target.shift(-row, -col), read_pixels(data)
+            window = shard.target.shift(-row, -col)
+            if plan.pixel_format is not None and plan.pixel_format.masked:
+                yield window, *read_picture(data)
+            else:
+                yield window, read_pixels(data)
         return
     for window, made in _decided(store, plan, planned, shards):
         yield window.shift(-row, -col), made.classes
@@ -150,7 +170,14 @@ def _decided(
     return decided_blocks(results, shards, Window(*planned.region), plan.scoring, plan.pixel_format)
 
 
-def _put(outputs: Outputs, planned: PlannedGrid, name: str, files: RasterFiles, form: RasterFormat) -> None:
+def _put(
+    outputs: Outputs,
+    planned: PlannedGrid,
+    name: str,
+    files: RasterFiles,
+    form: RasterFormat,
+    areas: Tally | None = None,
+) -> None:
     outputs.put(files.cog, COG_TYPE)
     for path in files.side_cars:
         outputs.put(path, "application/xml")
@@ -166,5 +193,11 @@ def _put(outputs: Outputs, planned: PlannedGrid, name: str, files: RasterFiles, 
             "bands": form.count,
             "dtype": form.dtype,
             "pixels_per_class": {str(value): count for value, count in files.counts.items()},
+            **({} if areas is None else {"area_m2_per_class": _square_metres(files.counts, areas)}),
         }
     )
+
+
+def _square_metres(counts: Mapping[int, int], areas: Tally) -> dict[str, float]:
+    """Area of every class, of those that do not occur, too."""
+    return {str(value): round(areas.get(value, (0, 0.0))[1], 6) for value in counts}

@@ -13,16 +13,18 @@ from pydantic import Field, model_validator
 from tasks.infer.parameters_outputs import (
     CandidateParameters,
     ClassPolygonParameters,
+    FormatParameters,
     LayerParameters,
     ScoreParameters,
 )
+from tasks.infer.parameters_series import ObjectSeriesParameters, PixelSeriesParameters
 from tasks.parameters import ModelArgument, ToolParameters, check_extent
 
 ProcessingMode = Literal[
     "PROCESS_AS_MOSAICKED_IMAGE", "PROCESS_ITEMS_SEPARATELY", "PROCESS_CANDIDATE_ITEMS_ONLY"
 ]
 ProcessorType = Literal["AUTO", "CPU", "GPU"]
-ExecutionEngine = Literal["AUTO", "TORCH", "ONNXRUNTIME", "OPENVINO"]
+ExecutionEngine = Literal["AUTO", "TORCH", "COMPILED", "ONNXRUNTIME", "OPENVINO"]
 Precision = Literal["AUTO", "FLOAT32", "BFLOAT16"]
 Tool = Literal["classify_pixels", "detect_objects", "detect_change", "classify_objects"]
 
@@ -85,14 +87,15 @@ class EngineParameters(ToolParameters):
     )
     execution_engine: ExecutionEngine = Field(
         default="AUTO",
-        description="What computes the network of a pixel classifier made here. AUTO takes the fastest there "
-        "is on CPUs, and torch for less than 20 megapixels; an engine whose classes are not torch's (IoU of "
-        "0.999 on some tiles) gives way to it, and the run says so",
+        description="What computes the network of a pixel classifier or detector made here. AUTO takes the "
+        "fastest there is on CPUs, and torch for less than 20 megapixels; COMPILED is torch.compile, for "
+        "long work on GPUs. An engine whose classes or objects are not torch's (IoU of 0.999 on some tiles) "
+        "gives way to it, and the run says so",
     )
     precision: Precision = Field(
         default="AUTO",
         description="Numbers that the network computes with. AUTO takes BFLOAT16 where a CPU has it and its "
-        "classes are those of FLOAT32 (IoU of 0.999 on some tiles)",
+        "classes or objects are those of FLOAT32 (IoU of 0.999 on some tiles)",
     )
     shard_size: int = Field(
         default=2048,
@@ -174,7 +177,9 @@ def parts_at_once(factor: str | None) -> int | None:
 
 
 # Bases in this order: the form shows the fields of the last one first.
-class ClassifyPixelsParameters(ClassPolygonParameters, ScoreParameters, EngineParameters, ImageryParameters):
+class ClassifyPixelsParameters(
+    ClassPolygonParameters, ScoreParameters, PixelSeriesParameters, EngineParameters, ImageryParameters
+):
     """Parameters of ``classify_pixels``."""
 
     tool: ClassVar[Tool] = "classify_pixels"
@@ -187,8 +192,8 @@ class ClassifyPixelsParameters(ClassPolygonParameters, ScoreParameters, EnginePa
     use_pixelspace: bool = Field(
         default=False,
         description="Classify the raw images, as they lie in their files, and put the classes onto the map "
-        "by each image's RPCs, control points or affine; an image that does not say where it lies gets a raster "
-        "in its own pixels. Several images need PROCESS_ITEMS_SEPARATELY",
+        "by each image's RPCs, control points or affine; an image that does not say where it lies gets a "
+        "raster in its own pixels. Several images need PROCESS_ITEMS_SEPARATELY",
     )
 
     @property
@@ -197,7 +202,9 @@ class ClassifyPixelsParameters(ClassPolygonParameters, ScoreParameters, EnginePa
         return self.output_classified_raster
 
 
-class DetectObjectsParameters(CandidateParameters, LayerParameters, EngineParameters, ImageryParameters):
+class DetectObjectsParameters(
+    CandidateParameters, LayerParameters, ObjectSeriesParameters, EngineParameters, ImageryParameters
+):
     """Parameters of ``detect_objects``."""
 
     tool: ClassVar[Tool] = "detect_objects"
@@ -251,7 +258,7 @@ class DetectChangeParameters(EngineParameters, ChangeImageryParameters):
         return self.output_classified_raster
 
 
-class ClassifyObjectsParameters(EngineParameters, ImageryParameters):
+class ClassifyObjectsParameters(FormatParameters, EngineParameters, ImageryParameters):
     """Parameters of ``classify_objects``."""
 
     tool: ClassVar[Tool] = "classify_objects"
@@ -271,6 +278,12 @@ class ClassifyObjectsParameters(EngineParameters, ImageryParameters):
         default="ClassLabel",
         min_length=1,
         description="Field that takes the label; the features must not have it",
+    )
+    caption_field: str = Field(
+        default="Caption",
+        min_length=1,
+        description="Field that takes the captions of a package whose function announces a field Caption; "
+        "with any other package it is not written",
     )
 
     @property

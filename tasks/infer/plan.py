@@ -30,6 +30,7 @@ from tasks.infer.features import (
     features_of_layer,
     planned_crops,
 )
+from tasks.infer.finishing import check_fields, finishing_of, on_record
 from tasks.infer.fit import Samples, agreed_bands, check_fit, rescaling_for, separately, target_sr
 from tasks.infer.image_grids import check_image_space, each_image, image_grid, in_image_space, seen_as
 from tasks.infer.image_rasters import map_grid
@@ -38,13 +39,12 @@ from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
     ClassifyObjectsParameters,
     ClassifyPixelsParameters,
-    DetectObjectsParameters,
     InferenceTool,
     ProcessorType,
     Tool,
     parts_at_once,
 )
-from tasks.infer.parameters_outputs import LayerParameters
+from tasks.infer.pictures import PICTURE_TYPES, picture_format
 from tasks.infer.planned import (
     MapGrid,
     Plan,
@@ -55,6 +55,7 @@ from tasks.infer.planned import (
     output_name,
 )
 from tasks.infer.score_layout import scoring_for
+from tasks.infer.series import by_date, check_series, covered, groups_by_date, name_of_date, series_remarks
 from tasks.infer.shards import (
     SEMANTICS_VERSION,
     Footprint,
@@ -75,7 +76,7 @@ PRECISION = "float32"
 CANDIDATES = (1, 2)
 
 _MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
-    "classify_pixels": ("ImageClassification",),
+    "classify_pixels": ("ImageClassification", *PICTURE_TYPES),
     "detect_objects": ("ObjectDetection", "InstanceDetection"),
     "detect_change": ("ImageClassification",),
     "classify_objects": ("ObjectClassification",),
@@ -169,7 +170,7 @@ def check_package(package: Package, tool: Tool) -> None:
             f"The package {package.name} compares two dates, and classify_pixels reads one.",
             "Use detect_change for it.",
         )
-    if not package.definition.classes:
+    if not package.definition.classes and kind not in PICTURE_TYPES:
         raise PackageError(
             f"The package {package.name} lists no classes.", "Add Classes to its model definition (.emd)."
         )
@@ -237,10 +238,15 @@ def plan_with_features(
     output_format = None
     if tool in ("classify_pixels", "detect_change"):
         values = [item.value for item in classes]
-        output_format = pixel_format(description.output_dtype, values, description.output_nodata)
+        output_format = (
+            picture_format(description.output_dtype, description.output_bands)
+            if package.definition.model_type in PICTURE_TYPES
+            else pixel_format(description.output_dtype, values, description.output_nodata)
+        )
+        check_series(parameters, package.name, output_format, values)
     scoring = None
     if isinstance(parameters, ClassifyPixelsParameters) and output_format is not None:
-        if parameters.output_polygons and output_format.dtype == "float32":
+        if parameters.output_polygons and output_format.of_values:
             raise BadInputError(
                 f"The function of {package.name} gives values, not classes, and values make no polygons.",
                 "Leave output_polygons off.",
@@ -250,13 +256,18 @@ def plan_with_features(
         )
     features: FeatureInput | None = None
     if isinstance(parameters, ClassifyObjectsParameters) and layer is None:
-        features, grids = features_of_images(parameters, rasters, planned_crops(package, description))
+        features, grids = features_of_images(
+            parameters, rasters, planned_crops(parameters, package, description)
+        )
     else:
         grids = _plan_grids(parameters, rasters, after, fit.cell_sizes, mask, snap)
     if isinstance(parameters, ClassifyObjectsParameters) and layer is not None:
-        features = features_of_layer(parameters, layer, grids, planned_crops(package, description), mask)
+        crops = planned_crops(parameters, package, description)
+        features = features_of_layer(parameters, layer, grids, crops, mask)
     if features is not None:
         remarks += features.remarks
+    if by_date(parameters):
+        remarks += series_remarks([planned.date for planned in grids])
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     arguments |= chosen_engine(description)
     if asked_threshold is not None:
@@ -280,7 +291,7 @@ def plan_with_features(
                 "geometry": geometry.model_dump(),
                 "tiles": tiles,
                 "bands": [bands, after_bands] if after_bands else bands,
-                "pixels": None if output_format is None else [output_format.dtype, str(output_format.nodata)],
+                "pixels": None if output_format is None else output_format.identity,
                 **({} if scoring is None else {"scores": scoring.model_dump()}),
                 **({} if rescaling is None else {"rescaling": rescaling.model_dump()}),
                 **({} if features is None else {"crops": features.crops.decides_pixels}),
@@ -328,12 +339,12 @@ def plan_with_features(
         raise BadInputError(
             "No imagery lies in the extent.", "Give an extent that touches a raster, or leave it empty."
         )
-    finishing = _finishing(parameters, tool)
+    finishing = finishing_of(parameters)
     if features is not None:
         finishing |= {"features": features.digest, **features.crops.fields}
     if asked_threshold is not None:
         finishing["candidates"] = {"threshold": asked_threshold}
-    _check_fields(finishing.get("suppression"), description)
+    check_fields(finishing.get("suppression"), description)
     key = run_key(
         {
             "tool": tool,
@@ -349,7 +360,7 @@ def plan_with_features(
         folder=output_folder(f"outputs/{tool}", parameters.output, key),
         run_key=key,
         # A signed address is a credential; what goes on record is the address alone.
-        parameters=_on_record(parameters),
+        parameters=on_record(parameters),
         finishing=finishing,
         rasters=[*rasters, *after],
         package=PlannedPackage(
@@ -389,59 +400,6 @@ def shards_per_part(parameters: InferenceTool, shards: int) -> int:
     )
 
 
-def _on_record(parameters: InferenceTool) -> dict[str, Any]:
-    """The parameters as given, with addresses that hold no signature."""
-    values: dict[str, Any] = parameters.model_dump(mode="json")
-    for name in ("input_raster", "from_raster", "to_raster"):
-        if name in values:
-            values[name] = [unsigned(uri) for uri in values[name]]
-    return values
-
-
-def _finishing(parameters: InferenceTool, tool: Tool) -> dict[str, Any]:
-    if isinstance(parameters, ClassifyPixelsParameters):
-        polygons = {"polygons": _layer(parameters)} if parameters.output_polygons else {}
-        space = {"pixelspace": {"out_sr": parameters.out_sr}} if parameters.use_pixelspace else {}
-        return {"format": "COG", "name": output_name(parameters.output), **polygons, **space}
-    if isinstance(parameters, ClassifyObjectsParameters):
-        return {"format": tool, "name": output_name(parameters.output)}
-    if not isinstance(parameters, DetectObjectsParameters):
-        return {"format": "COG", "name": output_name(parameters.output)}
-    suppression = None
-    if parameters.run_nms:
-        suppression = {
-            "confidence_score_field": parameters.confidence_score_field,
-            "class_value_field": parameters.class_value_field,
-            "max_overlap_ratio": parameters.max_overlap_ratio,
-        }
-    name = output_name(parameters.output_objects)
-    return {
-        "format": tool,
-        "name": name,
-        "suppression": suppression,
-        "out_sr": parameters.out_sr,
-        "layer": _layer(parameters),
-    }
-
-
-def _layer(parameters: LayerParameters) -> dict[str, Any]:
-    """What a layer holds and how it is written."""
-    return parameters.model_dump(mode="json", include=set(LayerParameters.model_fields))
-
-
-def _check_fields(suppression: Mapping[str, Any] | None, description: FunctionDescription) -> None:
-    if suppression is None:
-        return
-    own = ["Class", "Classvalue", "Confidence"]
-    known = list(dict.fromkeys([*own, *(name for name in description.fields if name != "Shape")]))
-    for parameter in ("confidence_score_field", "class_value_field"):
-        if suppression[parameter].lower() not in [name.lower() for name in known]:
-            raise BadInputError(
-                f"The package's objects have no field {suppression[parameter]!r} ({parameter}).",
-                f"Use one of {', '.join(known)}.",
-            )
-
-
 def _plan_grids(
     parameters: InferenceTool,
     rasters: Sequence[RasterInfo],
@@ -453,7 +411,10 @@ def _plan_grids(
     apart = separately(parameters)
     code = target_sr(parameters)
     out_sr = None if code is None else f"EPSG:{code}"
-    if not apart:
+    dates = dict(groups_by_date(parameters, rasters)) if by_date(parameters) else {}
+    if dates:
+        groups = list(dates.items())
+    elif not apart:
         groups = [(output_name(parameters.output), list(range(len(rasters))))]
     else:
         names = _distinct_names([PurePosixPath(urlsplit(info.uri).path).stem for info in rasters])
@@ -461,30 +422,37 @@ def _plan_grids(
     if in_image_space(parameters):
         check_image_space(parameters, rasters, apart=apart)
         return _image_grids(parameters, rasters, [name for name, _ in groups])
-    planned = []
+    planned, grid = [], None
     for name, indices in groups:
         infos = [rasters[index] for index in indices]
-        cell_size = parameters.cell_size if parameters.cell_size is not None else cell_sizes[indices[0]]
-        grid = grid_of_collection(infos, out_sr=out_sr, cell_size=cell_size, snap=snap)
+        # Dates are compared cell by cell: all of them lie on the grid of the whole collection.
+        if grid is None or not dates:
+            own = cell_sizes[0 if dates else indices[0]]
+            cell_size = parameters.cell_size if parameters.cell_size is not None else own
+            on = rasters if dates else infos
+            grid = grid_of_collection(on, out_sr=out_sr, cell_size=cell_size, snap=snap)
+        footprints = [grid.window_of_bounds(bounds_in(info, grid.crs_wkt)) for info in infos]
         region = _region(grid, parameters.extent, infos)
+        if dates:
+            region = region.intersection(covered(footprints))
         places = [_place(info, grid) for info in after]
         if after:
             region = _common_region(grid, region, places)
         if mask is not None and not region.is_empty:
             assert grid.crs_wkt is not None
             region = region.intersection(mask.on_grid(grid).window)
-            if region.is_empty and not apart:
+            if region.is_empty and not apart and not dates:
                 raise misses(mask.uri)
         if region.is_empty:
-            if not apart:
+            if not apart and not dates:
                 raise _extent_misses(grid, parameters.extent)
-            continue  # of many items, an extent need not touch each
+            continue  # of many items or dates, an extent need not touch each
         _check_size(name, region.rows, region.cols)
-        footprints = [grid.window_of_bounds(bounds_in(info, grid.crs_wkt)) for info in infos]
         assert grid.crs_wkt is not None  # grid_of_collection refuses rasters without
         planned.append(
             PlannedGrid(
-                name=name,
+                name=name_of_date(parameters, name) if dates else name,
+                date=name if dates else "",
                 crs_wkt=grid.crs_wkt,
                 transform=grid.transform,
                 rows=grid.rows,

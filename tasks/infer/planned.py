@@ -69,6 +69,7 @@ class PlannedGrid(BaseModel):
         footprints: per raster, its (row, col, rows, cols) on the grid.
         after, after_footprints: the same for the second date of a change detection.
         on_map: of a raw image that is classified, where its raster comes to lie; None where it stays.
+        date: of a time series, what its rasters have in common: 2024-07-01, 2024-07 or 2024; else empty.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -84,6 +85,7 @@ class PlannedGrid(BaseModel):
     after: list[int] = []
     after_footprints: list[tuple[int, int, int, int]] = []
     on_map: MapGrid | None = None
+    date: str = ""
 
     @property
     def shown(self) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.imagery import inspect_raster
 from tasks.infer.candidates import THRESHOLD, asked_threshold
+from tasks.infer.dates import dated
 from tasks.infer.describe import describe, function_arguments
 from tasks.infer.execution import engine_arguments
 from tasks.infer.features import read_layer
@@ -25,6 +26,7 @@ from tasks.infer.plan import (
     plan_with_features,
 )
 from tasks.infer.planned import Plan
+from tasks.infer.series import asks_for_dates
 from tasks.package.fetch import fetch_package
 from tasks.parameters import arguments_as_dict
 from tasks.settings import settings
@@ -44,6 +46,8 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
     else:
         candidates_only = parameters.processing_mode == "PROCESS_CANDIDATE_ITEMS_ONLY"
         rasters, after = inspect_collection(parameters.input_raster, candidates_only=candidates_only), []
+    if asks_for_dates(parameters):
+        rasters = dated(rasters, getattr(parameters, "date_in_name", None))
     uri = package_uri(parameters.model)
     package = fetch_package(uri, store)
     check_package(package, parameters.tool)

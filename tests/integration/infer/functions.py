@@ -169,11 +169,12 @@ class MeanClassifier:
             {"name": "size", "dataType": "numeric", "value": 24},
             {"name": "fixed", "dataType": "numeric", "value": 1},
             {"name": "blacken", "dataType": "numeric", "value": 0},
+            {"name": "captions", "dataType": "numeric", "value": 0},
         ]
 
     def getConfiguration(self, **scalars):
         size, self.batch = int(scalars["size"]), int(scalars["batch_size"])
-        self.fixed = int(scalars["fixed"])
+        self.fixed, self.captions = int(scalars["fixed"]), int(scalars["captions"])
         return {
             "batch_size": self.batch, "tx": size, "ty": size, "inputMask": True, "padding": 0,
             "CropSizeFixed": self.fixed, "BlackenAroundFeature": int(scalars["blacken"]),
@@ -181,6 +182,8 @@ class MeanClassifier:
 
     def getFields(self):
         fields = [("OID", "OID"), ("Label", "String"), ("Confidence", "String"), ("Shape", "Geometry")]
+        if self.captions:
+            fields.append(("caption", "String"))
         described = [{"name": name, "type": "esriFieldType" + kind, "alias": name} for name, kind in fields]
         return json.dumps({"fields": described})
 
@@ -198,6 +201,8 @@ class MeanClassifier:
             mean = float(crop[np.broadcast_to(mask, crop.shape) != 0].mean())
             label = "Bright" if mean > 128 else "Dark"
             attributes = {"OID": number, "Label": label, "Confidence": str(mean), "High": int(crop.shape[1])}
+            if self.captions:
+                attributes["caption"] = f"something of {mean:.0f}"
             ring = [[0, 0], [1, 0], [1, 1], [0, 1]]
             features.append({"attributes": attributes, "geometry": {"rings": [ring]}})
         return {"output_vectors": json.dumps({"features": features})}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import rasterio
+import rasterio.transform
+import rasterio.warp
 
+from tasks.infer import task
 from tasks.infer.finish import finish
 from tasks.infer.parameters import DetectChangeParameters
 from tasks.infer.part import compute_part
@@ -52,3 +57,55 @@ def test_two_dates_become_one_raster_of_changes(
     assert set(np.unique(made)) == {0, 1, 2}
     roles = [(item["role"], Path(item["uri"]).stem) for item in result.manifest.inputs[:3]]
     assert roles == [("before", "early"), ("after", "late_north"), ("after", "late_süd")]
+
+
+def test_collections_by_pattern_and_by_items_in_other_places_are_compared_on_the_first_ones_grid(
+    store: Any, pairs: Any, write_scene: Any, tmp_path: Path
+) -> None:
+    before = np.full((2, 96, 120), 100, np.uint8)
+    write_scene("early_west", before[:, :, :70])
+    write_scene("early_east", before[:, :, 70:], at=(0, 70))
+    write_scene("late_same", before[:, :, :60])
+    # Twice as coarse, in degrees, brighter, over the eastern half and beyond.
+    (left, right), (top, bottom) = rasterio.warp.transform(
+        "EPSG:32612", "EPSG:4326", [500_030, 500_070], [4_900_000, 4_899_952]
+    )
+    bright = tmp_path / "imagery" / "late_bright.tif"
+    place = rasterio.transform.from_bounds(left, bottom, right, top, 40, 48)
+    profile = {"driver": "GTiff", "height": 48, "width": 40, "count": 2, "dtype": "uint8"}
+    with rasterio.open(bright, "w", crs="EPSG:4326", transform=place, **profile) as dataset:
+        dataset.write(np.full((2, 48, 40), 180, np.uint8))
+    items = [
+        {
+            "type": "Feature",
+            "id": name,
+            "assets": {"data": {"href": name, "type": "image/tiff"}},
+            "properties": {},
+        }
+        for name in ("late_same.tif", "late_bright.tif")
+    ]
+    document = tmp_path / "imagery" / "late.json"
+    document.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    parameters = DetectChangeParameters.model_validate(
+        {
+            "from_raster": [str(tmp_path / "imagery" / "early_*.tif")],
+            "to_raster": [str(document)],
+            "model": publish_package(store, tmp_path / "pairs.dlpk", made_by="test"),
+            "output_classified_raster": "changes",
+        }
+    )
+    plan = prepare(parameters, store)
+    assert [Path(info.uri).stem for info in plan.rasters][2:] == ["late_same", "late_bright"]
+    compute_part(store, plan, 0, package=pairs)
+    result = finish(store, plan, {})
+    (output,) = result.manifest.details["outputs"]
+    with rasterio.open(join(plan.folder, output["path"])) as dataset:
+        made = dataset.read(1)
+        assert dataset.crs.to_epsg() == 32612
+    # Along the edge of the coarse raster a pixel may have either.
+    assert (made[2:-2, :58] == 1).all()
+    assert (made[2:-2, 62:-2] == 2).all()
+    areas = output["area_m2_per_class"]
+    for value in (1, 2):
+        assert areas[str(value)] == pytest.approx((made == value).sum() * 0.25 / 0.9996**2, rel=1e-5)
+    assert f"Areas: Same (m²): {areas['1']:,.1f}, Brighter (m²)" in task.summary(plan, result)

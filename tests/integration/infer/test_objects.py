@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,10 @@ def test_without_features_each_image_is_one_object(
     np.testing.assert_allclose(made["Confidence"].iloc[1::2], others, atol=1.5)
     assert made["image"].tolist() == [f"chip_{number}.tif" for number in range(7)]
     assert made.geometry.iloc[2].equals(box(0, 40, 24, 24))
+    item = json.loads(store.get(join(plan.folder, "labelled.stac.json")))
+    place = shapely.geometry.shape(item["geometry"])
+    assert shapely.area(place) == pytest.approx(made.to_crs("EPSG:4326").union_all().area, rel=1e-3)
+    assert [link["href"] for link in item["links"]] == [*uris, plan.package.uri]
     assert len(plan.shards) == 1
     again, _, _ = run(uris[::-1], shard_size=64)
     assert again["Confidence"].tolist()[::-1] == made["Confidence"].tolist()
@@ -241,10 +246,69 @@ def test_without_features_each_image_is_one_object(
     raw = tmp_path / "imagery" / "bild_ä.png"
     with rasterio.open(raw, "w", driver="PNG", height=24, width=24, count=1, dtype="uint8") as dataset:
         dataset.write(texture[:1, :24, :24])
-    table, details, _ = run([str(raw)])
+    table, details, plan = run([str(raw)])
+    assert json.loads(store.get(join(plan.folder, "labelled.stac.json")))["geometry"] is None
+    with pytest.raises(ChiplineError, match="lie on no map"):
+        run([str(raw)], output_formats=["GEOJSON"])
     assert "geometry" not in table.columns
     assert table["Confidence"].iloc[0] == texture[0, :24, :24].mean()
     assert details["outputs"][0]["objects"] == 1
+
+
+def test_an_object_says_what_it_comes_from_and_its_caption_in_every_format(
+    run: Any, store: Any, scene: str, tmp_path: Path
+) -> None:
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.update_tags(TIFFTAG_DATETIME="2024:07:01 10:20:30")
+    shapes = [
+        box(20, 20, 8, 6),
+        shapely.LineString([at(40, 40), at(50, 44)]),
+        shapely.Point(at(90, 90)),
+        None,
+    ]
+    frame = geopandas.GeoDataFrame({"run": list("abcd")}, geometry=shapes, crs="EPSG:32612").to_crs(
+        "EPSG:4326"
+    )
+    frame.to_parquet(tmp_path / "mixed.parquet")
+    formats = ["FLATGEOBUF", "GEOJSON"]
+    made, details, plan = run(
+        [scene],
+        tmp_path / "mixed.parquet",
+        {"captions": 1},
+        caption_field="Beschreibung",
+        output_formats=formats,
+    )
+    assert made["run"].tolist() == list("abcd")  # the layer's own field stays
+    assert made["ClassLabelRun"].fillna("").tolist() == [plan.run_key] * 3 + [""]
+    assert made["package"].fillna("").tolist() == [f"objects {plan.package.digest[:12]}"] * 3 + [""]
+    assert made["source_date"].fillna("").tolist() == ["2024-07-01T10:20:30"] * 3 + [""]
+    # Square metres of a polygon in degrees; points and lines have none.
+    assert made["area_m2"].iloc[0] == pytest.approx(12, rel=1e-3)
+    assert made["area_m2"].iloc[1:].isna().all()
+    said = ["" if np.isnan(mean) else f"something of {mean:.0f}" for mean in made["Confidence"]]
+    assert made["Beschreibung"].fillna("").tolist() == said
+    names = [output["path"] for output in details["outputs"]]
+    assert names == [f"labelled.{end}" for end in ("parquet", "gpkg", "fgb", "geojson")]
+    for name in names[1:]:
+        read = pyogrio.read_dataframe(join(plan.folder, name))
+        assert read["ClassLabel"].fillna("").tolist() == made["ClassLabel"].fillna("").tolist()
+        assert [shape and shape.geom_type for shape in read.geometry] == [
+            "Polygon",
+            "LineString",
+            "Point",
+            None,
+        ]
+    item = json.loads(store.get(join(plan.folder, "labelled.stac.json")))
+    assert {"geoparquet", "geopackage", "flatgeobuf", "geojson", "preview"} == set(item["assets"])
+    assert [link["href"] for link in item["links"]] == [scene, plan.package.uri]
+
+    # Without captions the field is not written, and one by name is refused.
+    plain, _, _ = run([scene], tmp_path / "mixed.parquet")
+    assert not {"Caption", "Beschreibung"} & set(plain.columns)
+    with pytest.raises(ChiplineError, match="gives no captions"):
+        run([scene], tmp_path / "mixed.parquet", caption_field="Beschreibung")
+    with pytest.raises(ChiplineError, match="a Shapefile holds one of them"):
+        run([scene], tmp_path / "mixed.parquet", output_formats=["SHAPEFILE"])
 
 
 @pytest.mark.parametrize(
