@@ -7,6 +7,7 @@ then it is deleted in turns, each of which reads the leases again before it dele
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,28 +174,30 @@ class Collector:
         expired: Sequence[str],
     ) -> None:
         turns = Turns(self._store)
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="chipline-collect") as pool:
-            for tally, left in zip(kinds, candidates, strict=True):
-                while left:
-                    turns.begin()
-                    left = self._one_turn(turns, pool, tally, left, before)
-            for uri in expired:
-                self._store.delete(uri)
-        turns.end()
+        try:
+            with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="chipline-collect") as pool:
+                for tally, found in zip(kinds, candidates, strict=True):
+                    left = deque(found)
+                    while left:
+                        turns.begin()
+                        self._one_turn(turns, pool, tally, left, before)
+        finally:  # nothing is being deleted any more, and nobody needs to wait
+            turns.end()
+        for uri in expired:
+            self._store.delete(uri)
 
     def _one_turn(
         self,
         turns: Turns,
         pool: ThreadPoolExecutor,
         tally: Collected,
-        left: list[_Candidate],
+        left: deque[_Candidate],
         before: datetime,
-    ) -> list[_Candidate]:
-        """What is still left after one turn."""
+    ) -> None:
+        """Take a batch from what is left; what cannot go before the turn is over is put back."""
         needed = self._leases.read()
-        batch, later = left[:BATCH], left[BATCH:]
         going = []
-        for candidate in batch:
+        for candidate in [left.popleft() for _ in range(min(BATCH, len(left)))]:
             if candidate.uri in needed.folders or _key(candidate.uri) in needed.keys:
                 tally.needed += candidate.objects
             else:
@@ -207,8 +210,7 @@ class Collector:
             tally.deleted += objects
             tally.deleted_bytes += size
             if not ended:
-                later.append(candidate)
-        return later
+                left.append(candidate)
 
     def _remove(self, turns: Turns, candidate: _Candidate, before: datetime) -> tuple[int, int, bool]:
         """Objects and bytes that are gone, and whether all of it was gone before the turn was over."""
