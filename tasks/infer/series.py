@@ -114,8 +114,16 @@ def check_series(
         )
 
 
-def series_remarks(dates: Sequence[str]) -> list[str]:
-    """What a person should know of a series."""
+def series_remarks(
+    parameters: InferenceTool, rasters: Sequence[RasterInfo], dates: Sequence[str]
+) -> list[str]:
+    """What a person should know of a series; ``dates``: those that are computed."""
+    if not by_date(parameters):
+        return []
+    left_out = [date for date, _ in groups_by_date(parameters, rasters) if date not in dates]
+    said = []
+    if left_out:
+        said.append(f"No imagery of {', '.join(left_out)} lies in the extent or the mask: left out.")
     if len(dates) == 1:
-        return [f"All imagery is of {dates[0]}: there is nothing to compare it with."]
-    return []
+        said.append(f"All imagery is of {dates[0]}: there is nothing to compare it with.")
+    return said

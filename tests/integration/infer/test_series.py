@@ -19,8 +19,10 @@ from tasks.errors import BadInputError
 from tasks.infer import task
 from tasks.infer.finish import finish
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
+from tasks.infer.parameters_refine import RefineParameters
 from tasks.infer.part import compute_part
 from tasks.infer.prepare import prepare
+from tasks.infer.refine import refine
 from tasks.package.publish import publish_package
 from tasks.store import join
 
@@ -29,9 +31,9 @@ CELL_M2 = 0.25 / 0.9996**2  # on the central meridian of its zone
 
 @pytest.fixture
 def applied(store: Any, tmp_path: Path) -> Any:
-    """``applied(package, rasters, **more)``: the plan and the published result."""
+    """``applied(package, rasters, only_plan=False, **more)``: the plan and the published result."""
 
-    def run(package: Any, rasters: list[str], **more: Any) -> Any:
+    def run(package: Any, rasters: list[str], *, only_plan: bool = False, **more: Any) -> Any:
         kind: Any = ClassifyPixelsParameters
         values: dict[str, Any] = {
             "input_raster": rasters,
@@ -46,11 +48,17 @@ def applied(store: Any, tmp_path: Path) -> Any:
             values.setdefault("output_classified_raster", "classes")
         values["model"] = publish_package(store, tmp_path / f"{package.name}.dlpk", made_by="test")
         plan = prepare(kind.model_validate(values), store)
+        if only_plan:
+            return plan
         for part in range(len(plan.parts)):
             compute_part(store, plan, part, package=package)
         return plan, finish(store, plan, {})
 
     return run
+
+
+def shard_keys(plan: Any) -> list[str]:
+    return [shard.key for shard in plan.shards]
 
 
 def table(store: Any, plan: Any, name: str) -> list[dict[str, str]]:
@@ -134,6 +142,19 @@ def test_dates_become_rasters_on_one_grid_with_what_changed_between_them(
     assert "### From 2024-07-01 to 2024-08-15" in shown["classify-pixels-changes"]
     assert task.addresses(plan, result)["uri"].endswith("/")
 
+    # What is made of the dates is a matter of finishing alone; an extent may leave a date out.
+    other = applied(classifier, uris[::-1], only_plan=True, date_in_name="%Y%m%d")
+    assert shard_keys(other) == shard_keys(plan)
+    assert other.run_key != plan.run_key
+    extent = [500_000, 4_899_994, 500_064, 4_900_000]
+    top = applied(classifier, uris, only_plan=True, date_in_name="%Y%m%d", extent=extent)
+    assert [planned.date for planned in top.grids] == ["2024-07-01"]
+    assert "No imagery of 2024-08-15, 2025-01-02 lies in the extent" in top.remarks[0]
+
+    again = refine(store, RefineParameters(input_result=plan.folder, output_name="plain"))
+    names = [output["path"] for output in again.details["outputs"]]
+    assert names == [f"plain_classes_{planned.date}.tif" for planned in plan.grids]
+
 
 def test_objects_are_followed_from_date_to_date(
     applied: Any, store: Any, detector: Any, write_scene: Any
@@ -198,6 +219,9 @@ def test_objects_are_followed_from_date_to_date(
     assert [int(row["objects"]) for row in by_date] == [4, 3, 3]
     assert float(by_date[1]["area_m2"]) == pytest.approx((144 + 144 + 196) * CELL_M2, rel=1e-4)
     assert task.outputs_table(store, plan, result)
+    smaller = refine(store, RefineParameters(input_result=plan.folder, output_name="big", minimum_area=30))
+    assert [output["objects"] for output in smaller.details["outputs"][::2]] == [2, 3, 1]
+    assert smaller.details["outputs"][0]["path"] == "big_2021.parquet"
 
 
 def test_a_raster_without_a_date_is_an_error_with_its_remedy(

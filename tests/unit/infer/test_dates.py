@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import rasterio
 
 from tasks.errors import BadInputError
 from tasks.imagery import inspect_raster
+from tasks.imagery.items import listed_rasters
 from tasks.infer.dates import date_of_name, dated, iso_time
 from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.parameters import validated
+from tasks.settings import settings
+from tasks.store import ObjectStore
 
 
 @pytest.fixture
@@ -45,6 +50,19 @@ def test_files_say_it_by_tags_and_documents_go_before_them(write: Any) -> None:
     # A pattern goes before all of it.
     named = [info.model_copy(update={"uri": f"s3://b/x_{2001 + n}0304.tif"}) for n, info in enumerate(infos)]
     assert [str(info.acquired)[:4] for info in dated(named, "%Y%m%d")] == ["2001", "2002", "2003", "2004"]
+
+
+def test_tables_of_footprints_say_it_by_their_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHIPLINE_ALLOWED_ROOTS", f'["{tmp_path}"]')
+    settings.cache_clear()
+    pandas.DataFrame(
+        {"Location": [f"{tmp_path}/a.tif", f"{tmp_path}/b.tif"], "AcquisitionDate": [date(2019, 7, 1), None]}
+    ).to_parquet(tmp_path / "index.parquet")
+    listed = list(listed_rasters(str(tmp_path / "index.parquet"), ObjectStore()))
+    settings.cache_clear()
+    assert [raster.acquired for raster in listed] == ["2019-07-01T00:00:00", None]
 
 
 @pytest.mark.parametrize(
