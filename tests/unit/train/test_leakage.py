@@ -60,7 +60,8 @@ def test_a_given_split_is_judged(make_data: MakeData, tmp_path: Path) -> None:
         world.write_text("\n".join([*lines[:4], str(float(lines[4]) + 10_000), *lines[5:]]))
     other = open_training_data(other.folder)
     result = train(data, tmp_path, None, apart=[other])
-    assert result.metrics["chips"] == {"train": 8, "validation": 4, "dropped": 0, "copies": 0}
+    counted = {"train": 8, "validation": 4, "dropped": 0, "copies": 0, "buffer": 0.0, "split_by": "folder"}
+    assert result.metrics["chips"] == counted
     shutil.copy(data.chips[2].image, other.chips[1].image)
     with pytest.raises(TrainingDataError, match=r"1 of 8 training chips leak .* 1 show the same pixels"):
         train(data, tmp_path, None, apart=[other])
