@@ -41,9 +41,12 @@ class PictureErrors:
     @classmethod
     def joined(cls, parts: Sequence[PictureErrors]) -> PictureErrors:
         """Those of all batches."""
-        names = ("squared", "absolute", "pixels", "similarity")
+
+        def of_all(name: str) -> Floats:
+            return np.concatenate([getattr(part, name) for part in parts])
+
         return cls(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in names), parts[0].spans
+            of_all("squared"), of_all("absolute"), of_all("pixels"), of_all("similarity"), parts[0].spans
         )
 
     def scores(self, names: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

@@ -15,13 +15,16 @@ from tasks.labels import ClassSchema
 from tasks.package.network_source import emit_detector, emit_network
 from tasks.train import datasets, images, pairs
 from tasks.train.image_chips import Pictures, TranslationChips, UnpairedChips
-from tasks.train.models import change, classifier, custom, detectors, pixels
+from tasks.train.line_modules import LINE_MODULES
+from tasks.train.models import change, classifier, custom, detectors, lines, pixels
 from tasks.train.models.options import (
     AnyOptions,
     ChangeOptions,
     ClassifierOptions,
+    EdgeOptions,
     ImageOptions,
     PixelOptions,
+    RoadOptions,
     enlargement,
 )
 from tasks.train.modules import InstanceModule, LabelModule, ObjectModule, PixelModule, TrainingModule
@@ -177,6 +180,9 @@ def assemble(
                 parameters.backbone_model, options, channels=len(schema) + 1, **encoder
             )
             part = network.get_submodule("encoder")
+        elif isinstance(options, EdgeOptions | RoadOptions):
+            network = lines.build_line_network(parameters.backbone_model, options, **encoder)
+            part = network.get_submodule("encoder")
         else:
             network = pixels.build_pixel_network(
                 parameters.model_type, parameters.backbone_model, options, channels=len(schema) + 1, **encoder
@@ -185,7 +191,8 @@ def assemble(
         source = emit_network(network)
         _channels_last(network)
         weights = _class_weights(train_set, len(schema)) if options.class_balancing else None
-        module = PixelModule(network, encoder=part, options=options, class_weights=weights, **shared)
+        learns = LINE_MODULES.get(parameters.kind, PixelModule)
+        module = learns(network, encoder=part, options=options, class_weights=weights, **shared)
         return Assembled(module, source)
     if isinstance(options, ClassifierOptions):
         assert isinstance(train_set, datasets.LabelChips)

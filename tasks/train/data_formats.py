@@ -20,6 +20,8 @@ _NEEDS: dict[str, tuple[Holding, str]] = {
     "instances": ("instances", "masks of single objects"),
     "labels": ("values", "a class of each chip"),
     "change": ("masks", "class masks"),
+    "edges": ("masks", "class masks"),
+    "roads": ("masks", "class masks"),
 }
 
 # Pictures alone: here the format itself is what is needed.

@@ -199,6 +199,7 @@ class CycleModule(_Adversarial):
 
     selects_best = False
     network: BothWays
+    judges: nn.ModuleDict
 
     def __init__(
         self,
@@ -273,7 +274,7 @@ class CycleModule(_Adversarial):
         return {side: PictureErrors.joined(parts) for side, parts in self._errors.items()}
 
     def chip_errors(self) -> npt.NDArray[np.float64]:
-        return np.mean([errors.worst() for errors in self.errors.values()], axis=0)
+        return np.asarray(np.mean([errors.worst() for errors in self.errors.values()], axis=0), np.float64)
 
     def final_values(self, blocks: npt.NDArray[np.int64]) -> tuple[dict[str, float], Intervals]:  # noqa: ARG002
         return {}, {}

@@ -28,11 +28,16 @@ from tasks.training_data import Chip, TrainingData, read_chip_image, read_chip_i
 
 
 def check_pictures(parameters: TrainParameters, item: TrainingData) -> None:
-    """Refuse folders whose pictures are not as the model type needs them: alone, in pairs, on two sides.
+    """Refuse folders whose pictures or classes are not as the model type needs them.
 
     Raises:
         TrainingDataError: with the remedy.
     """
+    if parameters.kind in ("edges", "roads") and len(item.classes) != 1:
+        raise TrainingDataError(
+            f"{parameters.model_type} learns one class; {item.folder} has {len(item.classes)}.",
+            "Export labels of one class, or choose a model of pixels such as UNET.",
+        )
     second = [chip for chip in item.chips if chip.image2 is not None]
     if parameters.kind in ("change", "translation") or (parameters.kind == "resolution" and second):
         check_pairs(parameters.model_type, item, same_bands=parameters.kind != "translation")
@@ -57,7 +62,7 @@ def sides_of(data: Sequence[TrainingData]) -> list[TrainingData]:
     for item in data:
         sides = {"": item} if item.other is None else {"A": replace(item, other=None), "B": item.other}
         for side, one in sides.items():
-            marked = [SideChip.of(chip, side) for chip in one.chips] if side else one.chips
+            marked: list[Chip] = [SideChip.of(chip, side) for chip in one.chips] if side else one.chips
             found.append(replace(one, chips=marked))
     return found
 

@@ -16,14 +16,17 @@ from tasks.train.images import translation_keys
 from tasks.train.models.options import DetectorOptions, PixelOptions
 from tasks.train.modules import LabelModule
 from tasks.train.pairs import input_bands
-from tasks.train.parameters import IMAGE_KINDS, TrainParameters
+from tasks.train.parameters import IMAGE_KINDS, PIXEL_KINDS, TrainParameters
 from tasks.train.result import Trained
 from tasks.training_data import TrainingData, layout, read_chip_image, read_chip_image2
 
 _BATCH = 4
 # Names that tools know a package by (docs/formats/emd-dlpk.md).
 _MODEL_NAMES = {"CHANGEDETECTOR": "ChangeDetector"}
-_PACKAGED_AS: dict[str, Kind] = {"change": "pixels", **dict.fromkeys(IMAGE_KINDS, "images")}
+_PACKAGED_AS: dict[str, Kind] = {
+    **dict.fromkeys(PIXEL_KINDS, "pixels"),
+    **dict.fromkeys(IMAGE_KINDS, "images"),
+}
 
 
 def build(

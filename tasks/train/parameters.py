@@ -31,6 +31,8 @@ ModelType = Literal[
     "MASKRCNN",
     "FEATURE_CLASSIFIER",
     "CHANGEDETECTOR",
+    "HED_EDGEDETECTOR",
+    "MULTITASK_ROADEXTRACTOR",
     "SUPERRESOLUTION",
     "PIX2PIX",
     "CYCLEGAN",
@@ -46,11 +48,15 @@ Kind = Literal[
     "instances",
     "labels",
     "change",
+    "edges",
+    "roads",
     "resolution",
     "translation",
     "cycle",
     "custom",
 ]
+# Classes of pixels, in whatever way they are learnt.
+PIXEL_KINDS: frozenset[Kind] = frozenset({"pixels", "change", "edges", "roads"})
 # What makes pictures; of these, what has a network that judges them.
 IMAGE_KINDS: frozenset[Kind] = frozenset({"resolution", "translation", "cycle"})
 ADVERSARIAL: frozenset[Kind] = frozenset({"translation", "cycle"})
@@ -62,6 +68,8 @@ _OTHER_KINDS: dict[str, Kind] = {
     "MASKRCNN": "instances",
     "FEATURE_CLASSIFIER": "labels",
     "CHANGEDETECTOR": "change",
+    "HED_EDGEDETECTOR": "edges",
+    "MULTITASK_ROADEXTRACTOR": "roads",
     "SUPERRESOLUTION": "resolution",
     "PIX2PIX": "translation",
     "CYCLEGAN": "cycle",
@@ -72,7 +80,7 @@ _MONITORS: dict[Kind, frozenset[str]] = {
     "objects": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
     "instances": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
     "labels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE"}),
-    "change": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
+    **dict.fromkeys(PIXEL_KINDS, frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"})),
     **dict.fromkeys(IMAGE_KINDS, frozenset({"VALID_LOSS"})),
 }
 
@@ -103,7 +111,8 @@ class TrainParameters(ToolParameters):
         "objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines them (RCNN_Masks); "
         "FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or several "
         "(MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles of two "
-        "rasters); SUPERRESOLUTION makes finer pictures and PIX2PIX other ones (Export_Tiles), CYCLEGAN "
+        "rasters); HED_EDGEDETECTOR finds edges and MULTITASK_ROADEXTRACTOR roads (Classified_Tiles of one "
+        "class); SUPERRESOLUTION makes finer pictures and PIX2PIX other ones (Export_Tiles), CYCLEGAN "
         "learns both ways from pictures that are no pairs (CycleGAN); CUSTOM is a model of your own, "
         "see custom_model",
     )
@@ -186,6 +195,7 @@ class TrainParameters(ToolParameters):
         "ignore_classes, decoder, width; "
         "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; "
         "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion; "
+        "MULTITASK_ROADEXTRACTOR: those of pixels, and orient_bin_size, orient_theta, direction_weight; "
         "SUPERRESOLUTION: downsample_factor; PIX2PIX: l1_weight, discriminator; CYCLEGAN: cycle_weight, "
         "identity_weight, discriminator",
     )
@@ -301,7 +311,7 @@ class TrainParameters(ToolParameters):
         if self.resize_to is not None and self.kind not in ("objects", "labels"):
             raise ValueError(
                 f"resize_to does not exist for {self.model_type}: it is for models of boxes and "
-                "FEATURE_CLASSIFIER; export other cell sizes, or give the model argument downscale"
+                "FEATURE_CLASSIFIER; export chips of another cell size"
             )
         return self
 

@@ -80,6 +80,42 @@ class ChangeOptions(PixelOptions):
     )
 
 
+class EdgeOptions(PixelOptions):
+    """Arguments of HED_EDGEDETECTOR."""
+
+    @model_validator(mode="after")
+    def _loss_is_its_own(self) -> EdgeOptions:
+        if self.class_balancing or self.focal_loss or self.mixup:
+            raise ValueError("HED_EDGEDETECTOR balances by itself: no class_balancing, focal_loss, mixup")
+        return self
+
+
+class RoadOptions(PixelOptions):
+    """Arguments of MULTITASK_ROADEXTRACTOR."""
+
+    orient_bin_size: Literal[10, 15, 20, 30, 45] = Field(
+        20, description="degrees that directions of roads are told apart by"
+    )
+    orient_theta: float = Field(
+        8.0, ge=1, le=64, description="pixels around a place that its road's direction is told from"
+    )
+    direction_weight: float = Field(0.5, ge=0, description="weight of the directions beside the roads")
+
+    @model_validator(mode="after")
+    def _mixes_nothing(self) -> RoadOptions:
+        if self.mixup:
+            raise ValueError("a mixture of two roads has no direction: no mixup")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bin_size_number(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("orient_bin_size"), str):
+            text = values["orient_bin_size"].strip()
+            values = {**values, "orient_bin_size": int(text) if text.isdigit() else text}
+        return values
+
+
 class DetectorOptions(_Options):
     """Arguments of the detectors. Pixel sizes are those of the image, not of the downscaled one."""
 
@@ -197,6 +233,8 @@ _LIGHT_IMAGES = {"decoder": (96, 64, 48, 32, 16)}
 _LIGHT: dict[type[_Options], dict[str, Any]] = {
     PixelOptions: _LIGHT_PIXELS,
     ChangeOptions: _LIGHT_PIXELS,
+    EdgeOptions: _LIGHT_PIXELS,
+    RoadOptions: _LIGHT_PIXELS,
     DetectorOptions: _LIGHT_DETECTOR,
     ClassifierOptions: _LIGHT_CLASSIFIER,
     ResolutionOptions: _LIGHT_IMAGES,
@@ -206,6 +244,8 @@ _LIGHT: dict[type[_Options], dict[str, Any]] = {
 _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
     "pixels": PixelOptions,
     "change": ChangeOptions,
+    "edges": EdgeOptions,
+    "roads": RoadOptions,
     "objects": DetectorOptions,
     "instances": DetectorOptions,
     "labels": ClassifierOptions,
