@@ -28,7 +28,7 @@ class Trials:
     """One watch over the trainings of a search.
 
     Args:
-        server: of the leaf ``train_model``.
+        server: of the leaf that trains.
         search: what to train, and what is known of it.
         parent_run: MLflow run that the trainings' runs belong to.
     """
@@ -79,10 +79,10 @@ class Trials:
             self._submit(training)
 
     def _submit(self, training: Training) -> None:
-        generation = self.lost.get(training.number, 0)
+        generation, parameters = self.lost.get(training.number, 0), self.search.parameters
         while True:
             run = self.server.start(
-                {"plan_uri": training.plan_uri},
+                {"plan_uri": training.plan_uri, **({"node": 0} if parameters.on_nodes else {})},
                 name=f"trial {training.number} {self.search.key[:8]}",
                 key=f"{self.search.key}-{training.number}-{generation}",
             )

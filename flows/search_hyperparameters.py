@@ -16,6 +16,7 @@ def search_hyperparameters(parameters: SearchParameters) -> dict[str, str]:
     """Train with many settings, give up those that fall behind, and publish the best package."""
     search, parent_run = begin_search(parameters)
     with get_client(sync_client=True) as client:
-        Trials(LeafServer(client, "train_model"), search, parent_run).watch()
+        leaf = "train_model_on_node" if parameters.on_nodes else "train_model"
+        Trials(LeafServer(client, leaf), search, parent_run).watch()
     found = finish_search(search, parent_run)
     return {**found, **finish_training(found["plan_uri"])}

@@ -19,6 +19,8 @@ _FIXED = frozenset(
         "seed",
         "monitor",
         "time_limit_minutes",
+        "devices",
+        "num_nodes",
     }
 )
 # These change what the loss is, so that VALID_LOSS of two trials could not be compared.
@@ -128,6 +130,8 @@ class SearchParameters(TrainParameters):
 
     @model_validator(mode="after")
     def _the_space_fits_the_training(self) -> SearchParameters:
+        if self.num_nodes > 1:
+            raise ValueError("a trial trains on one node: num_nodes must be 1")
         names = [dimension.name for dimension in self.search_space]
         for name in names:
             if names.count(name) > 1:

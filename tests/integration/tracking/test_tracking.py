@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import BadInputError, NotFoundError, TrackingError
-from tasks.tracking import Tracker, register_package, resolve_model
+from tasks.tracking import (
+    Tracker,
+    find_run,
+    find_version,
+    mark_version,
+    read_curve,
+    register_package,
+    resolve_model,
+    tag_run,
+)
 
 
 @pytest.mark.usefixtures("tracked")
@@ -105,3 +114,34 @@ def test_a_wrong_password_and_an_absent_server(tracked: str, monkeypatch: pytest
         Tracker.start("trees", "x")
     assert time.monotonic() - before < 20
     assert tracked
+
+
+@pytest.mark.usefixtures("tracked")
+def test_versions_are_marked_and_curves_of_runs_read(name: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    package = "s3://chipline/packages/crowns/aaa/crowns.dlpk"
+    assert find_version(name, "champion") is None
+    register_package(name, package, "aaa", tags={"chipline.type": "ObjectDetection"})
+    assert find_version(name, "champion") is None
+    version = find_version(name, "1")
+    assert version is not None
+    assert (version.uri, version.package, version.digest) == (f"models:/{name}/1", package, "aaa")
+    mark_version(version, {"chipline.comparison": "better" * 400}, alias="champion")
+    champion = find_version(name, "champion")
+    assert champion is not None
+    assert champion.number == "1"
+    assert champion.tags["chipline.comparison"].startswith("betterbetter")
+
+    assert find_run(name, "chipline.run_key", "k") is None
+    trackers = [Tracker.start(name, f"run {i}", tags={"chipline.run_key": "k"}) for i in range(2)]
+    for step, value in enumerate((0.5, 0.25), start=1):
+        trackers[1].metrics({"valid_loss": value}, step)
+    run = find_run(name, "chipline.run_key", "k")
+    assert run == trackers[1].run_id
+    curve = read_curve(trackers[1].run_id, "valid_loss")
+    assert [(step, value) for _, step, value in curve] == [(1, 0.5), (2, 0.25)]
+    assert 0 <= curve[0][0] <= curve[1][0] < 60
+    tag_run(trackers[1].run_id, {"chipline.given_up": "worse"}, status="KILLED")
+    info = MlflowClient().get_run(trackers[1].run_id)
+    assert (info.info.status, info.data.tags["chipline.given_up"]) == ("KILLED", "worse")

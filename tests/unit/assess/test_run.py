@@ -308,3 +308,49 @@ def test_the_picture_shows_hits_and_misses(scene: dict[str, Any], write_layer: W
     missed, hit = picture[93, 10], picture[93, 30]
     assert missed[0] > missed[1] + 60
     assert hit[0] < max(hit[1], hit[2])
+
+
+def test_further_overlaps_have_rows_of_their_own(scene: dict[str, Any], write_layer: Write) -> None:
+    found = write_layer("d.gpkg", [box(0, 0), box(20, 0, 10, 6), box(61, 60)], Class=["Tree", "Tree", "Roof"])
+    result = run(detected_features=[found], further_iou=[0.25, 0.75, 0.5], **scene)
+    alone = run(detected_features=[found], min_iou=0.75, **scene)
+    every = [row for row in result.rows if row["Class"] == "All"]
+    assert [(row["Min_IoU"], row["True_Positive"]) for row in every] == [(0.5, 3), (0.25, 3), (0.75, 2)]
+    # The row of an IoU is the one that a run with this IoU has, but for COCO's number, which is of all.
+    strict = [row for row in result.rows if row["Min_IoU"] == 0.75]
+    assert strict == [{k: v for k, v in row.items() if k != "COCO_mAP"} for row in alone.rows]
+    assert row_of(result, "All")["COCO_mAP"] == row_of(alone, "All")["COCO_mAP"]
+    # The roof of IoU 9 / 11 is found at seven of COCO's ten steps.
+    assert row_of(result, "Roof")["COCO_mAP"] == pytest.approx(0.7)
+    page = ObjectStore().get(join(result.folder_uri, "report.html")).decode()
+    assert "IoU of at least 0.75" in page
+    with pytest.raises(BadInputError, match="further_iou"):
+        run(detected_features=[found], further_iou=[1.5], **scene)
+
+
+def test_confusions_and_calibration_are_in_the_details(scene: dict[str, Any], write_layer: Write) -> None:
+    found = write_layer(
+        "d.gpkg",
+        [box(0, 0), box(20, 0), box(60, 60), box(80, 80)],
+        Class=["Tree", "Roof", "Roof", "Tree"],
+        Confidence=[95.0, 85.0, 75.0, 65.0],
+    )
+    details = run(detected_features=[found], **scene).details["objects"]
+    assert details["classes"] == ["Tree", "Roof"]
+    # A tree taken for a roof, two trees missed, a tree where nothing is.
+    assert details["confusion_matrix"] == [[1, 1, 2], [0, 1, 0], [1, 0, 0]]
+    assert [item["confidence"] for item in details["reliability"]] == pytest.approx([0.65, 0.75, 0.85, 0.95])
+    assert details["calibration_error"] == pytest.approx((0.65 + 0.25 + 0.85 + 0.05) / 4)
+
+
+def test_the_report_as_pdf(scene: dict[str, Any], write_layer: Write, write_raster: Write) -> None:
+    found = write_layer("d.gpkg", [box(0, 0), box(80, 80)], Class=["Tree", "Roof"], Confidence=[0.9, 0.4])
+    raster = write_raster("c.tif", np.ones((100, 100), np.uint8), X, Y + 100, nodata=0)
+    values = {"detected_features": [found], "classified_raster": [raster], "further_iou": [0.3], **scene}
+    store = ObjectStore()
+    pages = store.get(join(run(**values, out_accuracy_report="HTML_AND_PDF").folder_uri, "report.pdf"))
+    assert pages.startswith(b"%PDF-")
+    # Tables of two IoUs, curves, confusions, calibration, pixels and their confusions, parameters.
+    assert b"/Count 8" in pages
+    assert b"CreationDate" not in pages
+    assert not store.exists(join(run(**values).folder_uri, "report.pdf"))

@@ -36,6 +36,7 @@ class Server:
             run.state = self.ends[run.id]
             return run
         number = int(parameters["plan_uri"])
+        assert ("node" in parameters) == (self.leaf == "train_model_on_node")
         run = FlowRun(id=uuid4(), flow_id=uuid4(), name=name, state=Running())
         self.keys[key], self.ends[run.id] = run, self.states[number].pop(0)
         self.started.append(number)
@@ -58,8 +59,9 @@ class Search:
     key = "k" * 64
 
     def __init__(self, trials: int, *, begun: int = 0, poor: Sequence[int] = (), **values: Any) -> None:
-        given = {"trials": trials, "trials_at_once": 2, "search_minutes": None, "output_name": "n"}
-        self.parameters = SimpleNamespace(**{**given, "monitor": "MIOU", **values})
+        given: dict[str, Any] = {"trials": trials, "trials_at_once": 2, "search_minutes": None}
+        given |= {"output_name": "n", "monitor": "MIOU", "on_nodes": False}
+        self.parameters = SimpleNamespace(**{**given, **values})
         self.begun = begun
         self.number = begun
         self.poor = poor
@@ -118,8 +120,14 @@ def test_every_trial_ends_and_few_run_at_once() -> None:
     assert server.most == 2
 
 
+def test_trials_on_several_gpus_of_a_node() -> None:
+    server = Server({0: [Completed()]})
+    server.leaf = "train_model_on_node"
+    assert watch(server, Search(1, on_nodes=True)) == {0: "complete"}
+
+
 def test_a_failed_trial_is_noted_and_a_lost_one_is_submitted_again() -> None:
-    failed = Failed(message="Flow run encountered an exception: DeviceError: no memory.")
+    failed: State[Any] = Failed(message="Flow run encountered an exception: DeviceError: no memory.")
     server = Server({0: [failed], 1: [Crashed(), Crashed(), Completed()], 2: [Crashed() for _ in range(9)]})
     states = watch(server, Search(3))
     assert states == {

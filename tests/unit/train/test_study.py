@@ -112,6 +112,8 @@ def test_losses_of_two_kinds_are_not_compared() -> None:
     with pytest.raises(ValueError, match="cannot be compared by VALID_LOSS"):
         parameters(search_space=space, monitor="VALID_LOSS")
     parameters(search_space=space)
+    with pytest.raises(ValueError, match="num_nodes must be 1"):
+        parameters(num_nodes=2)
     with pytest.raises(ValueError, match="names focal_loss twice"):
         parameters(search_space=space * 2)
 
