@@ -81,6 +81,7 @@ def function(kind: str, threshold: float = 0.05, **scalars: str) -> Any:
         bands=[0, 1, 2],
         classes=[{"Value": 1, "Name": "A"}, {"Value": 2, "Name": "B"}],
         size_divisor=32,
+        input_edge=lambda tile: tile,
         module=network(kind),
         number=lambda key, default: {"ImageHeight": TILE, "Padding": 8, "BatchSize": 4}.get(key, default),
         normalised=lambda chips: torch.from_numpy(chips).float() / 255,

@@ -135,6 +135,7 @@ def configured(function: Any, **arguments: str) -> Any:
         bands=[0, 1, 2, 3],
         classes=[{"Value": 1, "Name": "Tree"}],
         size_divisor=32,
+        input_edge=lambda tile: tile,
         module=None,
         number=lambda key, default: {"ImageHeight": 64, "Padding": 16}.get(key, default),
     )
