@@ -20,19 +20,20 @@ CRS = "EPSG:32612"
 _BLOCK = 512
 
 
-def make_raster(path: Path, size: int, *, overviews: bool = True) -> None:
+def make_raster(path: Path, size: int, *, overviews: bool = True, bands: int = 3) -> None:
     """``size`` x ``size`` x 3 bytes in blocks of 512, deflated: pieces of the example scene in random order.
 
     Args:
+        bands: more than the scene's three repeat them.
         overviews: a COG; without, a tiled GeoTIFF, which is made faster.
     """
     with rasterio.open(EXAMPLE) as example:
-        scene = example.read((1, 2, 3))
+        scene = example.read([1 + number % 3 for number in range(bands)])
     random = np.random.default_rng(0)
     plain = path.with_suffix(".plain.tif") if overviews else path
     profile = {
         "driver": "GTiff",
-        "count": 3,
+        "count": bands,
         "height": size,
         "width": size,
         "dtype": "uint8",
@@ -42,7 +43,7 @@ def make_raster(path: Path, size: int, *, overviews: bool = True) -> None:
         "blockxsize": _BLOCK,
         "blockysize": _BLOCK,
         "interleave": "pixel",
-        "photometric": "RGB",
+        "photometric": "RGB" if bands == 3 else "MINISBLACK",
         "compress": "deflate",
         "predictor": 2,
         "zlevel": 1,
@@ -51,7 +52,7 @@ def make_raster(path: Path, size: int, *, overviews: bool = True) -> None:
     }
     with rasterio.open(plain, "w", **profile) as dataset:
         for row in range(0, size, _BLOCK):
-            strip = np.empty((3, min(_BLOCK, size - row), size), np.uint8)
+            strip = np.empty((bands, min(_BLOCK, size - row), size), np.uint8)
             for col in range(0, size, _BLOCK):
                 top = int(random.integers(0, scene.shape[1] - _BLOCK))
                 left = int(random.integers(0, scene.shape[2] - _BLOCK))
