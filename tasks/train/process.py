@@ -27,6 +27,9 @@ def main(plan_uri: str) -> int:
     except ChiplineError as error:
         _print({"error": str(error)})
         return 1
+    except Exception as error:
+        _print({"error": f"{type(error).__name__}: {error}"})
+        raise
     if distributed.is_initialized():
         distributed.destroy_process_group()
     return 0

@@ -49,6 +49,7 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
     facts = {
         "Model": parameters.model_type,
         "Backbone": parameters.backbone_model,
+        "First weights": metrics["first_weights"],
         "Learning rate": f"{metrics['learning_rate']:g}",
         "Epochs": metrics["epochs"],
         "Chips": f"{chips['train']} for training, {chips['validation']} for validation, "

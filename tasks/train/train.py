@@ -192,6 +192,10 @@ def fit(
         batch = agree(find_batch_size(module, first, own, device, exactness))
     else:
         batch = min(parameters.batch_size or own, own) if settled is None else settled.batch_size
+    if not batch:
+        raise TrainingDataError(
+            f"{len(train_set)} training chips are fewer than {together.world} processes.", "Use fewer devices."
+        )
     check_batch(parameters, batch)
     batches = max(1, own // batch)
     budget.steps = -(-batches // parameters.accumulate_batches) * parameters.max_epochs

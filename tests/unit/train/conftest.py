@@ -41,16 +41,17 @@ def _voc(boxes: list[tuple[int, int, int, int, int]]) -> str:
 @pytest.fixture
 def make_data(tmp_path: Path) -> MakeData:
     """Makes training data of ``count`` chips side by side; class 3 is reddish, class 7 bluish."""
-    return _maker(tmp_path)
+    return make_training_data(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def make_module_data(tmp_path_factory: pytest.TempPathFactory) -> MakeData:
     """The same, for data that several tests only read."""
-    return _maker(tmp_path_factory.mktemp("data"))
+    return make_training_data(tmp_path_factory.mktemp("data"))
 
 
-def _maker(parent: Path) -> MakeData:
+def make_training_data(parent: Path) -> MakeData:
+    """Makes training data below ``parent``, see :func:`make_data`."""
     def make(
         name: str = "data",
         *,
