@@ -151,9 +151,9 @@ def test_dates_become_rasters_on_one_grid_with_what_changed_between_them(
     assert [planned.date for planned in top.grids] == ["2024-07-01"]
     assert "No imagery of 2024-08-15, 2025-01-02 lies in the extent" in top.remarks[0]
 
-    again = refine(store, RefineParameters(input_result=plan.folder, output_name="plain"))
-    names = [output["path"] for output in again.details["outputs"]]
-    assert names == [f"plain_classes_{planned.date}.tif" for planned in plan.grids]
+    refined = refine(store, RefineParameters(input_result=plan.folder, output_name="plain"))
+    made = [output["path"] for output in refined.details["outputs"]]
+    assert made == [f"plain_classes_{planned.date}.tif" for planned in plan.grids]
 
 
 def test_objects_are_followed_from_date_to_date(
