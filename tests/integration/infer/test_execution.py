@@ -205,6 +205,7 @@ def test_auto_takes_the_fastest_there_is_for_work_that_is_large_enough(
     assert chosen("TORCH", "FLOAT32") == ()
     assert chosen("AUTO", precision="FLOAT32", execution_engine="ONNXRUNTIME") == ("ONNXRUNTIME", "FLOAT32")
     assert chosen("ONNXRUNTIME") == ("ONNXRUNTIME", "FLOAT32")
+    assert chosen("COMPILED", processor="GPU") == ("COMPILED", "FLOAT32")
     native = False
     assert chosen("AUTO") == ("OPENVINO", "FLOAT32")
     there = ()
