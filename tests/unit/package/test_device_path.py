@@ -58,7 +58,7 @@ def function(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         network_source=SOURCE,
         state_dict=weights,
         classes=ClassSchema.from_values({3: "A", 500: "B"}),
-        normalisation=SimpleNamespace(**SCALE),  # type: ignore[arg-type]
+        normalisation=SimpleNamespace(**SCALE),
         tile_size=64,
         padding=16,
         batch_size=4,
