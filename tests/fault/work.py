@@ -143,29 +143,33 @@ class Work:
         assert twice <= SHARDS_IN_FLIGHT * interruptions, f"{twice} shards computed again"
 
 
-def make_work(folder: Path, *, root: str | None = None, edge: int = 256, seconds: float = 0.01) -> Work:
-    """A plan over a random image; the settings of this process must fit ``root`` already."""
-    import rasterio
-    from affine import Affine
+def rough_image(edge: int) -> NDArray[np.uint8]:
+    """Smooth noise  # (1, edge, edge)."""
     from scipy import ndimage
 
-    from tasks.infer.describe import describe
-    from tasks.infer.parameters import ClassifyPixelsParameters
-    from tasks.infer.part import save_plan
-    from tasks.infer.plan import inspect_collection, make_plan
-    from tasks.package import ModelDefinition, open_package, write_dlpk
-    from tasks.parameters import ModelArgument
-    from tasks.store import ObjectStore, join
-
     rough = ndimage.gaussian_filter(np.random.default_rng(5).random((edge, edge)), 3)
-    image = (255 * (rough - rough.min()) / np.ptp(rough)).astype(np.uint8)[None]
-    scene = folder / "scene.tif"
+    image: NDArray[np.uint8] = (255 * (rough - rough.min()) / np.ptp(rough)).astype(np.uint8)
+    return image[None]
+
+
+def write_scene(path: Path, image: NDArray[np.uint8]) -> None:
+    """The image as a tiled GeoTIFF with cells of 0.5 m."""
+    import rasterio
+    from affine import Affine
+
+    _, rows, cols = image.shape
     with rasterio.open(
-        scene, "w", driver="GTiff", count=1, height=edge, width=edge, dtype="uint8", crs="EPSG:32612",
+        path, "w", driver="GTiff", count=1, height=rows, width=cols, dtype="uint8", crs="EPSG:32612",
         transform=Affine(0.5, 0, 500_000, 0, -0.5, 4_900_000), tiled=True, blockxsize=64, blockysize=64,
     ) as dataset:  # fmt: skip
         dataset.write(image)
-    definition = ModelDefinition.model_validate(
+
+
+def definition_of_slow() -> Any:
+    """The definition of the package with ``FUNCTION``."""
+    from tasks.package import ModelDefinition
+
+    return ModelDefinition.model_validate(
         {
             "ModelType": "ImageClassification",
             "InferenceFunction": "Slow.py",
@@ -175,7 +179,21 @@ def make_work(folder: Path, *, root: str | None = None, edge: int = 256, seconds
             "Classes": [{"Value": 1, "Name": "Dark"}, {"Value": 2, "Name": "Bright"}],
         }
     )
-    write_dlpk(folder / "slow.dlpk", definition, {"Slow.py": FUNCTION.encode()})
+
+
+def make_work(folder: Path, *, root: str | None = None, edge: int = 256, seconds: float = 0.01) -> Work:
+    """A plan over a random image; the settings of this process must fit ``root`` already."""
+    from tasks.infer.describe import describe
+    from tasks.infer.parameters import ClassifyPixelsParameters
+    from tasks.infer.part import save_plan
+    from tasks.infer.plan import inspect_collection, make_plan
+    from tasks.package import open_package, write_dlpk
+    from tasks.parameters import ModelArgument
+    from tasks.store import ObjectStore, join
+
+    image, scene = rough_image(edge), folder / "scene.tif"
+    write_scene(scene, image)
+    write_dlpk(folder / "slow.dlpk", definition_of_slow(), {"Slow.py": FUNCTION.encode()})
     package = open_package(folder / "slow.dlpk", folder / "slow")
     store = ObjectStore()
     uri = str(scene)

@@ -190,3 +190,16 @@ def test_kept_probabilities_and_objects_are_refined_and_suppressed(
     left = further.layer("non_maximum_suppression")
     assert len(left) == len(found) > 0
     assert sorted(left["Confidence"]) == sorted(found["Confidence"])  # the surer one of each pair
+
+
+def test_garbage_is_counted_and_collected(further: Further) -> None:
+    started = {
+        f"collect_shards, dry_run {dry}": further.start(
+            "collect_shards", {"dry_run": dry, "older_than_days": 1000}
+        )
+        for dry in (True, False)
+    }
+    further.completed(started)
+    for run in started.values():
+        table = next(one for one in further.runs.artifacts(run) if one["type"] == "table")
+        assert "HALF_UPLOADS" in str(table["data"])
