@@ -122,7 +122,8 @@ def _of_classes(theirs: torch.Size, ours: torch.Size, before: int, now: int) -> 
         return False
     return any(
         all(
-            a == b or (a % (before + more) == 0 and a // (before + more) * (now + more) == b)
+            a == b
+            or (before + more > 0 and a % (before + more) == 0 and a // (before + more) * (now + more) == b)
             for a, b in zip(theirs, ours, strict=True)
         )
         for more in (0, 1)

@@ -189,8 +189,8 @@ class CycleModule(_Adversarial):
     """CYCLEGAN: two generators that undo each other, and a judge of each side (Zhu et al., 2017).
 
     There is no truth to compare with: what is measured is how well a picture survives the way there and
-    back. A network that changes nothing would be best at that, so that the last weights are kept, not those
-    of the best validation.
+    back, and by how much it changes on the way. A network that changes nothing would be best at the first, so
+    that the last weights are kept, not those of the best validation.
 
     Args:
         bands: names of both sides' bands.
@@ -221,6 +221,7 @@ class CycleModule(_Adversarial):
         )
         self.turns()
         self._errors: dict[str, list[PictureErrors]] = {"a": [], "b": []}
+        self._changes: dict[str, list[float]] = {"a_to_b": [], "b_to_a": []}
 
     @property
     def encoders(self) -> list[nn.Module]:
@@ -255,14 +256,18 @@ class CycleModule(_Adversarial):
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self._errors = {"a": [], "b": []}
+        self._changes = {"a_to_b": [], "b_to_a": []}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         a, b = batch
         there, back = self.network.a_to_b, self.network.b_to_a
+        made_b, made_a = there(a), back(b)
         again = {
-            "a": (back(there(a)).float(), a, self.normalisation),
-            "b": (there(back(b)).float(), b, self.output),
+            "a": (back(made_b).float(), a, self.normalisation),
+            "b": (there(made_a).float(), b, self.output),
         }
+        for way, made, given in (("a_to_b", made_b, a), ("b_to_a", made_a, b)):
+            self._changes[way].append(float(functional.l1_loss(made.float(), given)))
         losses = [float(functional.l1_loss(made, given)) for made, given, _ in again.values()]
         self._validation_losses.append(float(np.mean(losses)))
         for side, (made, given, scale) in again.items():
@@ -286,6 +291,7 @@ class CycleModule(_Adversarial):
             all_bands, by_band = errors.scores(self.bands)
             values |= {f"{name}_{side}_again".upper(): value for name, value in all_bands.items()}
             self.per_class |= {f"{side.upper()} again: {band}": row for band, row in by_band.items()}
+        values |= {f"CHANGE_{way}".upper(): float(np.mean(found)) for way, found in self._changes.items()}
         self.finish_validation(values)
 
 

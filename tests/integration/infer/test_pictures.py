@@ -127,8 +127,18 @@ def test_a_coarse_raster_becomes_a_finer_one(store: Any, tmp_path: Path) -> None
     assert (
         error < 1.2 * np.abs(np.repeat(np.repeat(coarse, 2, 1), 2, 2).astype(int) - sharp)[:, :, 24:].mean()
     )
-    again = output_of(store, classified(path, model, shard_size=256, model_arguments=arguments))
-    np.testing.assert_array_equal(again[0], values)
+
+
+@pytest.mark.slow
+def test_how_the_work_is_cut_changes_no_picture(store: Any, tmp_path: Path) -> None:
+    model = packaged(store, "SUPERRESOLUTION", sharp_data(tmp_path / "data"), tmp_path / "work")
+    path = scene(tmp_path / "scene.tif", scene_chips(1, size=160)[0])
+    arguments = [{"name": "padding", "value": "16"}]
+    one, other = (
+        output_of(store, classified(path, model, shard_size=size, model_arguments=arguments))[0]
+        for size in (64, 256)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow

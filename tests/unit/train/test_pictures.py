@@ -15,7 +15,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.tracking import Tracker
 from tasks.train.image_chips import coarsened
+from tasks.train.models.change import build_change_network
 from tasks.train.models.lines import directions_of
+from tasks.train.models.options import ChangeOptions, options_of
 from tasks.train.packaging import build
 from tasks.train.parameters import TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
@@ -32,6 +34,7 @@ from tests.unit.train.pictures import (
     two_sides,
     write,
 )
+from tests.unit.train.test_checkpoints import Folder, PowerFailure, assert_same
 
 TINY_DECODER = "16,16,16,16,16"
 
@@ -99,15 +102,21 @@ def test_a_model_of_change_travels(fusion: str, tmp_path: Path) -> None:
     assert draw_pictures(result, data.classes)["show_results.png"]
 
 
-def test_equal_dates_differ_in_nothing(tmp_path: Path) -> None:
-    data = change_data(tmp_path / "data", count=6)
-    result, _ = trained(parameters("CHANGEDETECTOR", learning_rate=0.004), data, tmp_path / "work")
+@pytest.mark.parametrize("fusion", ["difference", "concatenation"])
+def test_the_decoder_sees_what_differs(fusion: str) -> None:
+    torch.manual_seed(0)
+    options = options_of(parameters("CHANGEDETECTOR", {"fusion": fusion}))
+    assert isinstance(options, ChangeOptions)
+    network = build_change_network(
+        "timm:lcnet_035", options, bands=("r", "g", "b"), channels=2, pretrained=False
+    ).eval()
     before = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        scores = result.module.network(torch.cat([before, before], dim=1))
-    # The decoder sees zeros everywhere: away from its edges all pixels are alike.
-    inner = scores[..., 16:-16, 16:-16]
-    assert float((inner[0] - inner[1]).abs().max()) < 1e-5
+        scores = network(torch.cat([before, before], dim=1))
+        swapped = network(torch.cat([before, before.flip(0)], dim=1))
+    # Of equal dates the difference is nothing, whatever they show.
+    assert torch.allclose(scores[0], scores[1], atol=1e-5) is (fusion == "difference")
+    assert not torch.allclose(scores[0], swapped[0], atol=1e-5)
 
 
 def test_a_sharper_picture_travels(tmp_path: Path) -> None:
@@ -191,6 +200,7 @@ def test_both_ways_travel(tmp_path: Path) -> None:
         assert np.abs(made.astype(int) - wanted).max() <= 1
     assert {chip.footprint[0] > 550_000 for chip in kept(result) if chip.footprint} == {True, False}
     assert result.metrics["l1_a_again"] > 0
+    assert result.metrics["change_a_to_b"] > 0
     assert draw_pictures(result, data.classes)["show_results.png"]
 
 
@@ -199,7 +209,8 @@ def kept(result: Trained) -> list[Any]:
     return [result.chips[index] for index in result.split.validation]
 
 
-@pytest.mark.parametrize("model_type", ["PIX2PIX", pytest.param("CYCLEGAN", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["PIX2PIX", "CYCLEGAN"])
 def test_the_same_seed_gives_the_same_weights(model_type: str, tmp_path: Path) -> None:
     make = paired_data if model_type == "PIX2PIX" else two_sides
     data = make(tmp_path / "data", count=8)
@@ -260,3 +271,20 @@ def test_directions_are_those_of_drawn_roads(degrees: float, wanted: int) -> Non
     found = directions_of(torch.from_numpy(road[None].astype(np.float32)), 9, 6.0)[0].numpy()
     inner = found[24:-24, 24:-24][road[24:-24, 24:-24]]
     assert np.mean(inner == wanted) > 0.95
+
+
+@pytest.mark.parametrize("model_type", ["PIX2PIX", pytest.param("CYCLEGAN", marks=pytest.mark.slow)])
+def test_networks_that_take_turns_go_on_where_they_were_killed(model_type: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    data = (paired_data if model_type == "PIX2PIX" else two_sides)(tmp_path / "data", count=8)
+    given = parameters(model_type, batch_size=2, max_epochs=2, checkpoint_minutes=0)
+
+    def train(kept: Folder | None) -> Trained:
+        return fit(
+            given, [data], tmp_path, tracker=Tracker.disabled(), progress=lambda *_: None, checkpoints=kept
+        )
+
+    whole = train(None)
+    with pytest.raises(PowerFailure):
+        train(Folder(tmp_path, killed_after=1))  # inside the first epoch
+    assert_same(train(Folder(tmp_path)), whole)
