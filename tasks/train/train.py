@@ -14,6 +14,7 @@ import pytorch_lightning as lightning
 from torch.utils.data import DataLoader
 
 from tasks.assess.chips import LEVEL, blocks_of
+from tasks.errors import TrainingDataError
 from tasks.tracking import Tracker
 from tasks.train.assembly import Samples, assemble, budget_of, collate_of, samples_of, with_file
 from tasks.train.beginning import Beginning, begin
@@ -26,7 +27,6 @@ from tasks.train.doubts import doubts_of
 from tasks.train.event_file import event_file
 from tasks.train.hardware import Group, accelerator_of, agree, arithmetic, join_group, placement, precision_of
 from tasks.train.images import check_pictures, output_normalisation, sides_of
-from tasks.train.models.custom import OwnSteps
 from tasks.train.models.options import check_batch, check_sizes, input_size, options_of
 from tasks.train.modules import TrainingModule
 from tasks.train.packaging import build
@@ -194,7 +194,8 @@ def fit(
         batch = min(parameters.batch_size or own, own) if settled is None else settled.batch_size
     if not batch:
         raise TrainingDataError(
-            f"{len(train_set)} training chips are fewer than {together.world} processes.", "Use fewer devices."
+            f"{len(train_set)} training chips are fewer than {together.world} processes.",
+            "Use fewer devices.",
         )
     check_batch(parameters, batch)
     batches = max(1, own // batch)
@@ -210,7 +211,7 @@ def fit(
         rate = module.learning_rate = settled.learning_rate
     elif parameters.learning_rate is None and module.usual_rate is not None:
         rate = module.learning_rate = module.usual_rate
-    elif parameters.learning_rate is None and options.preset != "light" and not isinstance(module, OwnSteps):
+    elif parameters.learning_rate is None and options.preset != "light":
         # Its own order of the chips: that of the training must not depend on the search.
         tried = training_loader(DrawSampler(len(train_set), seed=parameters.seed + 1))
         rate = module.learning_rate = agree(find_learning_rate(module, tried, device, exactness))

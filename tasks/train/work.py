@@ -87,7 +87,7 @@ def start_tracker(plan: TrainPlan, run_id: str = "") -> Tracker:
 
 def _start_tags(plan: TrainPlan) -> dict[str, str]:
     """Where the first weights lie and what they are, for the run and for the package's version."""
-    tags = {}
+    tags: dict[str, str] = {}
     for name, origin in (("pretrained_model", plan.pretrained), ("encoder_weights", plan.encoder)):
         if origin is not None:
             tags |= {f"chipline.{name}": origin.uri, f"chipline.{name}_identity": origin.identity}

@@ -141,9 +141,14 @@ def module_of(
         "encoder": encoder if isinstance(encoder, nn.Module) else nn.Identity(),
         **shared,
     }
+    module: TrainingModule
     if isinstance(options, PixelOptions):
-        return OwnPixelModule(network, class_weights=class_weights, **shared)
-    return OwnLabelModule(network, several=several, **shared)
+        module = OwnPixelModule(network, class_weights=class_weights, **shared)
+    else:
+        module = OwnLabelModule(network, several=several, **shared)
+    if _says(network, "configure_optimizers"):
+        module.usual_rate = module.learning_rate  # its optimiser is its own affair: no rate is looked for
+    return module
 
 
 def _says(network: nn.Module, method: str) -> bool:

@@ -100,7 +100,7 @@ def test_gradients_that_add_up_are_in_no_checkpoint(
     whole: tuple[TrainingData, Trained], tmp_path: Path, killed_after: int
 ) -> None:
     data, _ = whole
-    values = {"accumulate_batches": 2, "max_epochs": 2}
+    values: dict[str, Any] = {"accumulate_batches": 2, "max_epochs": 2}
     undisturbed = train(data, tmp_path, None, **values)
     with pytest.raises(PowerFailure):
         train(data, tmp_path, Folder(tmp_path, killed_after=killed_after), **values)

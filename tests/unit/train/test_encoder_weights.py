@@ -72,7 +72,7 @@ def test_torchvisions_file_is_taken_under_any_prefix(
 
 def test_timms_file_is_taken_though_it_calls_its_stages_otherwise(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    source = timm.create_model("convnext_atto", pretrained=False).eval()
+    source: Any = timm.create_model("convnext_atto", pretrained=False).eval()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     ours = encoder("timm:convnext_atto")
     start = EncoderStart(tmp_path / "w.safetensors", "w")
@@ -164,6 +164,7 @@ def test_addresses_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert local_encoder(store, origin, tmp_path).read_bytes() == b"one"
     assert find_encoder(store, parameters()) is None
     (package / "w.pth").write_bytes(b"two")
+    assert origin is not None
     with pytest.raises(BadInputError, match="not those that the training was planned with"):
         local_encoder(store, origin, tmp_path)
     for given in ("package:carrier", "package:/etc/passwd", "package:carrier/../x"):
