@@ -251,7 +251,7 @@ def test_planning_a_hundred_thousand_pixels_squared_takes_no_time() -> None:
         ({"says": description(extract_bands=[0, 3])}, "takes the bands 1, 4, and .* has 3"),
         ({"says": description(extract_bands=["NIR"])}, "band 'NIR', and .* has Red, Green, Blue"),
         ({"pack": package("ObjectDetection")}, "Use detect_objects"),
-        ({"pack": package("SuperResolution")}, "No tool applies"),
+        ({"pack": package("ImageCaptioner")}, "No tool applies"),
         ({"pack": package(Classes=[])}, "lists no classes"),
     ],
 )
