@@ -43,7 +43,9 @@ def object_confusion(
         counts[row, column] += 1
 
     for detections, truths, matches in parts:
-        sure = matches.counted & (matches.scores >= least_score)
+        # A detector may answer with a label that is no class: its background, which no tool passes on.
+        known = np.isin(detections.classes, classes)
+        sure = matches.counted & known & (matches.scores >= least_score)
         hits = np.flatnonzero(sure & (matches.truth >= 0))
         for value in truths.classes[matches.truth[hits]].tolist():
             add(value, value)
