@@ -14,7 +14,7 @@ import pytest
 import rasterio
 import torch
 
-from tasks.errors import BadInputError, NotFoundError, RunError, TrainingDataError
+from tasks.errors import BadInputError, NotFoundError, PackageError, RunError, TrainingDataError
 from tasks.export import cut
 from tasks.export import finish as export_finish
 from tasks.export import plan as export_plan
@@ -27,6 +27,7 @@ from tasks.settings import settings
 from tasks.store import ObjectStore, current, iter_files
 from tasks.tracking import Tracker
 from tasks.train import checkpoints, plan, work
+from tasks.train.event_file import FILE as EVENTS
 from tasks.train.parameters import TrainParameters
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "yellowstone_trees"
@@ -206,7 +207,8 @@ def test_a_failed_training_leaves_nothing_visible(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("root")
 def test_a_killed_training_goes_on_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = parameters(model_type="UNET", in_folder=["cover"], output_name="killed", max_epochs=2)
+    values: dict[str, Any] = {"max_epochs": 2, "checkpoint_minutes": 0, "tensorboard": True}
+    given = parameters(model_type="UNET", in_folder=["cover"], output_name="killed", **values)
     store = ObjectStore()
     uri = plan.save_plan(store, plan.make_plan(store, given))
     runs: list[tuple[str, ...]] = []
@@ -224,15 +226,42 @@ def test_a_killed_training_goes_on_in_the_same_run(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
         patch.setattr(checkpoints.StoredCheckpoints, "keep", last_words)
         with pytest.raises(RuntimeError, match="killed"):
             work.run_training(store, uri, start=start, progress=lambda _fraction, _what: None)
     record = work.run_training(store, uri, start=start, progress=lambda _fraction, _what: None)
     assert runs == [(), ("run 1",)]
     assert record.metrics["epochs"] == 2
+    assert EVENTS in {item["path"] for item in record.files}
     folder = Path(uri).parent
     assert not list((folder / checkpoints.FOLDER).iterdir())
+
+
+@pytest.mark.usefixtures("root")
+def test_a_training_goes_on_with_a_package_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore()
+    _, _, first = trained(parameters(output_name="base", learning_rate=1e-6))
+    given = parameters(output_name="tuned", pretrained_model="base", seed=2)
+    made, uri, record = trained(given)
+    assert made.pretrained is not None
+    assert (made.pretrained.uri, made.pretrained.identity) == (first.package, first.digest)
+    assert record.metrics["first_weights"] == f"all weights of the package base (SHA-256 {first.digest})"
+    assert record.tags["chipline.pretrained_model"] == first.package
+    manifest = work.finish(store, uri, {}).manifest
+    assert {"role": "pretrained model", "uri": first.package, "identity": first.digest} in manifest.inputs
+    # By address it is the same training; from another start it is another.
+    same = plan.make_plan(store, given.model_copy(update={"pretrained_model": first.package}))
+    other = plan.make_plan(store, given.model_copy(update={"pretrained_model": None}))
+    assert (same.run_key == made.run_key, other.run_key == made.run_key) == (True, False)
+    # A registered model is asked of the registry.
+    monkeypatch.setattr("tasks.tracking.resolve_model", lambda uri: {"models:/base/1": first.package}[uri])
+    registered = plan.make_plan(store, given.model_copy(update={"pretrained_model": "models:/base/1"}))
+    assert registered.run_key == made.run_key
+    # Whoever changes a byte of it makes another package, for which nobody vouches.
+    stranger = Path(first.package).parents[3] / "stranger.dlpk"
+    stranger.write_bytes(Path(first.package).read_bytes() + b"x")
+    with pytest.raises(PackageError, match="neither made nor approved"):
+        plan.make_plan(store, given.model_copy(update={"pretrained_model": str(stranger)}))
 
 
 @pytest.mark.usefixtures("root")
@@ -244,6 +273,11 @@ def test_a_killed_training_goes_on_in_the_same_run(monkeypatch: pytest.MonkeyPat
         ({"chip_size": 256}, BadInputError, "smaller chip_size"),
         ({"model_arguments": [{"name": "widht", "value": "1"}]}, BadInputError, "widht"),
         ({"in_folder": ["/etc"]}, BadInputError, "allowed"),
+        ({"pretrained_model": "nobody"}, NotFoundError, "no package of the name 'nobody'"),
+        ({"pretrained_model": "/etc/x.dlpk"}, BadInputError, "allowed"),
+        ({"pretrained_model": "s3://b/model.emd"}, BadInputError, "Name the .dlpk"),
+        ({"encoder_weights": "package:none/w.pth"}, NotFoundError, "not installed"),
+        ({"model_type": "CUSTOM", "custom_model": "pixels.none"}, BadInputError, "No installed package"),
     ],
 )
 def test_bad_input_is_refused_before_work_starts(
