@@ -26,6 +26,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("memory", "infer_memory.py", ()),
     ("bytes", "infer_bytes.py", ("--size", "8192", "--read-threads", "1")),
     ("scaling", "infer_scaling.py", ()),
+    ("train-loading", "train_loading.py", ()),
     ("train-objects", "train_accuracy.py", ("--model", "FCOS", "--minutes", "5", "--area", "south")),
     ("train-plain", "train_plain.py", ("--model", "FCOS", "--minutes", "5", "--area", "south")),
     ("train-pixels", "train_accuracy.py", ("--model", "UNET", "--minutes", "5", "--area", "south")),
