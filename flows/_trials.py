@@ -15,6 +15,7 @@ from prefect.logging import get_run_logger
 
 from flows._leaf_server import LeafServer
 from flows._watcher import LOST_AT_MOST, reason_of
+from tasks.errors import TrackingError
 from tasks.train.task import note_trial, trial_curve
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ class Trials:
             if time.monotonic() > self.ends:
                 self._give_up_all("the time for the search was over")
                 break
-            for run in self.server.runs(list(self.running)) or []:
-                self._judge(run)
+            self._look()
             if time.monotonic() - self.observed > OBSERVE_SECONDS:
                 self.observed = time.monotonic()
                 self._observe()
@@ -94,6 +94,15 @@ class Trials:
                 return
             generation += 1
 
+    def _look(self) -> None:
+        runs = self.server.runs(list(self.running))
+        if runs is None:  # the server is too busy to answer
+            return
+        for identifier in set(self.running) - {run.id for run in runs}:  # deleted by a person
+            self._again(self.running.pop(identifier), "its run was deleted")
+        for run in runs:
+            self._judge(run)
+
     def _judge(self, run: FlowRun) -> None:
         if run.state is None or not run.state.is_final():
             return
@@ -104,17 +113,26 @@ class Trials:
             self.search.fail(training, reason_of(run.state))
             self.log.warning("Trial %d failed: %s", training.number, reason_of(run.state))
         else:
-            lost = self.lost[training.number] = self.lost.get(training.number, 0) + 1
-            if lost > LOST_AT_MOST:
-                self.search.fail(training, f"lost {lost} times, the last time as {run.state.name}")
-                return
-            self.log.warning("Trial %d is submitted again: it ended as %s", training.number, run.state.name)
-            self._submit(training)
+            self._again(training, f"its run ended as {run.state.name}")
+
+    def _again(self, training: Training, why: str) -> None:
+        lost = self.lost[training.number] = self.lost.get(training.number, 0) + 1
+        if lost > LOST_AT_MOST:
+            self.search.fail(training, f"lost {lost} times; the last time {why}")
+            return
+        self.log.warning("Trial %d is submitted again, %s", training.number, why)
+        self._submit(training)
 
     def _observe(self) -> None:
         parameters = self.search.parameters
         for identifier, training in list(self.running.items()):
-            curve = trial_curve(parameters.output_name, training.run_key, parameters.monitor, self.parent_run)
+            try:
+                curve = trial_curve(
+                    parameters.output_name, training.run_key, parameters.monitor, self.parent_run
+                )
+            except TrackingError as error:  # nothing is given up without its curve; a search outlasts that
+                self.log.warning("Trial %d cannot be looked at now: %s", training.number, error)
+                return
             if self.search.observe(training, curve):
                 del self.running[identifier]
                 self._give_up(identifier, training, "worse than the others at the same point")

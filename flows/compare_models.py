@@ -34,13 +34,13 @@ def compare_models(parameters: CompareModelsParameters) -> dict[str, str]:
     if planned["over"]:
         return {"champion": planned["contest"]["champion"]["uri"], "moved": "false"}
     results = {
-        role: _apply(parameters, planned["tool"], package, role)["uri"]
+        role: _apply(parameters, planned["tool"], package, planned["outputs"][role])["uri"]
         for role, package in planned["packages"].items()
     }
     return compare_and_decide(parameters, planned, results)
 
 
-def _apply(parameters: CompareModelsParameters, tool_name: str, package: str, role: str) -> dict[str, Any]:
+def _apply(parameters: CompareModelsParameters, tool_name: str, package: str, output: str) -> dict[str, Any]:
     inference: dict[str, Any] = {
         "input_raster": parameters.input_raster,
         "model": package,
@@ -49,7 +49,6 @@ def _apply(parameters: CompareModelsParameters, tool_name: str, package: str, ro
         "cell_size": parameters.cell_size,
         "processor_type": parameters.processor_type,
     }
-    output = f"{parameters.model_name}_{role}"
     if tool_name == "classify_pixels":
         found: dict[str, Any] = classify_pixels(output_classified_raster=output, **inference)
         return found

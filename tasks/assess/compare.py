@@ -30,6 +30,7 @@ from tasks.errors import BadInputError, NotFoundError, RunError
 from tasks.imagery import RasterInfo, expand_rasters, inspect_raster
 from tasks.imagery.identity import identity_of_files
 from tasks.labels.vector import split_layer
+from tasks.package.tags import TRAINING_DATA_TAG
 from tasks.store import (
     Manifest,
     ObjectStore,
@@ -58,7 +59,14 @@ _TYPE_TAG = "chipline.type"
 
 
 class Version(BaseModel):
-    """A version that takes part: how tools name it, its number, package and digest."""
+    """A version that takes part.
+
+    Attributes:
+        uri: how tools name it.
+        number: in the registry.
+        package, digest: its package.
+        training_data: manifests of what it learnt from, as far as the registry names them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,6 +74,7 @@ class Version(BaseModel):
     number: str
     package: str
     digest: str
+    training_data: list[str] = []
 
 
 class Contest(BaseModel):
@@ -150,7 +159,37 @@ def _tool_of(found: ModelVersion) -> Tool:
 
 
 def _version(found: ModelVersion) -> Version:
-    return Version(uri=found.uri, number=found.number, package=found.package, digest=found.digest)
+    listed = json.loads(found.tags.get(TRAINING_DATA_TAG, "[]"))
+    return Version(
+        uri=found.uri,
+        number=found.number,
+        package=found.package,
+        digest=found.digest,
+        training_data=[str(item["manifest"]) for item in listed if "manifest" in item],
+    )
+
+
+def refuse_learnt_from(store: ObjectStore, parameters: ComparisonParameters, contest: Contest) -> None:
+    """Refuse imagery that a version learnt from, unless a mask says what of it is meant.
+
+    Only training data that was exported here names its imagery; of other data nothing is known.
+
+    Raises:
+        BadInputError: with the raster and the version.
+    """
+    if parameters.mask_features:
+        return
+    rasters = [inspect_raster(uri) for uri in expand_rasters(parameters.input_raster)]
+    for contestant in contest.versions.values():
+        for address in contestant.training_data:
+            manifest = read_manifest(store, address.rsplit("/", 1)[0])
+            learnt = {item.get("identity") for item in manifest.inputs} if manifest is not None else set()
+            for info in rasters:
+                if info.identity in learnt:
+                    raise BadInputError(
+                        f"{contestant.uri} learnt from {info.uri}, which the versions are to be compared on.",
+                        "Name other imagery, or bound it by mask_features to ground that nobody learnt from.",
+                    )
 
 
 def check_champion(contest: Contest, parameters: ComparisonParameters) -> None:

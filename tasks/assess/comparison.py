@@ -113,9 +113,10 @@ def compare_pixels(
         BadInputError: the versions were computed on different grids.
     """
     truth = read_vector_labels(parameters.ground_truth_features, parameters.ground_truth_class_value_field)
+    mask = read_vector_labels(parameters.mask_features) if parameters.mask_features else None
     _refuse_other_grids(list(results.values()))
     blocks = {
-        role: block_matrices(rasters, truth, extents, parameters.block_size)
+        role: block_matrices(rasters, truth, extents, parameters.block_size, mask)
         for role, rasters in results.items()
     }
     places = sorted({place for found in blocks.values() for place in found})

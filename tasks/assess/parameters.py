@@ -66,7 +66,9 @@ class AccuracyParameters(ToolParameters):
         "mean over 0.50 to 0.95 is always there",
     )
     mask_features: str | None = Field(
-        default=None, description="Polygons that bound what objects are assessed; empty: no mask"
+        default=None,
+        description="Polygons that bound what is assessed: objects as mask_rule says, pixels inside of them; "
+        "empty: no mask",
     )
     mask_rule: Literal["INTERSECTS", "WITHIN"] = Field(
         default="INTERSECTS",

@@ -62,6 +62,7 @@ def assess_pixels(
     replicates: int,
     level: float,
     seed: int,
+    mask: VectorLabels | None = None,
 ) -> PixelAccuracy:
     """Compare classified pixels with the labels burnt on the raster's own grid.
 
@@ -74,11 +75,12 @@ def assess_pixels(
         extents: rasters that bound what is assessed; none: everything.
         block_size: of the bootstrap, metres.
         replicates, level, seed: of the bootstrap.
+        mask: polygons outside of which no pixel counts.
 
     Raises:
         BadInputError: a raster with other than integers, or no pixel to assess.
     """
-    blocks = list(block_matrices(rasters, truth, extents, block_size).values())
+    blocks = list(block_matrices(rasters, truth, extents, block_size, mask).values())
     total = ConfusionMatrix([BACKGROUND, *truth.schema.values])
     for block in blocks:
         total.add(block)
@@ -99,7 +101,11 @@ def assess_pixels(
 
 
 def block_matrices(
-    rasters: Sequence[RasterInfo], truth: VectorLabels, extents: Sequence[RasterInfo], block_size: float
+    rasters: Sequence[RasterInfo],
+    truth: VectorLabels,
+    extents: Sequence[RasterInfo],
+    block_size: float,
+    mask: VectorLabels | None = None,
 ) -> dict[Place, ConfusionMatrix]:
     """The confusion matrix of every block of ground that holds a pixel to assess.
 
@@ -115,12 +121,12 @@ def block_matrices(
                 f"{info.uri} holds {info.dtype} values, no classes.",
                 "Name a raster of integer class values, as classify_pixels writes it.",
             )
-        for row, column, matrix in _blocks_of(info, truth, extents, block_size):
+        for row, column, matrix in _blocks_of(info, truth, extents, block_size, mask):
             blocks[number, row, column] = matrix
     if not blocks:
         raise BadInputError(
             "No pixel of the classified rasters can be assessed.",
-            "Check that extent_rasters show the same ground, and that the rasters hold data.",
+            "Check that extent_rasters and mask_features show the same ground, and that rasters hold data.",
         )
     return blocks
 
@@ -138,11 +144,16 @@ def statistics_of(counts: Floats, foreground: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _blocks_of(
-    info: RasterInfo, truth: VectorLabels, extents: Sequence[RasterInfo], block_size: float
+    info: RasterInfo,
+    truth: VectorLabels,
+    extents: Sequence[RasterInfo],
+    block_size: float,
+    mask: VectorLabels | None,
 ) -> Iterator[tuple[int, int, ConfusionMatrix]]:
     """Row, column and confusion matrix of every block of a raster that holds a pixel to assess."""
     grid = grid_of_raster(info)
     labels = _labels(truth, grid)
+    masked = None if mask is None else _labels(mask, grid)
     rows, columns = _edges(info, grid, block_size)
     with ExitStack() as stack:
         reader = stack.enter_context(GridReader([info], grid, (0,)))
@@ -162,6 +173,8 @@ def _blocks_of(
                 counted = found.valid if info.nodata != BACKGROUND else np.ones(window.shape, bool)
                 if bounds:
                     counted = counted & np.any([extent.read(window).valid for extent in bounds], axis=0)
+                if masked is not None:
+                    counted = counted & (masked.burn(window.row, window.col, *window.shape) > 0)
                 if not counted.any():
                     continue
                 # Where the raster holds NoData the reader gives 0: background.

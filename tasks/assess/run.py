@@ -178,7 +178,6 @@ def _objects(
 ) -> ObjectAccuracy:
     layers = read_detections(inputs.detections, parameters.detected_class_value_field, classes)
     areas = [area_of(info) for info in inputs.extents] or [Area("everything", truth.crs_wkt, None)]
-    mask = read_vector_labels(parameters.mask_features) if parameters.mask_features else None
     result = assess_objects(
         layers,
         truth,
@@ -188,7 +187,7 @@ def _objects(
         replicates=parameters.bootstrap_replicates,
         level=parameters.confidence_level,
         seed=parameters.seed,
-        mask=mask,
+        mask=_mask(parameters),
         mask_rule=parameters.mask_rule,
         further_iou=[iou for iou in dict.fromkeys(parameters.further_iou) if iou != parameters.min_iou],
     )
@@ -209,7 +208,12 @@ def _pixels(parameters: AccuracyParameters, inputs: _Inputs, truth: VectorLabels
         replicates=parameters.bootstrap_replicates,
         level=parameters.confidence_level,
         seed=parameters.seed,
+        mask=_mask(parameters),
     )
+
+
+def _mask(parameters: AccuracyParameters) -> VectorLabels | None:
+    return read_vector_labels(parameters.mask_features) if parameters.mask_features else None
 
 
 def _is_name(name: str) -> bool:

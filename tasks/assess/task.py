@@ -115,24 +115,28 @@ def _leave_picture(result: AccuracyResult) -> None:
 
 
 class PlannedComparison(TypedDict):
-    """What the flow needs to know: the tool, the packages by role, whether there is nothing to compare.
+    """What the flow needs to know: the tool, packages and names of outputs by role, whether it is over.
 
-    ``contest``: ``tasks.assess.compare.Contest`` as JSON.
+    ``contest``: ``tasks.assess.compare.Contest`` as JSON. An output is named by its version, not by its role,
+    so that a version that was applied as a challenger need not be applied again as the champion.
     """
 
     contest: dict[str, Any]
     tool: str
     packages: dict[str, str]
+    outputs: dict[str, str]
     over: bool
 
 
 @task(name="find versions")
 def find_versions(parameters: ComparisonParameters) -> PlannedComparison:
     """Look up champion and challenger in the registry."""
-    from tasks.assess.compare import find_contest
+    from tasks.assess.compare import find_contest, refuse_learnt_from
+    from tasks.store import ObjectStore
 
     log = get_run_logger()
     contest = find_contest(parameters)
+    refuse_learnt_from(ObjectStore(), parameters, contest)
     for role, version in contest.versions.items():
         log.info("%s: %s, %s", role, version.uri, version.package)
     if contest.champion is None:
@@ -143,6 +147,7 @@ def find_versions(parameters: ComparisonParameters) -> PlannedComparison:
         "contest": contest.model_dump(mode="json"),
         "tool": contest.tool,
         "packages": {role: version.package for role, version in contest.versions.items()},
+        "outputs": {role: f"{contest.model}_v{version.number}" for role, version in contest.versions.items()},
         "over": contest.over,
     }
 

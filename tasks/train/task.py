@@ -269,12 +269,16 @@ def trial_curve(name: str, run_key: str, monitor: str, parent_run: str) -> list[
 
 
 def note_trial(name: str, run_key: str, why: str) -> None:
-    """Say in MLflow why a training was given up."""
+    """Say in MLflow why a training was given up; MLflow that is away ends no search."""
+    from tasks.errors import TrackingError
     from tasks.tracking import find_run, tag_run
 
-    run = find_run(name, _RUN_KEY_TAG, run_key)
-    if run is not None:
-        tag_run(run, {"chipline.given_up": why}, status="KILLED")
+    try:
+        run = find_run(name, _RUN_KEY_TAG, run_key)
+        if run is not None:
+            tag_run(run, {"chipline.given_up": why}, status="KILLED")
+    except TrackingError as error:
+        get_run_logger().warning("MLflow was not told that a training was given up: %s", error)
 
 
 def finish_search(search: Search, parent_run: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.assess import compare as compare_module
-from tasks.assess.compare import Contest, Outcome, Version, check_champion, compare, find_contest, shown_rows
+from tasks.assess.compare import (
+    Contest,
+    Outcome,
+    Version,
+    check_champion,
+    compare,
+    find_contest,
+    refuse_learnt_from,
+    shown_rows,
+)
 from tasks.assess.comparison import CHALLENGER, CHAMPION, DIFFERENCE, compare_objects
 from tasks.assess.decision import decide
 from tasks.assess.parameters_compare import ComparisonParameters
@@ -248,3 +258,29 @@ def test_who_meets_whom(monkeypatch: pytest.MonkeyPatch) -> None:
         check_champion(contest(), parameters)
     with pytest.raises(ValueError, match="name the same version"):
         ComparisonParameters.model_validate({**parameters.model_dump(), "challenger": "champion"})
+
+
+def test_imagery_that_a_version_learnt_from_is_refused(write_layer: Write, write_raster: Write) -> None:
+    from tasks.settings import settings
+    from tasks.store import Manifest, Publication
+
+    here = World(write_layer, write_raster, 3)
+    folder = join(settings().root, "training-data", "chips", "k")
+    store = ObjectStore()
+    identity = inspect_raster(here.image).identity
+    Publication(store, folder).finish(
+        Manifest(
+            kind="training-data",
+            name="chips",
+            run_key="k",
+            inputs=[{"role": "raster", "uri": here.image, "identity": identity}],
+        )
+    )
+    tags = {"chipline.type": "ObjectDetection"}
+    tags["chipline.training_data"] = json.dumps([{"manifest": f"{folder}/manifest.json"}, {"and": "1 more"}])
+    learnt = compare_module._version(ModelVersion("trees", "2", "s3://b/2.dlpk", "d", tags))
+    meets = contest().model_copy(update={"challenger": learnt})
+    with pytest.raises(BadInputError, match=r"models:/trees/2 learnt from .*image3\.tif.*mask_features"):
+        refuse_learnt_from(store, here.parameters(), meets)
+    refuse_learnt_from(store, here.parameters(mask_features=here.truth), meets)
+    refuse_learnt_from(store, here.parameters(), contest())

@@ -354,3 +354,13 @@ def test_the_report_as_pdf(scene: dict[str, Any], write_layer: Write, write_rast
     assert b"/Count 8" in pages
     assert b"CreationDate" not in pages
     assert not store.exists(join(run(**values).folder_uri, "report.pdf"))
+
+
+def test_the_mask_bounds_pixels(write_layer: Write, write_raster: Write) -> None:
+    truth = write_layer("t.gpkg", [box(0, 0, 50, 100)], classvalue=[1])
+    raster = write_raster("c.tif", np.ones((100, 100), np.uint8), X, Y + 100)
+    mask = write_layer("m.gpkg", [box(40, 0, 30, 20), box(45, 10, 10, 20)])
+    result = run(ground_truth_features=truth, classified_raster=[raster], mask_features=mask)
+    inside = 30 * 20 + 10 * 20 - 10 * 10
+    right = 10 * 20 + 5 * 10  # of the mask, what lies on the truth: 40 to 50, and 45 to 50 above it
+    assert result.details["pixels"]["confusion_matrix"] == [[0, inside - right], [0, right]]

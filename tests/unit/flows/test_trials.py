@@ -14,6 +14,7 @@ from prefect.states import Completed, Crashed, Failed, Running
 
 from flows import _trials
 from flows._trials import Trials
+from tasks.errors import TrackingError
 from tasks.train.study import Training
 
 
@@ -47,6 +48,7 @@ class Server:
         return [
             FlowRun(id=identifier, flow_id=uuid4(), name="n", state=self.ends[identifier])
             for identifier in identifiers
+            if identifier in self.ends
         ]
 
     def cancel(self, identifier: UUID, why: str) -> None:  # noqa: ARG002
@@ -133,7 +135,7 @@ def test_a_failed_trial_is_noted_and_a_lost_one_is_submitted_again() -> None:
     assert states == {
         0: "failed: DeviceError: no memory.",
         1: "complete",
-        2: "failed: lost 4 times, the last time as Crashed",
+        2: "failed: lost 4 times; the last time its run ended as Crashed",
     }
 
 
@@ -159,3 +161,31 @@ def test_a_search_that_was_killed_takes_up_its_runs() -> None:
     assert set(states.values()) == {"complete"}
     assert server.started == [0, 1, 2]
     assert first.id in server.ends
+
+
+def test_a_deleted_run_is_submitted_again_and_a_silent_server_ends_nothing() -> None:
+    server = Server({0: [Running(), Completed()]})
+    asked = 0
+    answer = server.runs
+
+    def runs(identifiers: Sequence[UUID]) -> list[FlowRun] | None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            return None
+        if asked == 2:
+            server.ends.pop(identifiers[0])
+        return answer(identifiers)
+
+    server.runs = runs  # type: ignore[assignment, method-assign]
+    assert watch(server, Search(1)) == {0: "complete"}
+    assert server.started == [0, 0]
+
+
+def test_mlflow_away_gives_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: str) -> Any:
+        raise TrackingError("MLflow failed.", "Wait.")
+
+    monkeypatch.setattr(_trials, "trial_curve", away)
+    server = Server({0: [Completed()], 1: [Completed()]})
+    assert set(watch(server, Search(2, poor=[0, 1])).values()) == {"complete"}
