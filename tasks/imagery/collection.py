@@ -256,6 +256,33 @@ def crs_name(crs_wkt: str | None) -> str:
     return ":".join(authority) if authority else crs_wkt.split('"')[1]
 
 
+def check_one_piece(crs_wkt: str, bounds: Sequence[Bounds]) -> None:
+    """Refuse footprints on both sides of the antimeridian, where a grid of degrees would span the world.
+
+    Args:
+        crs_wkt: of the grid.
+        bounds: (xmin, ymin, xmax, ymax) there, of what is computed of each raster.
+
+    Raises:
+        BadInputError: more than half of the world's longitudes lie empty between them.
+    """
+    from rasterio.crs import CRS
+
+    if not CRS.from_wkt(crs_wkt).is_geographic:
+        return
+    spans = sorted((xmin, xmax) for xmin, _, xmax, _ in bounds)
+    reach = spans[0][1] if spans else 0.0
+    for west, east in spans:
+        if west - reach > 180:
+            raise BadInputError(
+                f"The imagery lies on both sides of the antimeridian, where a grid in {crs_name(crs_wkt)} "
+                "has two edges.",
+                "Choose an out_sr whose map is in one piece there (a UTM zone, EPSG:3832), process the "
+                "rasters separately, or give an extent on one side.",
+            )
+        reach = max(reach, east)
+
+
 def union_of_bounds(bounds: Sequence[Bounds]) -> Bounds:
     """The smallest (xmin, ymin, xmax, ymax) that holds all of them."""
     return (

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from tasks.errors import BadInputError, DeviceError, PackageError
 from tasks.host.devices import visible_gpus
 from tasks.imagery import Grid, RasterInfo, Window, grid_of_collection, inspect_raster
-from tasks.imagery.collection import bounds_in, crs_name, list_rasters, same_crs
+from tasks.imagery.collection import bounds_in, check_one_piece, crs_name, list_rasters, same_crs
 from tasks.imagery.identity import unsigned
 from tasks.infer.candidates import THRESHOLD
 from tasks.infer.change import bands_of_pair, is_for_pairs
@@ -448,6 +448,7 @@ def _plan_grids(
             continue  # of many items or dates, an extent need not touch each
         _check_size(name, region.rows, region.cols)
         assert grid.crs_wkt is not None  # grid_of_collection refuses rasters without
+        _check_one_piece(grid, region, footprints)
         planned.append(
             PlannedGrid(
                 name=name_of_date(parameters, name) if dates else name,
@@ -490,6 +491,12 @@ def _image_grids(
         image_grid(name, number, info, place)
         for number, (name, info, place) in enumerate(zip(names, rasters, places, strict=True))
     ]
+
+
+def _check_one_piece(grid: Grid, region: Window, footprints: Sequence[Window]) -> None:
+    computed = [footprint.intersection(region) for footprint in footprints]
+    assert grid.crs_wkt is not None
+    check_one_piece(grid.crs_wkt, [grid.window_bounds(item) for item in computed if not item.is_empty])
 
 
 def _check_size(name: str, rows: int, cols: int) -> None:

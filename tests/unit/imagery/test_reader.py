@@ -269,6 +269,46 @@ class TestMosaics:
         assert pixels.values.dtype == np.int16
         assert pixels.values[0, 0].tolist() == [200] * 4 + [-300] * 4
 
+    def test_rasters_of_any_kind_lie_over_each_other_in_order(self, write: Writer) -> None:
+        """Other reference systems, cells, types, ways of lying: as if each were read alone."""
+        random = np.random.default_rng(6)
+        here = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
+        lon, lat = pyproj.Transformer.from_crs(32612, 4326, always_xy=True).transform(500_030, 4_999_980)
+        kinds: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
+            "own": (random.integers(0, 99, (1, 90, 80)).astype(np.uint8), {"nodata": 0}),
+            "degrees": (
+                random.integers(-900, 900, (1, 70, 90)).astype(np.int16),
+                {"crs": "EPSG:4326", "transform": Affine(8e-6, 0, lon, 0, -6e-6, lat)},
+            ),
+            "turned": (
+                random.random((1, 60, 60)).astype(np.float32) * 999,
+                {"transform": here @ Affine.rotation(25) @ Affine.scale(2.0)},
+            ),
+            "south-up": (
+                random.integers(0, 99, (1, 99, 99)).astype(np.uint8),
+                {"transform": here @ Affine.translation(30, 99) @ Affine.scale(1, -1)},
+            ),
+        }
+        infos = [inspect_raster(write(f"{name}.tif", *kind[:1], **kind[1])) for name, kind in kinds.items()]
+        grid = grid_of_collection(infos, out_sr="EPSG:32612")
+        for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)):
+            ordered = [infos[number] for number in order]
+            expected = np.zeros((1, *grid.shape))
+            valid = np.zeros(grid.shape, np.bool_)
+            for info in ordered:
+                alone = read_all([info], grid)
+                taken = alone.valid & ~valid
+                assert taken.any()
+                expected[:, taken] = alone.values[:, taken]
+                valid |= taken
+            with GridReader(ordered, grid) as reader:
+                for window in grid.tiles(67, 53):
+                    inside = window.intersection(grid.window)
+                    here_on_grid = inside.slices_in(grid.window)
+                    pixels = reader.read(inside)
+                    np.testing.assert_array_equal(pixels.values, expected[:, *here_on_grid])
+                    np.testing.assert_array_equal(pixels.valid, valid[here_on_grid])
+
     def test_different_band_counts_need_a_choice(self, write: Writer, noise: NDArray[np.uint8]) -> None:
         infos = [inspect_raster(write("1.tif", noise)), inspect_raster(write("2.tif", noise[:1]))]
         grid = grid_of_collection(infos)

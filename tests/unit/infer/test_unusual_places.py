@@ -177,6 +177,18 @@ def test_a_grid_in_two_pieces_is_refused(tool: str) -> None:
         planned(tool, across, out_sr=4326)
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_mosaic_on_both_sides_of_the_antimeridian_is_refused(tool: str) -> None:
+    west = raster(Affine(CELL, 0, 180 - WIDTH * CELL, 0, -CELL, -17), DEGREES, "west")
+    east = raster(Affine(CELL, 0, -180, 0, -CELL, -17), DEGREES, "east")
+    with pytest.raises(BadInputError, match=r"both sides of the antimeridian.*EPSG:3832"):
+        planned(tool, east, west)
+    assert planned(tool, east, west, out_sr=3832).grids[0].grid.cols < 4 * WIDTH
+    assert planned(tool, west, east, extent=[179.0, -18.0, 180.0, -17.0]).shards
+    halves = [raster(Affine(0.6, 0, x, 0, -0.45, 90), DEGREES, str(x), height=400) for x in (-180, 0)]
+    assert planned(tool, *halves).grids[0].grid.cols == 2 * WIDTH
+
+
 def test_features_are_found_on_either_side_of_the_antimeridian() -> None:
     on_both = around((180 - 50 * CELL, -17.0008), (-180 + 50 * CELL, -17.0008), (179.9, -17.0008))
     plan = planned("classify_objects", raster(ACROSS, DEGREES), layer=on_both)
