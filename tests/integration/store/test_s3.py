@@ -14,6 +14,7 @@ import pytest
 from tasks.errors import NotFoundError, PreconditionFailedError, StoreError
 from tasks.settings import settings
 from tasks.store import ObjectStore, current, gdal_config, gdal_options, gdal_path, join, set_current
+from tests.fault.faulty_proxy import faulty_proxy
 
 UseStores = Callable[..., ObjectStore]
 
@@ -103,6 +104,23 @@ def test_files_in_one_request_and_in_parts(
         store.upload(tmp_path / "in", uri, if_none_match=True)
     store.download(uri, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == content
+
+
+def test_a_download_goes_on_where_it_broke_off(
+    store: ObjectStore, folder: str, use_stores: UseStores, server: Any, tmp_path: Path
+) -> None:
+    content, uri = np.random.default_rng(3).bytes(6 * 1024 * 1024), join(folder, "big")
+    store.put(uri, content)
+    with faulty_proxy(int(server.endpoint_url.rpartition(":")[2])) as proxy:
+        behind = use_stores(
+            endpoint_url=f"http://127.0.0.1:{proxy.port}",
+            access_key="admin-key",
+            secret_key="admin-secret-of-the-test",
+        )
+        proxy.fault, proxy.share = "truncate", 0.01
+        behind.download(uri, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == content
+    assert proxy.met["truncate"]
 
 
 def test_a_repeated_request_does_not_lose_against_itself(
