@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from tasks.train import augmentation
 from tasks.train.augmentation import Recipe
+from tasks.train.chip_cache import ChipCache
 from tasks.train.normalisation import Normalisation
 from tasks.training_data import Chip, read_boxes, read_chip, read_class_mask, read_instances
 
@@ -53,11 +54,6 @@ class _Kept:
     pixels: Pixels
     known: Known
     label: Any
-
-    @property
-    def bytes(self) -> int:
-        arrays = [self.pixels, self.known, *_arrays(self.label)]
-        return sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True)
@@ -113,22 +109,20 @@ class _Chips(Dataset[Any]):
         self.recipe = recipe
         self.multiple = multiple
         self.factor = factor
-        self._cache: dict[int, _Kept] = {}
-        self._cached_bytes = 0
+        self._cache = ChipCache(len(self.chips), _CACHE_BYTES)
 
     def __len__(self) -> int:
         return len(self.chips)
 
     def read(self, index: int) -> _Kept:
         """A chip, kept in memory while there is room."""
-        if index in self._cache:
-            return self._cache[index]
+        found: _Kept | None = self._cache.get(index)
+        if found is not None:
+            return found
         chip = self.chips[index]
         pixels, known = self.read_image(chip)
         kept = _Kept(pixels, known, self.read_label(chip, known))
-        if self._cached_bytes + kept.bytes <= _CACHE_BYTES:
-            self._cache[index] = kept
-            self._cached_bytes += kept.bytes
+        self._cache.put(index, kept)
         return kept
 
     def read_image(self, chip: Chip) -> tuple[Pixels, Known]:
@@ -438,10 +432,6 @@ def count_labels(dataset: PixelChips, classes: int) -> npt.NDArray[np.int64]:
         labels = dataset.read(index).label
         total += np.bincount(labels.ravel(), minlength=256)[: classes + 1]
     return total
-
-
-def _arrays(label: Any) -> list[npt.NDArray[Any]]:
-    return list(label) if isinstance(label, tuple) else [label]
 
 
 def _filled(tensor: Tensor, rows: int, cols: int, value: float) -> Tensor:

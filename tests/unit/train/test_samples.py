@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import rasterio
 import torch
 from rasterio.transform import from_origin
+from torch.utils.data import DataLoader
 
 from tasks.labels import ClassSchema
 from tasks.train import datasets
@@ -238,10 +240,27 @@ def test_memory_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.Monke
         training[(index, index)]
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(training._cache) == 10
-    assert held < 11 * each
-    assert peak < 17 * each  # a few copies of one chip on its way
+    # Each with some bytes that say what it is.
+    assert len(training._cache) == 9
+    assert training._cache.bytes <= 10 * each
+    assert held < each
+    assert peak < 8 * each  # a few copies of one chip on its way
     again = [training[(index, 1)] for index in (0, 39)]
     fresh = PixelChips(chips, **options(size=128, recipe=DEFAULT))
     for sample, index in zip(again, (0, 39), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(sample, fresh[(index, 1)], strict=True))
+
+
+def test_processes_that_load_share_what_they_have_decoded(tmp_path: Path) -> None:
+    training = PixelChips(tiles(tmp_path, shapes=((48, 48),) * 8), **options(size=32))
+    draws: Any = [(index, 0) for index in range(8)]
+    loader = DataLoader(training, sampler=draws, batch_size=2, num_workers=2, collate_fn=collate_pixels)
+    first = list(loader)
+    assert len(training._cache) == 8
+    for chip in training.chips:
+        chip.image.unlink()
+    for (images, labels), (others, known) in zip(first, loader, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, known)
+    # A process that is not forked has a cache of its own.
+    assert len(pickle.loads(pickle.dumps(training))._cache) == 0
