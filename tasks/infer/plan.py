@@ -266,7 +266,7 @@ def plan_with_features(
         features = features_of_layer(parameters, layer, grids, crops, mask)
     if features is not None:
         remarks += features.remarks
-    remarks += series_remarks(parameters, rasters, [planned.date for planned in grids])
+    remarks += series_remarks(parameters, rasters, grids)
     arguments = function_arguments(package, arguments_as_dict(parameters.model_arguments))
     arguments |= chosen_engine(description)
     if asked_threshold is not None:

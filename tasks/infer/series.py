@@ -7,6 +7,7 @@ and areas can be compared; each has its own region, the part of the grid that it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from tasks.errors import BadInputError
@@ -15,7 +16,7 @@ from tasks.imagery.identity import unsigned
 from tasks.infer.operators import PixelFormat
 from tasks.infer.parameters import InferenceTool
 from tasks.infer.parameters_series import ObjectSeriesParameters, PixelSeriesParameters, SeriesParameters
-from tasks.infer.planned import output_name
+from tasks.infer.planned import PlannedGrid, output_name
 
 _LETTERS = {"BY_DATE": 10, "BY_MONTH": 7, "BY_YEAR": 4}
 """How much of an ISO 8601 time names a date, a month, a year."""
@@ -115,15 +116,19 @@ def check_series(
 
 
 def series_remarks(
-    parameters: InferenceTool, rasters: Sequence[RasterInfo], dates: Sequence[str]
+    parameters: InferenceTool, rasters: Sequence[RasterInfo], grids: Sequence[PlannedGrid]
 ) -> list[str]:
-    """What a person should know of a series; ``dates``: those that are computed."""
+    """What a person should know of a series; ``grids``: one for each date that is computed."""
     if not by_date(parameters):
         return []
+    dates = [planned.date for planned in grids]
     left_out = [date for date, _ in groups_by_date(parameters, rasters) if date not in dates]
     said = []
     if left_out:
         said.append(f"No imagery of {', '.join(left_out)} lies in the extent or the mask: left out.")
     if len(dates) == 1:
         said.append(f"All imagery is of {dates[0]}: there is nothing to compare it with.")
+    for first, second in pairwise(grids):
+        if Window(*first.region).intersection(Window(*second.region)).is_empty:
+            said.append(f"{first.date} and {second.date} share no ground: between them nothing is compared.")
     return said

@@ -151,6 +151,10 @@ def test_dates_become_rasters_on_one_grid_with_what_changed_between_them(
     assert [planned.date for planned in top.grids] == ["2024-07-01"]
     assert "No imagery of 2024-08-15, 2025-01-02 lies in the extent" in top.remarks[0]
 
+    far = write_scene("e_20250301", second, at=(400, 0))
+    lonely = applied(classifier, [uris[0], far], only_plan=True, date_in_name="%Y%m%d")
+    assert lonely.remarks[-1].startswith("2024-07-01 and 2025-03-01 share no ground")
+
     refined = refine(store, RefineParameters(input_result=plan.folder, output_name="plain"))
     made = [output["path"] for output in refined.details["outputs"]]
     assert made == [f"plain_classes_{planned.date}.tif" for planned in plan.grids]
