@@ -17,6 +17,7 @@ from tasks.imagery.identity import unsigned
 from tasks.infer.fit import Fit, Samples, check_fit
 from tasks.infer.parameters import InferenceTool
 from tasks.package import Package
+from tasks.package.definition import NormalizationStats
 
 CHANGE_MODEL = "ChangeDetector"
 """``ModelName`` of packages made for pairs."""
@@ -97,11 +98,14 @@ def bands_of_pair(
         )
     both = []
     looks = (samples[: len(before)], samples[len(before) :])
-    for infos, bands, looked in zip((before, after), (first, second), looks, strict=True):
+    for infos, bands, looked, start in zip((before, after), (first, second), looks, (0, half), strict=True):
         # Each date must fit by itself; what the definition says of the stack does not apply to one raster.
         names = package.definition.bands
         own = names[:half] if names is not None and len(names) >= half else None
-        one_date = package.definition.model_copy(update={"extract_bands": bands, "bands": own})
+        statistics = _of_date(package.definition.normalization_stats, start, half)
+        one_date = package.definition.model_copy(
+            update={"extract_bands": bands, "bands": own, "normalization_stats": statistics}
+        )
         fit = check_fit(parameters, one_date, infos, looked)
         for info, found in zip(infos, fit.bands, strict=True):
             if found != bands:
@@ -112,3 +116,12 @@ def bands_of_pair(
         both.append(fit)
     remarks = list(dict.fromkeys([*both[0].remarks, *both[1].remarks]))
     return first, second, replace(both[0], remarks=remarks)
+
+
+def _of_date(stats: NormalizationStats | None, start: int, bands: int) -> NormalizationStats | None:
+    """What the statistics of the stack say of the bands of one date, which begin at ``start``."""
+    if stats is None or len(stats.band_min_values) != 2 * bands:
+        return stats
+    values = {name: getattr(stats, name) for name in type(stats).model_fields}
+    own = {name: value[start : start + bands] for name, value in values.items() if value is not None}
+    return stats.model_copy(update=own)

@@ -11,8 +11,8 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from tasks.errors import BadInputError
-from tasks.imagery import GridReader, RasterInfo, Window, inspect_raster
-from tasks.infer.change import PairReader
+from tasks.imagery import BandSample, GridReader, RasterInfo, RasterSample, Window, inspect_raster
+from tasks.infer.change import PairReader, bands_of_pair
 from tasks.infer.describe import FunctionDescription
 from tasks.infer.engine import Source, run_shards
 from tasks.infer.operators import PixelOperator, read_pixels
@@ -206,6 +206,28 @@ def test_more_bands_than_the_package_takes_do_not_shift_the_later_ones() -> None
     four = info("a", band_count=4, band_names=tuple("abcd"), colorinterp=("gray",) * 4)
     plan = planned([four], [info("b")])
     assert (plan.extract_bands, plan.after_bands) == ([0, 1], [0, 1])
+
+
+def test_each_date_is_compared_with_its_own_statistics() -> None:
+    stats = {
+        "band_min_values": [0, 0, 0, 0],
+        "band_max_values": [255, 255, 4000, 4000],
+        "band_mean_values": [100, 100, 2000, 2000],
+        "band_std_values": [40, 40, 600, 600],
+        "scaled_mean_values": [0.4, 0.4, 0.5, 0.5],
+        "scaled_std_values": [0.15, 0.15, 0.15, 0.15],
+    }
+    pack = package(NormalizationStats=stats)
+    samples = [
+        RasterSample((BandSample(low, high, mean, std),) * 2, 1.0, 0.0)
+        for low, high, mean, std in ((5, 250, 100, 40), (100, 3900, 2000, 600))
+    ]
+    parameters = DetectChangeParameters.model_validate(
+        {"from_raster": ["a"], "to_raster": ["b"], "model": "m", "output_classified_raster": "changes"}
+    )
+    rasters = [info("early")], [info("late", dtype="uint16")]
+    bands = bands_of_pair(parameters, pack, None, *rasters, samples)
+    assert bands[2].remarks == []
 
 
 def test_a_single_pixel_in_common_is_computed() -> None:

@@ -209,6 +209,14 @@ def test_cell_sizes_are_brought_to_the_training_s(
             contract.raise_refusals("a.tif")
 
 
+def test_super_resolution_takes_cells_as_coarse_as_its_factor() -> None:
+    coarse = {"transform": (4.0, 0.0, 0.0, 0.0, -4.0, 0.0)}
+    assert verdicts(check(coarse)) == [("cell size", "reported")]
+    contract = check(coarse, ModelType="SuperResolution", downsample_factor=8)
+    assert verdicts(contract) == [("cell size", "fixed")]
+    assert contract.cell_size == 0.5
+
+
 def test_the_nearest_end_of_a_range_is_taken() -> None:
     ends = {
         "MinCellSize": {"x": 0.5, "y": 0.5, "spatialReference": {"wkid": 32612}},
