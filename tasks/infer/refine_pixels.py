@@ -53,7 +53,7 @@ def refine_raster(
     """
     levels = thresholds_of(parameters, {item.name: item.value for item in source.classes})
     info = inspect_raster(join(source.folder, raster["path"]))
-    if info.dtype == "float32":
+    if info.dtype == "float32" or not source.classes:
         raise BadInputError(
             f"{info.uri} holds values, not classes.", "Name a result whose package gives classes."
         )
