@@ -42,6 +42,7 @@ class Server:
         asked = handler.headers.get("Range")
         self.asked.append(asked)
         wanted = handler.headers.get("If-Match")
+        assert (wanted is None) == (asked is None)  # a rest is of the same object, or none
         if wanted is not None and wanted != self.etag:
             handler.send_response(412)
             handler.send_header("Content-Length", "0")
