@@ -316,9 +316,13 @@ class Runner:
         )
 
     def begin(self, frame: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-        """Begins a block; what is returned waits for its answer."""
+        """Begins a block; what is returned waits for its answer. Its mask is not to be written to."""
+        import numpy
+
         slot = self._slots[frame["slot"]]
-        given = self._given(frame, slot.array(frame["pixels"]), slot.array(frame["mask"]))
+        pixels, mask = slot.array(frame["pixels"]), slot.array(frame["mask"])
+        # One plane for all bands stays one: the next block's time is the device's.
+        given = self._given(frame, pixels, numpy.broadcast_to(mask, pixels.shape))
         begun = self._function.begin_pixels(*given[:3], **given[3])
         return lambda: self._pixels(slot, self._function.end_pixels(begun))
 

@@ -133,7 +133,9 @@ class PixelOperator:
             return
         part = common.slices_in(tile.inner)
         values, valid = result[0][part], tile.valid[part]
-        kept = values[valid]
+        # Most tiles are whole: choosing pixels one by one takes ten times as long as copying all of them.
+        whole = bool(valid.all())
+        kept = values if whole else values[valid]
         if kept.size and self.format.dtype != "float32":
             lowest, highest = int(kept.min()), int(kept.max())
             limits = np.iinfo(self.format.dtype)
@@ -143,7 +145,8 @@ class PixelOperator:
                     f"values of its package and do not fit {self.format.dtype}.",
                     "Mend the package's Classes: they must list every value.",
                 )
-        state.values[common.slices_in(target)][valid] = kept.astype(self.format.dtype)
+        place = state.values[common.slices_in(target)]
+        place[... if whole else valid] = kept.astype(self.format.dtype, copy=False)
 
     def finish(self, state: _PixelState) -> bytes:
         """The shard as a compressed GeoTIFF, without georeference: the plan knows its place."""
@@ -156,6 +159,8 @@ class PixelOperator:
             "dtype": self.format.dtype,
             "nodata": self.format.nodata,
             "compress": "zstd",
+            # A quarter more bytes than at GDAL's usual level 9, in a fifth of its time: one thread writes.
+            "zstd_level": 1,
             "tiled": True,
             "blockxsize": 256,
             "blockysize": 256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,6 +43,9 @@ from tasks.infer.shards import Shard, ShardStore
 from tasks.package import Package
 from tasks.settings import settings
 from tasks.store import ObjectStore, is_local, join
+
+# Threads that read for a GPU: a compressed raster is decoded at some hundred MB/s by each.
+MOST_READERS = 6
 
 
 class PartReport(BaseModel):
@@ -142,6 +146,9 @@ def compute_part(
     masks = masks_of_plan(store, plan)
     operator = operator_for(plan, masks)
     cutter = cutter_for(store, plan, operator, masks)
+    # Each reading thread has its own handle with its own cache of blocks: with one, what a halo shares with
+    # the next strip is fetched and decoded once. Only a GPU outruns a single thread.
+    readers = 1 if plan.processor == "CPU" else min(len(os.sched_getaffinity(0)), MOST_READERS)
     counters, reasons = Counters(), []
     batch = min(noted_batches(store, plan), default=None)
     if batch is not None:
@@ -163,10 +170,8 @@ def compute_part(
                         geometry=plan.geometry,
                         cutter=cutter,
                         progress=progress,
-                        # Each reading thread has its own handle with its own cache of blocks: with one, what
-                        # a halo shares with the next strip is fetched and decoded once. Only a GPU outruns a
-                        # single thread.
-                        read_threads=1 if plan.processor == "CPU" else 2,
+                        read_threads=readers,
+                        strips_ahead=max(3, readers + 1),
                         counters=counters,
                     )
                     break

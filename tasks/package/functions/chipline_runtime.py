@@ -315,6 +315,8 @@ def cleaned(pixels: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np
         The pixels, as they are or as a changed copy, and bool (rows, cols): False only where every band is
         invalid.
     """
+    if mask is not None and mask.ndim == 3 and mask.strides[0] == 0:
+        mask = mask[0]  # one plane for all bands
     if pixels.dtype.kind in "iu" and (mask is None or np.all(mask)):
         # What most blocks are: a mask per band takes longer than all else here, and a copy is not needed.
         return pixels, np.ones(pixels.shape[1:], dtype=bool)
