@@ -288,3 +288,24 @@ def test_networks_that_take_turns_go_on_where_they_were_killed(model_type: str, 
     with pytest.raises(PowerFailure):
         train(Folder(tmp_path, killed_after=1))  # inside the first epoch
     assert_same(train(Folder(tmp_path)), whole)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "arguments"),
+    [
+        ("HED_EDGEDETECTOR", {"focal_loss": "True"}),
+        ("MULTITASK_ROADEXTRACTOR", {"mixup": "True"}),
+        ("MULTITASK_ROADEXTRACTOR", {"orient_bin_size": "7"}),
+        ("SUPERRESOLUTION", {"downscale": "2"}),
+        ("CYCLEGAN", {"l1_weight": "3"}),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(model_type: str, arguments: dict[str, str]) -> None:
+    with pytest.raises(BadInputError, match="do not fit"):
+        options_of(parameters(model_type, arguments))
+
+
+def test_lines_are_of_one_class(make_data: Any, tmp_path: Path) -> None:
+    data = make_data(metadata_format="Classified_Tiles", size=64, count=4)
+    with pytest.raises(TrainingDataError, match="learns one class"):
+        trained(parameters("HED_EDGEDETECTOR"), data, tmp_path / "work")
