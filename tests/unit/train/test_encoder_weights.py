@@ -108,12 +108,13 @@ class Malice:
 
 
 def test_files_that_do_not_fit_are_refused_and_no_code_runs(tmp_path: Path) -> None:
-    other = torchvision.models.resnet34(weights=None).state_dict()
+    ours = encoder()
+    other = ours.state_dict()
     with pytest.raises(BadInputError, match="missing: layer4"):
-        state_for(encoder(), {k: v for k, v in other.items() if not k.startswith("layer4")}, "x.pth")
-    wide = torchvision.models.wide_resnet50_2(weights=None).state_dict()
-    with pytest.raises(BadInputError, match="other shapes"):
-        state_for(build_encoder("RESNET50", bands=["a"] * 3, depth=5, pretrained=False), wide, "x.pth")
+        state_for(ours, {k: v for k, v in other.items() if not k.startswith("layer4")}, "x.pth")
+    wide = {k: v.repeat_interleave(2, 0) if k.startswith("layer2") else v for k, v in other.items()}
+    with pytest.raises(BadInputError, match=r"other shapes than the encoder: layer2\.0"):
+        state_for(ours, wide, "x.pth")
     evil = tmp_path / "evil.pth"
     evil.write_bytes(pickle.dumps({"conv1.weight": Malice()}))
     with pytest.raises(BadInputError, match="pickled code"):
