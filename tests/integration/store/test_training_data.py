@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tasks.store import Manifest, ObjectStore, Publication, join
 from tasks.train.parameters import TrainParameters
 from tasks.train.plan import TrainInput, make_plan
 from tasks.train.work import open_inputs
-from tasks.training_data import FORMATS, TrainingData, open_training_data, read_chip
+from tasks.training_data import FORMATS, Chip, TrainingData, open_training_data, read_chip
 from tests.unit.training_data.exports import export
 from tests.unit.training_data.samples import CLASSES, labels, sample
 
@@ -45,7 +46,7 @@ def written(folder: Path, name: str) -> TrainingData:
 
 def seen(data: TrainingData) -> list[Any]:
     """All that a training can read of a folder."""
-    readers = {
+    readers: dict[str, Callable[[Chip], object]] = {
         "masks": data.format.mask,
         "boxes": data.format.boxes,
         "instances": data.format.instances,
