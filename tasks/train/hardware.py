@@ -56,9 +56,19 @@ def group() -> Group:
     return Group(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), world, world // here)
 
 
-def join_group(accelerator: str) -> Group:
-    """:func:`group`, ready to :func:`agree`."""
+def join_group(parameters: TrainParameters, accelerator: str) -> Group:
+    """:func:`group`, ready to :func:`agree`.
+
+    Raises:
+        DeviceError: it is not the group that the parameters ask for.
+    """
     found = group()
+    wanted = devices_of(parameters) * parameters.num_nodes
+    if found.world != wanted:
+        raise DeviceError(
+            f"The training asks for {wanted} processes, but {found.world} were started.",
+            "Start it with train_deep_learning_model, which starts them, or leave devices and num_nodes out.",
+        )
     if found.world > 1 and not distributed.is_initialized():
         if accelerator == "gpu":
             torch.cuda.set_device(found.local_rank)

@@ -155,7 +155,7 @@ def fit(
     judged = [chips[index] for index in split.validation]
     validation = samples_of(parameters, options, judged, normalisation, chip_size, validation=True, **shape)
     accelerator = accelerator_of(parameters)
-    together = join_group(accelerator)
+    together = join_group(parameters, accelerator)
     budget = budget_of(parameters)
     resumed = None if checkpoints is None else checkpoints.newest()
     settled = settled_in(resumed)

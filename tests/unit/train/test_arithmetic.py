@@ -106,6 +106,11 @@ def test_the_worker_settles_what_the_parameters_leave_open(monkeypatch: pytest.M
         settings.cache_clear()
 
 
+def test_more_devices_than_processes_are_no_silent_choice(train: Any) -> None:
+    with pytest.raises(DeviceError, match="asks for 2 processes, but 1 were started"):
+        train(devices=2)
+
+
 def test_searches_compute_as_the_training_does() -> None:
     with arithmetic("bf16-mixed", "cpu")():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
