@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.conftest import Runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 FLORIDA = "s3://chipline/imagery/florida_trees"
 SEARCH = "search_hyperparameters/search_hyperparameters"
@@ -65,14 +65,14 @@ def trials_begun(runs: Runs, run: str) -> list[dict[str, Any]]:
 
 def test_a_killed_search_goes_on_and_ends_with_the_best_package(runs: Runs, as_role: Any, name: str) -> None:
     first = runs.start(SEARCH, parameters(name))
-    end = time.monotonic() + 240
+    end = time.monotonic() + 400
     while not any(child["state_type"] == "COMPLETED" for child in trials_begun(runs, first)):
         assert time.monotonic() < end, runs.log(first)
         time.sleep(0.5)
     runs.http.post(f"/flow_runs/{first}/set_state", json={"state": {"type": "CANCELLING"}, "force": True})
     assert runs.wait(first)["state_type"] == "CANCELLED"
 
-    second = runs.wait(runs.start(SEARCH, parameters(name)), timeout_s=300)
+    second = runs.wait(runs.start(SEARCH, parameters(name)), timeout_s=600)
     assert second["state_type"] == "COMPLETED", f"{runs.message(second)}\n{runs.log(second['id'])}"
 
     as_role("control")
@@ -93,9 +93,10 @@ def test_a_killed_search_goes_on_and_ends_with_the_best_package(runs: Runs, as_r
     assert version is not None
     assert version.tags["chipline.run_key"] == best["run_key"]
     assert find_version(name, "2") is None
-    # Every trial trained once: the second flow took over what the first had begun.
+    # Every trial trained to its end once: the second flow took over what the first had begun.
     begun = [child for run in (first, second["id"]) for child in trials_begun(runs, run)]
-    assert len(begun) == 3
+    done = sorted(child["name"].split()[1] for child in begun if child["state_type"] == "COMPLETED")
+    assert done == ["0", "1", "2"]
     runs_of_trials = [find_run(name, "chipline.run_key", row["run_key"]) for row in content["trials"]]
     assert all(runs_of_trials)
     tables = {item["key"]: item for item in runs.artifacts(second["id"])}
