@@ -258,8 +258,8 @@ def test_without_a_smaller_batch_the_remedy_is_named(
         compute_part(store, plan, 0, package=package)
 
 
-def test_scores_and_crops_are_asked_for_in_smaller_batches(
-    store: Any, plan_with: Any, write_scene: Any, texture: Any, tmp_path: Path
+def test_scores_are_asked_for_in_smaller_batches(
+    store: Any, plan_with: Any, write_scene: Any, texture: Any
 ) -> None:
     uri = write_scene("scene", texture[:, :130, :130])
     values = {"input_raster": [uri], "output_classified_raster": "out", "stitching": "BLEND"}
@@ -272,6 +272,12 @@ def test_scores_and_crops_are_asked_for_in_smaller_batches(
         outputs.append([data for _, data in shard_results(store, found_shards(store, plan, plan.shards))])
     assert outputs[0] == outputs[1]
 
+
+@pytest.mark.slow
+def test_crops_are_handed_over_in_smaller_batches(
+    store: Any, plan_with: Any, write_scene: Any, texture: Any, tmp_path: Path
+) -> None:
+    uri = write_scene("scene", texture[:, :130, :130])
     places = [(500_005 + 6 * n, 4_899_990 - 4 * n) for n in range(7)]
     squares = geopandas.GeoDataFrame(
         geometry=[shapely.box(x - 4, y - 4, x + 4, y + 4) for x, y in places], crs="EPSG:32612"
