@@ -8,7 +8,7 @@ grid, shards, keys), and then the plan in the store. A package that the store ha
 once, which is stated apart.
 
 Orchestration: one scene as many shards and as one, with the same tiles and a network that costs next to
-nothing. The difference per shard is what a shard costs: looking for it, its own reads, writing it; and fetching
+nothing. The difference per shard is what a shard costs: looking for it, its own reads, writing it; fetching
 it at the end. What Prefect adds per part, and not per shard, is part of ``infer_scaling.py``.
 """
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
@@ -79,3 +79,9 @@ class LeafServer:
     def cancel(self, identifier: UUID, why: str) -> None:
         """Ask for the end of a run."""
         self._client.set_flow_run_state(identifier, Cancelling(message=why))
+
+
+def reason_of(state: State[Any]) -> str:
+    """What a failed run says of itself."""
+    text = state.message or state.name or "no reason given"
+    return text.removeprefix("Flow run encountered an exception: ")

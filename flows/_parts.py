@@ -12,8 +12,8 @@ from typing import Any
 
 from prefect.client.orchestration import get_client
 
-from flows._leaf_server import LeafServer
-from flows._watcher import POLL_SECONDS, Watcher, reason_of
+from flows._leaf_server import LeafServer, reason_of
+from flows._watcher import POLL_SECONDS, Watcher
 from tasks.errors import RunError
 
 

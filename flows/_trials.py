@@ -13,8 +13,8 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging import get_run_logger
 
-from flows._leaf_server import LeafServer
-from flows._watcher import LOST_AT_MOST, reason_of
+from flows._leaf_server import LeafServer, reason_of
+from flows._watcher import LOST_AT_MOST
 from tasks.errors import TrackingError
 from tasks.train.task import note_trial, trial_curve
 

@@ -9,10 +9,10 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.logging import get_run_logger
 
-from flows._leaf_server import LeafServer
+from flows._leaf_server import LeafServer, reason_of
 from tasks.errors import RunError, StoreError
 
 POLL_SECONDS = 1.0
@@ -74,12 +74,8 @@ class Watcher:
             idle = bool(runs) and all(run.state is not None and run.state.is_scheduled() for run in runs)
             if idle and not noted and time.monotonic() - started > IDLE_NOTE_SECONDS:
                 noted = True
-                self.log.info(
-                    "%s: waiting for a free worker for %s (busy with other runs, or none is online: "
-                    "see Work Pools)",
-                    self.title,
-                    self.server.leaf,
-                )
+                what = f"{self.title}: waiting for a free worker for {self.server.leaf}"
+                self.log.info("%s (busy with other runs, or none is online: see Work Pools)", what)
         update_progress_artifact(progress, progress=100.0)
         self.log.info("%s: all %d parts done", self.title, len(self.parts))
 
@@ -150,9 +146,3 @@ class Watcher:
     def _stop_others(self) -> None:
         for identifier in self.running:
             self.server.cancel(identifier, "another part failed")
-
-
-def reason_of(state: State[Any]) -> str:
-    """What a failed run says of itself."""
-    text = state.message or state.name or "no reason given"
-    return text.removeprefix("Flow run encountered an exception: ")
