@@ -52,6 +52,7 @@ def make_module_data(tmp_path_factory: pytest.TempPathFactory) -> MakeData:
 
 def make_training_data(parent: Path) -> MakeData:
     """Makes training data below ``parent``, see :func:`make_data`."""
+
     def make(
         name: str = "data",
         *,
