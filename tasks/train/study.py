@@ -112,6 +112,8 @@ class Search:
         self.key = run_key(
             {
                 "semantics": SEMANTICS,
+                # Runs are shared by key: searches of two names have outputs of their own.
+                "name": parameters.output_name,
                 "training": base.run_key,
                 "space": space,
                 "sampler": parameters.sampler,

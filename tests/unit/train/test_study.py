@@ -184,7 +184,8 @@ def test_a_search_whose_flow_was_killed_goes_on_as_if_undisturbed(records: Recor
         assert search.next() is None
         return search.rows()
 
-    # The key of the search differs by its name alone, which the trials' values do not depend on.
+    # Another name is another search, with runs of its own, that chooses alike.
+    assert Search(ObjectStore(), parameters()).key != Search(ObjectStore(), parameters(output_name="b")).key
     rows = [whole(parameters(output_name=name), killed_after=at) for name, at in (("a", None), ("a2", 3))]
     plain = [[{k: row[k] for k in ("trial", "state", *_names())} for row in part] for part in rows]
     assert plain[0][:4] == plain[1][:4]
