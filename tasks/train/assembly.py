@@ -34,9 +34,7 @@ from tasks.train.recipes import TRANSFORMS, pairs_of_files, recipe_of
 from tasks.train.schedule import Budget
 from tasks.training_data import Chip, TrainingData
 
-Samples = (
-    datasets.PixelChips | datasets.ObjectChips | datasets.InstanceChips | datasets.LabelChips | Pictures
-)
+Samples = datasets.PixelChips | datasets.ObjectChips | datasets.InstanceChips | datasets.LabelChips | Pictures
 
 
 MULTI_LABELS = "MultiLabeled_Tiles"
