@@ -112,7 +112,9 @@ def test_files_that_do_not_fit_are_refused_and_no_code_runs(tmp_path: Path) -> N
     other = ours.state_dict()
     with pytest.raises(BadInputError, match="missing: layer4"):
         state_for(ours, {k: v for k, v in other.items() if not k.startswith("layer4")}, "x.pth")
-    wide = {k: v.repeat_interleave(2, 0) if k.startswith("layer2") else v for k, v in other.items()}
+    wide = {
+        k: v.repeat_interleave(2, 0) if k.startswith("layer2") and v.dim() else v for k, v in other.items()
+    }
     with pytest.raises(BadInputError, match=r"other shapes than the encoder: layer2\.0"):
         state_for(ours, wide, "x.pth")
     evil = tmp_path / "evil.pth"
