@@ -199,6 +199,8 @@ def _prefect(layout: Layout, keys: Secrets) -> Service:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         # A schedule that a person makes shall not wait a minute before its first run is planned.
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
+        # The parts of a cancelled run hold their workers until this service has seen them.
+        "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "4",
         "PREFECT_UI_API_URL": f"{layout.prefect_url}/api",
         "DO_NOT_TRACK": "1",
         "NO_PROXY": "127.0.0.1,localhost",
