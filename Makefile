@@ -6,9 +6,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.chipline-installed
 TENSORFLOW := .venv-tensorflow/.chipline-installed
-# Unit tests share nothing and run side by side; integration tests share one running stack.
+# Most tests share nothing and run side by side; those marked "stack" share one running stack.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
-SHARING := $(wildcard tests/integration tests/browser)
 
 # Another torch build than the locked one: UV_TORCH_BACKEND=cpu make (or cu126, cu130, rocm…).
 # The choice is remembered in .venv; asking for another one installs again.
@@ -46,12 +45,13 @@ format: venv  ## let ruff format the code
 	$(PY) -m ruff format .
 
 test: venv  ## unit, integration and browser tests, without the slow ones
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu" tests/unit
-	$(PY) -m pytest -m "not slow and not gpu" $(SHARING)
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not stack and not slow and not gpu" tests/unit tests/integration
+	$(PY) -m pytest -m "stack and not slow and not gpu" tests/integration tests/browser
 
 test-all: venv tensorflow  ## every test, the slow and the fault ones too
-	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not gpu" tests/unit
-	$(PY) -m pytest -m "not gpu" $(SHARING) tests/fault
+	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not stack and not gpu" tests/unit
+	$(PY) -m pytest -m "not stack and not gpu" tests/integration tests/fault
+	$(PY) -m pytest -m "stack and not gpu" tests/integration tests/browser tests/fault
 
 demo: venv  ## the whole chain on the real stack, which stays up for a look
 	$(PY) -m infra.demo

@@ -25,6 +25,14 @@ from infra.local.health import client
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that share the stack: they run one after the other, all others side by side."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
+            item.add_marker(pytest.mark.stack)
+
+
 def fast_folder() -> str | None:
     """Memory, where there is plenty: a test's databases need no disk, and a slow one makes them lock."""
     memory = Path("/dev/shm")
