@@ -25,15 +25,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.inference_scene import prepared_network, publish, run_part, say, trained_unet, use_folder
+from benchmarks.inference_scene import bare_passes, publish, run_part, say, trained_unet, use_folder
 from benchmarks.s3_server import s3_server
 from benchmarks.scenes import make_raster
-from benchmarks.watched import Clock, watched
+from benchmarks.watched import watched
 
 TILE, BATCH = 512, 4
 RUNS = ("TORCH/FLOAT32", "TORCH/BFLOAT16", "ONNXRUNTIME/FLOAT32", "OPENVINO/FLOAT32", "OPENVINO/BFLOAT16")
 S3_SCENE = "s3://chipline/imagery/scene.tif"
-SAMPLES = 8  # batches in memory that the bare pass goes round
 
 
 def main() -> None:
@@ -86,7 +85,8 @@ def _step(chosen: argparse.Namespace) -> None:
         _publish_to_s3(folder)
         say({})
     elif name == "bare":
-        say(_bare(folder, chosen.step[2], chosen.step[3], int(chosen.step[4])))
+        engine, precision, batches = chosen.step[2:5]
+        say(bare_passes(folder, engine, precision, int(batches), shape=(BATCH, 3, TILE, TILE)))
     else:
         engine, precision = chosen.step[2:4]
         say(
@@ -113,37 +113,6 @@ def _publish_to_s3(folder: Path) -> None:
     network.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
     shutil.rmtree(folder / "made")
     publish(folder, network, classes=2, tile=TILE, batch=BATCH)
-
-
-def _bare(folder: Path, engine: str, precision: str, batches: int) -> dict[str, Any]:
-    import numpy as np
-    import rasterio
-    import torch
-    from rasterio.windows import Window
-
-    engines, network = prepared_network(folder)
-    with rasterio.open(folder / "scene.tif") as dataset:
-        room = min(dataset.shape) - TILE
-        images = [
-            network.normalised(
-                np.stack(
-                    [
-                        dataset.read(window=Window(37 * n % room, 61 * (n + s) % room, TILE, TILE))
-                        for n in range(BATCH)
-                    ]
-                )
-            )
-            for s in range(SAMPLES)
-        ]
-    with torch.inference_mode():
-        execution = engines.Execution(network.module, (BATCH, 3, TILE, TILE), engine, precision)
-        execution.settle([], {"execution_engine": engine, "precision": precision})
-        for image in images[:2]:
-            execution.logits(image)
-        clock = Clock()
-        for number in range(batches):
-            execution.logits(images[number % SAMPLES])
-        return clock.read()
 
 
 # -- the measurement ---------------------------------------------------------------------------------------

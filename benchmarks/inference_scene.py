@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 NAME = "benchmark"
+SAMPLES = 8  # batches in memory that a bare pass goes round
 
 
 def use_folder(folder: Path) -> None:
@@ -110,6 +112,57 @@ def prepared_network(folder: Path, device: int = -1) -> tuple[Any, Any]:
 
     network = chipline_runtime.PackagedNetwork(str(package.emd_path), device, str(package.folder), None)
     return chipline_engines, network
+
+
+def bare_passes(
+    folder: Path,
+    engine: str,
+    precision: str,
+    batches: int,
+    *,
+    shape: tuple[int, int, int, int],
+    device: int = -1,
+    settled: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Forward passes of the folder's package over normalised tiles of its scene that lie in memory.
+
+    Args:
+        shape: of a batch: (n, bands, rows, cols).
+        device: number of a GPU, or -1.
+        settled: waits for the device.
+
+    Returns:
+        see ``benchmarks.watched.Clock``.
+    """
+    import rasterio
+    import torch
+    from rasterio.windows import Window
+
+    from benchmarks.watched import Clock
+
+    engines, network = prepared_network(folder, device=device)
+    count, _, rows, cols = shape
+    with rasterio.open(folder / "scene.tif") as dataset:
+        room = min(dataset.shape) - max(rows, cols)
+
+        def chip(number: int, sample: int) -> Any:
+            return dataset.read(window=Window(37 * number % room, 61 * (number + sample) % room, cols, rows))
+
+        images = [
+            network.normalised(np.stack([chip(number, sample) for number in range(count)]))
+            for sample in range(SAMPLES)
+        ]
+    with torch.inference_mode():
+        execution = engines.Execution(network.module, shape, engine, precision)
+        execution.settle([], {"execution_engine": engine, "precision": precision})
+        for image in images[:2]:
+            execution.logits(image)
+        settled()
+        clock = Clock()
+        for number in range(batches):
+            execution.logits(images[number % SAMPLES])
+        settled()
+        return clock.read()
 
 
 def run_part(

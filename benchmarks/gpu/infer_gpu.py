@@ -24,12 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.inference_scene import prepared_network, publish, run_part, say, trained_unet, use_folder
+from benchmarks.inference_scene import bare_passes, publish, run_part, say, trained_unet, use_folder
 from benchmarks.scenes import make_raster
-from benchmarks.watched import Clock, watched
+from benchmarks.watched import watched
 
 TILE, BANDS = 512, 4
-SAMPLES = 4  # batches on the device that the bare pass goes round
 GOAL = 0.9
 
 
@@ -99,51 +98,23 @@ def _step(chosen: argparse.Namespace) -> None:
 def _bare(
     chosen: argparse.Namespace, folder: Path, engine: str, precision: str, batches: int
 ) -> dict[str, Any]:
-    import numpy as np
-    import rasterio
     import torch
-    from rasterio.windows import Window
 
     on_gpu = chosen.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise SystemExit("The driver shows a GPU, and torch finds none: install torch's CUDA build.")
-    engines, network = prepared_network(folder, device=0 if on_gpu else -1)
-    side = int(chosen.batch**0.5) ** 2
-    with rasterio.open(folder / "scene.tif") as dataset:
-        room = min(dataset.shape) - TILE
-        images = [
-            network.normalised(
-                np.stack(
-                    [
-                        dataset.read(window=Window(37 * n % room, 61 * (n + s) % room, TILE, TILE))
-                        for n in range(side)
-                    ]
-                )
-            )
-            for s in range(SAMPLES)
-        ]
-    with torch.inference_mode():
-        execution = engines.Execution(network.module, (side, BANDS, TILE, TILE), engine, precision)
-        execution.settle([], {"execution_engine": engine, "precision": precision})
-        for image in images[:2]:
-            execution.logits(image)
-        _settled(on_gpu)
-        clock = Clock()
-        for number in range(batches):
-            execution.logits(images[number % SAMPLES])
-        _settled(on_gpu)
-        answer: dict[str, Any] = clock.read()
+    answer: dict[str, Any] = bare_passes(
+        folder,
+        engine,
+        precision,
+        batches,
+        shape=(int(chosen.batch**0.5) ** 2, BANDS, TILE, TILE),
+        device=0 if on_gpu else -1,
+        settled=torch.cuda.synchronize if on_gpu else lambda: None,
+    )
     if on_gpu:
         answer["device_mib"] = torch.cuda.max_memory_reserved() / 2**20
     return answer
-
-
-def _settled(on_gpu: bool) -> None:
-    """Waits for the device: its kernels only queue up."""
-    import torch
-
-    if on_gpu:
-        torch.cuda.synchronize()
 
 
 # -- the measurement ---------------------------------------------------------------------------------------
