@@ -72,7 +72,8 @@ class SampleMaker:
         instance_view: LabelView | None,
     ) -> Sample:
         place = item.place
-        image, valid = _picture(layers.pop(0), layers.pop(0), place)
+        image, known = _picture(layers.pop(0), layers.pop(0), place)
+        valid = known
         burnt = layers.pop(0) if self.needs_mask else None
         instance_classes = layers.pop(0) if self.needs_instance_classes else None
         image2, valid2 = _picture(layers.pop(0), layers.pop(0), place) if layers else (None, None)
@@ -94,6 +95,8 @@ class SampleMaker:
             transform=self._transform(place),
             image2=image2,
             valid2=valid2,
+            known=known,
+            known2=valid2,
             **values,
         )
 

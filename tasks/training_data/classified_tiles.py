@@ -40,9 +40,13 @@ class ClassifiedTiles(Format):
         if sample.mask is None:
             raise ValueError("a classified tile needs a mask")
         stem = layout.chip_stem(sample.number)
-        files, picture = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+        files, picture = encode_picture(
+            sample.image, stem, layout.IMAGES, sample.transform, context, sample.known
+        )
         if sample.image2 is not None:
-            files += encode_picture(sample.image2, stem, layout.IMAGES2, sample.transform, context)[0]
+            files += encode_picture(
+                sample.image2, stem, layout.IMAGES2, sample.transform, context, sample.known2
+            )[0]
         mask = within(sample.mask, sample.valid)
         labels, label = label_files(mask, stem, layout.LABELS, sample.transform, context)
         record = ChipRecord(number=sample.number, paths=[picture, label], bands=[], pixels=count_values(mask))

@@ -52,7 +52,9 @@ class Coco(Format):
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
         """``images/``; the objects travel in the record, as JSON that lacks only their numbers."""
         stem = layout.chip_stem(sample.number)
-        files, picture = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+        files, picture = encode_picture(
+            sample.image, stem, layout.IMAGES, sample.transform, context, sample.known
+        )
         rows, cols = sample.image.shape[-2:]
         found = objects_of(sample)
         objects = [

@@ -27,7 +27,9 @@ class CycleGan(Format):
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
         """The picture, in ``images/`` of its side."""
         stem = layout.chip_stem(sample.number)
-        files, path = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+        files, path = encode_picture(
+            sample.image, stem, layout.IMAGES, sample.transform, context, sample.known
+        )
         return files, ChipRecord(number=sample.number, paths=[path], bands=[])
 
     def side_folders(self, path: Path) -> tuple[Path, ...]:

@@ -21,10 +21,14 @@ class ExportTiles(Format):
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
         """The line in map.txt has the second picture in its second column."""
         stem = layout.chip_stem(sample.number)
-        files, path = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+        files, path = encode_picture(
+            sample.image, stem, layout.IMAGES, sample.transform, context, sample.known
+        )
         paths = [path]
         if sample.image2 is not None:
-            more, path2 = encode_picture(sample.image2, stem, layout.IMAGES2, sample.transform, context)
+            more, path2 = encode_picture(
+                sample.image2, stem, layout.IMAGES2, sample.transform, context, sample.known2
+            )
             files, paths = files + more, [path, path2]
         return files, ChipRecord(number=sample.number, paths=paths, bands=[])
 

@@ -32,7 +32,7 @@ class Imagenet(Format):
         stem = layout.chip_stem(sample.number)
         classes = layout.folder_classes(context.classes)
         folder = f"{layout.IMAGES}/{classes.names[classes.index(sample.value)]}"
-        files, picture = encode_picture(sample.image, stem, folder, sample.transform, context)
+        files, picture = encode_picture(sample.image, stem, folder, sample.transform, context, sample.known)
         _, area = object_of_chip(sample, sample.value)
         record = ChipRecord(number=sample.number, paths=[picture], bands=[], areas={sample.value: [area]})
         return files, record

@@ -19,7 +19,8 @@ from tasks.training_data import layout
 from tasks.training_data.mrf import DATA_TYPES, encode_mrf
 from tasks.training_data.png import encode_png
 from tasks.training_data.sample import ChipFile, Context, Transform
-from tasks.training_data.tiff import encode_tiff
+from tasks.training_data.statistics import everywhere
+from tasks.training_data.tiff import encode_mask, encode_tiff
 
 JPEG_QUALITY = 95
 
@@ -95,13 +96,17 @@ def encode_picture(
     folder: str,
     transform: Transform,
     context: Context,
+    known: npt.NDArray[Any] | None = None,  # (rows, cols), bool
 ) -> tuple[list[ChipFile], str]:
     """A chip's picture with its world file, and the picture's path in the training data folder.
+
+    A picture in which the imagery holds no data somewhere also gets a mask that says where.
 
     Args:
         stem: file name without extension.
         folder: in the training data folder.
         transform: (a, b, c, d, e, f), chip pixel to map.
+        known: where the imagery holds data; None: everywhere.
 
     Raises:
         BadInputError: see :func:`check_chip_format`.
@@ -114,8 +119,12 @@ def encode_picture(
         files = [ChipFile(f"{folder}/{stem}{part}", data) for part, data in parts.items()]
     else:
         files = [ChipFile(path, encode_image(values, context.chip_format, transform, context.crs_wkt))]
-    world = ChipFile(f"{folder}/{stem}{layout.WORLD_EXTENSIONS[extension]}", layout.world_file(transform))
-    return [*files, world], path
+    files.append(
+        ChipFile(f"{folder}/{stem}{layout.WORLD_EXTENSIONS[extension]}", layout.world_file(transform))
+    )
+    if known is not None and not everywhere(known):
+        files.append(ChipFile(path + layout.MASK_ENDING, encode_mask(known, len(values))))
+    return files, path
 
 
 def picture_shape(path: Path) -> tuple[int, int, int]:

@@ -32,8 +32,10 @@ MAP_ENCODING = "utf-8"
 IMAGE_EXTENSIONS = {"TIFF": ".tif", "PNG": ".png", "JPEG": ".jpg", "MRF": ".mrf"}
 # First and last letter of the extension, and a w.
 WORLD_EXTENSIONS = {".tif": ".tfw", ".png": ".pgw", ".jpg": ".jgw", ".mrf": ".mfw"}
+# What GDAL appends to a file's name for that of its mask.
+MASK_ENDING = ".msk"
 LABEL_EXTENSIONS = {CLASSIFIED_TILES: ".tif", PASCAL_VOC: ".xml"}
-# What a reader takes for a chip; everything else in images/ (world files, .aux.xml, .ovr) is a side file.
+# What a reader takes for a chip; all else in images/ (world files, .msk, .aux.xml, .ovr) is a side file.
 READABLE_IMAGES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".mrf"})
 
 Transform = tuple[float, float, float, float, float, float]

@@ -68,7 +68,9 @@ class Panoptic(Format):
         if sample.mask is None:
             raise ValueError(f"the sample {sample.number} has no mask")
         stem = layout.chip_stem(sample.number)
-        files, picture = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+        files, picture = encode_picture(
+            sample.image, stem, layout.IMAGES, sample.transform, context, sample.known
+        )
         classes = self.all_classes(context)
         objects = {item.value for item in context.instance_classes or ()}
         instance_classes = ClassSchema(tuple(item for item in classes if item.value in objects))

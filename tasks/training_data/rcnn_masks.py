@@ -43,7 +43,9 @@ class RcnnMasks(Format):
     def encode(self, sample: Sample, context: Context) -> tuple[list[ChipFile], ChipRecord]:
         """The line in map.txt has a column per mask."""
         stem = layout.chip_stem(sample.number)
-        files, path = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+        files, path = encode_picture(
+            sample.image, stem, layout.IMAGES, sample.transform, context, sample.known
+        )
         classes = layout.folder_classes(context.classes)
         more, paths, masks = encode_instances(sample, context, classes, layout.LABELS)
         a, b, _, d, e, _ = sample.transform

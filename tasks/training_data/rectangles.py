@@ -89,7 +89,9 @@ def labelled_picture(
 ) -> tuple[list[ChipFile], ChipRecord]:
     """The files of a chip with one label file, ``labels/NNN<extension>``; features are counted."""
     stem = layout.chip_stem(sample.number)
-    files, picture = encode_picture(sample.image, stem, layout.IMAGES, sample.transform, context)
+    files, picture = encode_picture(
+        sample.image, stem, layout.IMAGES, sample.transform, context, sample.known
+    )
     path = f"{layout.LABELS}/{stem}{extension}"
     record = ChipRecord(number=sample.number, paths=[picture, path], bands=[], areas=areas_by_class(sample))
     return [*files, ChipFile(path, label)], record

@@ -58,6 +58,9 @@ class Sample:
         value: class value of the one object the chip was cut around.
         image2: the second raster's pixels  # (bands, rows, cols)
         valid2: # (rows, cols), bool
+        known: where the imagery holds data, also where it was blackened; None: everywhere. The picture gets a
+            mask that says so.  # (rows, cols), bool
+        known2: the same of the second raster.
     """
 
     number: int
@@ -70,6 +73,8 @@ class Sample:
     value: int | None = None
     image2: npt.NDArray[Any] | None = None
     valid2: npt.NDArray[Any] | None = None
+    known: npt.NDArray[Any] | None = None
+    known2: npt.NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,14 @@ _PIXEL_SCALE, _TIE_POINT, _MATRIX = 33550, 33922, 34264
 _LONG = 4
 # Bytes of one value, by TIFF field type.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
+
+# What of a file's place its head has room for; or that it is a mask.
+_Kind = Literal["unplaced", "north up", "turned", "mask"]
+_UNPLACED: _Kind = "unplaced"
+_NORTH_UP: _Kind = "north up"
+_TURNED: _Kind = "turned"
+_MASK: _Kind = "mask"
+_PLACES: dict[_Kind, tuple[int, ...]] = {_NORTH_UP: (2, 0, 3, 0, -2, 3), _TURNED: (2, 1, 3, 1, 2, 3)}
 
 _heads = threading.Lock()
 
@@ -59,10 +67,9 @@ def encode_tiff(
     # GDAL tells a north-up place in other tags than a turned one, and the identity in none.
     placed = (a, b, c, d, e, f) != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     north_up = b == 0 and d == 0 and e < 0
-    head = _head_of(values.shape, values.dtype.name, crs_wkt, placed, north_up)
-    strip = deflated(_predicted(values))
-    file = bytearray(head.data)
-    struct.pack_into("<I", file, head.strip_bytes_at, len(strip))
+    kind = (_NORTH_UP if north_up else _TURNED) if placed else _UNPLACED
+    head = _head_of(values.shape, values.dtype.name, crs_wkt, kind)
+    file = bytearray(_with_strip(head, values))
     for tag, at in head.places_at.items():
         if tag == _PIXEL_SCALE:
             struct.pack_into("<3d", file, at, a, -e, 0)
@@ -70,7 +77,21 @@ def encode_tiff(
             struct.pack_into("<6d", file, at, 0, 0, 0, c, f, 0)
         else:
             struct.pack_into("<16d", file, at, a, b, 0, c, d, e, 0, f, 0, 0, 0, 0, 0, 0, 0, 1)
-    return bytes(file) + strip
+    return bytes(file)
+
+
+def encode_mask(known: npt.NDArray[Any], bands: int) -> bytes:
+    """A raster's mask as GDAL keeps it beside the raster's file (``.msk``): 255 where there is data, else 0.
+
+    That its one band masks every band is said of each, by an item INTERNAL_MASK_FLAGS_n of the value 2
+    (GMF_PER_DATASET). Source: GDAL, RFC 15.
+
+    Args:
+        known: where there is data  # (rows, cols), bool
+        bands: of the raster.
+    """
+    values = np.where(known, np.uint8(255), np.uint8(0))[np.newaxis]
+    return _with_strip(_head_of(values.shape, "uint8", None, _MASK, bands), values)
 
 
 def deflated(data: npt.NDArray[Any]) -> bytes:
@@ -81,6 +102,13 @@ def deflated(data: npt.NDArray[Any]) -> bytes:
     padded[: flat.size] = flat
     padded[flat.size :] = 0
     return isal_zlib.compress(padded[: flat.size], _LEVEL)
+
+
+def _with_strip(head: _Head, values: npt.NDArray[Any]) -> bytes:
+    strip = deflated(_predicted(values))
+    start = bytearray(head.data)
+    struct.pack_into("<I", start, head.strip_bytes_at, len(strip))
+    return bytes(start + strip)
 
 
 def _predicted(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -106,19 +134,17 @@ def _predicted(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _head_of(
-    shape: tuple[int, int, int], dtype: str, crs_wkt: str | None, placed: bool, north_up: bool
+    shape: tuple[int, int, int], dtype: str, crs_wkt: str | None, kind: _Kind, masked: int = 0
 ) -> _Head:
     """One head for all chips of a kind, whichever thread needs it first."""
     with _heads:
-        return _head(shape, dtype, crs_wkt, placed, north_up)
+        return _head(shape, dtype, crs_wkt, kind, masked)
 
 
 @lru_cache(maxsize=256)
-def _head(
-    shape: tuple[int, int, int], dtype: str, crs_wkt: str | None, placed: bool, north_up: bool
-) -> _Head:
+def _head(shape: tuple[int, int, int], dtype: str, crs_wkt: str | None, kind: _Kind, masked: int) -> _Head:
     bands, rows, cols = shape
-    kind = np.dtype(dtype).kind
+    type_of = np.dtype(dtype).kind
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "count": bands,
@@ -128,21 +154,25 @@ def _head(
         "crs": crs_wkt,
         "interleave": "pixel",
         "compress": "deflate",
-        "predictor": {"f": 3, "i": 2, "u": 2}.get(kind, 1),
+        "predictor": {"f": 3, "i": 2, "u": 2}.get(type_of, 1),
         "bigtiff": "NO",
         "endianness": "LITTLE",
         "sparse_ok": True,
     }
-    if placed:
-        profile["transform"] = Affine(2, 0, 3, 0, -2, 3) if north_up else Affine(2, 1, 3, 1, 2, 3)
+    if kind in _PLACES:
+        profile["transform"] = Affine(*_PLACES[kind])
+    if masked:
+        # In pixels; without any place rasterio would warn.
+        profile["transform"] = Affine(1, 0, 0, 0, -1, rows)
     if bands == 3 and dtype == "uint8":
         profile["photometric"] = "RGB"
     elif bands > 1:
         # Without it GDAL would declare three of several bands to be red, green and blue.
         profile["photometric"] = "MINISBLACK"
     with MemoryFile() as memory:
-        with memory.open(**profile):
-            pass
+        with memory.open(**profile) as dataset:
+            if masked:
+                dataset.update_tags(**{f"INTERNAL_MASK_FLAGS_{band}": "2" for band in range(1, masked + 1)})
         empty = bytes(memory.read())
     tags = _tags(empty)
     tags[_STRIP_OFFSET] = tags[_STRIP_BYTES] = (_LONG, 1, bytes(4))

@@ -17,7 +17,7 @@ from tasks.export import candidates, cut, inputs, plan, sources
 from tasks.export.parameters import ExportParameters
 from tasks.imagery import GridReader
 from tasks.store import ObjectStore, Publication
-from tasks.training_data import Chip, read_boxes, read_chip_image, read_class_mask
+from tasks.training_data import Chip, read_boxes, read_chip, read_chip_image, read_class_mask
 from tests.unit.export.oracle import differences
 
 MakeScene = Callable[..., Any]
@@ -230,6 +230,10 @@ def test_pixels_without_picture_carry_no_label_and_do_not_count(
         piece = _around(pixels, row, col, 64)
         sums += piece.sum(axis=(1, 2))
         count += int(piece.any(axis=0).sum())
+        # The chip itself says where there is no picture.
+        shown = piece.any(axis=0)
+        known = read_chip(chip)[1]
+        np.testing.assert_array_equal(np.ones((3, 64, 64), bool) if known is None else known, [shown] * 3)
     assert [stats.mean for stats in done.data.band_stats] == pytest.approx(sums / count)
 
 

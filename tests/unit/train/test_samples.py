@@ -25,6 +25,7 @@ from tasks.train.recipes import Recipe, recipe_of
 from tasks.training_data import Chip, TrainingData, read_chip
 from tasks.training_data.images import decode_known
 from tasks.training_data.reader import chip_statistics
+from tasks.training_data.tiff import encode_mask
 
 MakeData = Callable[..., TrainingData]
 SCHEMA = ClassSchema.from_values({3: "Round", 7: "Square"})
@@ -97,6 +98,14 @@ def test_what_holds_no_data_is_unknown_and_looks_as_in_inference(
         torch.testing.assert_close(image[:, middle], nothing[:, None].expand(-1, int(middle.sum())))
         # Where one band of four holds data there is something to learn.
         assert {0, 1, IGNORED} >= set(torch.unique(labels).tolist())
+
+
+def test_a_mask_beside_a_chip_makes_its_pixels_unknown(tmp_path: Path) -> None:
+    [chip] = tiles(tmp_path, "uint16")
+    known = np.random.default_rng(2).random((48, 48)) < 0.8
+    chip.image.with_name(chip.image.name + ".msk").write_bytes(encode_mask(known, 4))
+    labels = PixelChips([chip], **options(size=None, multiple=16))[(0, 0)][1]
+    np.testing.assert_array_equal(labels.numpy() == IGNORED, ~known)
 
 
 def test_ordinary_chips_hold_data_everywhere(make_data: MakeData) -> None:
