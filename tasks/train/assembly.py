@@ -15,7 +15,7 @@ from tasks.labels import ClassSchema
 from tasks.package.network_source import emit_detector, emit_network
 from tasks.train import datasets, images, pairs
 from tasks.train.image_chips import Pictures, TranslationChips, UnpairedChips
-from tasks.train.line_modules import LINE_MODULES
+from tasks.train.line_modules import LINE_MODULES, RoadChips
 from tasks.train.models import change, classifier, custom, detectors, lines, pixels
 from tasks.train.models.options import (
     AnyOptions,
@@ -85,6 +85,10 @@ def samples_of(
     if isinstance(options, ImageOptions):
         return images.picture_samples(options, chips, output, shared)
     if isinstance(options, PixelOptions):
+        if isinstance(options, RoadOptions) and options.gaussian_thresh is not None:
+            return RoadChips(
+                chips, gaussian_thresh=options.gaussian_thresh, ignored=options.ignored, **shared
+            )
         kind = pairs.PairChips if isinstance(options, ChangeOptions) else datasets.PixelChips
         return kind(chips, ignored=options.ignored, **shared)
     if isinstance(options, ClassifierOptions):
@@ -179,7 +183,9 @@ def assemble(
             )
             part = network.get_submodule("encoder")
         elif isinstance(options, EdgeOptions | RoadOptions):
-            network = lines.build_line_network(parameters.backbone_model, options, **encoder)
+            network = lines.build_line_network(
+                parameters.model_type, parameters.backbone_model, options, **encoder
+            )
             part = network.get_submodule("encoder")
         else:
             network = pixels.build_pixel_network(

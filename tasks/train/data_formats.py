@@ -22,6 +22,7 @@ _NEEDS: dict[str, tuple[Holding, str]] = {
     "change": ("masks", "class masks"),
     "edges": ("masks", "class masks"),
     "roads": ("masks", "class masks"),
+    "connected roads": ("masks", "class masks"),
 }
 
 # Pictures alone: here the format itself is what is needed.

@@ -22,7 +22,7 @@ from tasks.train.models.translation import BothWays, Generator, build_generator
 from tasks.train.modules import TrainingModule
 from tasks.train.normalisation import Normalisation
 from tasks.train.pairs import check_pairs, normalisation_for, second_pictures
-from tasks.train.parameters import IMAGE_KINDS, TrainParameters
+from tasks.train.parameters import IMAGE_KINDS, LINE_KINDS, TrainParameters
 from tasks.train.splits import Footprint, Split, overlapping
 from tasks.training_data import Chip, TrainingData, read_chip_image, read_chip_image2
 
@@ -33,7 +33,7 @@ def check_pictures(parameters: TrainParameters, item: TrainingData) -> None:
     Raises:
         TrainingDataError: with the remedy.
     """
-    if parameters.kind in ("edges", "roads") and len(item.classes) != 1:
+    if parameters.kind in LINE_KINDS and len(item.classes) != 1:
         raise TrainingDataError(
             f"{parameters.model_type} learns one class; {item.folder} has {len(item.classes)}.",
             "Export labels of one class, or choose a model of pixels such as UNET.",

@@ -32,7 +32,9 @@ ModelType = Literal[
     "FEATURE_CLASSIFIER",
     "CHANGEDETECTOR",
     "HED_EDGEDETECTOR",
+    "BDCN_EDGEDETECTOR",
     "MULTITASK_ROADEXTRACTOR",
+    "CONNECTNET",
     "SUPERRESOLUTION",
     "PIX2PIX",
     "CYCLEGAN",
@@ -50,13 +52,15 @@ Kind = Literal[
     "change",
     "edges",
     "roads",
+    "connected roads",
     "resolution",
     "translation",
     "cycle",
     "custom",
 ]
-# Classes of pixels, in whatever way they are learnt.
-PIXEL_KINDS: frozenset[Kind] = frozenset({"pixels", "change", "edges", "roads"})
+# What is thin; and classes of pixels, in whatever way they are learnt.
+LINE_KINDS: frozenset[Kind] = frozenset({"edges", "roads", "connected roads"})
+PIXEL_KINDS: frozenset[Kind] = frozenset({"pixels", "change"}) | LINE_KINDS
 # What makes pictures; of these, what has a network that judges them.
 IMAGE_KINDS: frozenset[Kind] = frozenset({"resolution", "translation", "cycle"})
 ADVERSARIAL: frozenset[Kind] = frozenset({"translation", "cycle"})
@@ -69,7 +73,9 @@ _OTHER_KINDS: dict[str, Kind] = {
     "FEATURE_CLASSIFIER": "labels",
     "CHANGEDETECTOR": "change",
     "HED_EDGEDETECTOR": "edges",
+    "BDCN_EDGEDETECTOR": "edges",
     "MULTITASK_ROADEXTRACTOR": "roads",
+    "CONNECTNET": "connected roads",
     "SUPERRESOLUTION": "resolution",
     "PIX2PIX": "translation",
     "CYCLEGAN": "cycle",
@@ -111,10 +117,10 @@ class TrainParameters(ToolParameters):
         "objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines them (RCNN_Masks); "
         "FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or several "
         "(MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles of two "
-        "rasters); HED_EDGEDETECTOR finds edges and MULTITASK_ROADEXTRACTOR roads (Classified_Tiles of one "
-        "class); SUPERRESOLUTION makes finer pictures and PIX2PIX other ones (Export_Tiles), CYCLEGAN "
-        "learns both ways from pictures that are no pairs (CycleGAN); CUSTOM is a model of your own, "
-        "see custom_model",
+        "rasters); HED_EDGEDETECTOR and BDCN_EDGEDETECTOR find edges, MULTITASK_ROADEXTRACTOR and "
+        "CONNECTNET roads (Classified_Tiles of one class); SUPERRESOLUTION makes finer pictures and PIX2PIX "
+        "other ones (Export_Tiles), CYCLEGAN learns both ways from pictures that are no pairs (CycleGAN); "
+        "CUSTOM is a model of your own, see custom_model",
     )
     custom_model: str | None = Field(
         default=None,
@@ -195,7 +201,8 @@ class TrainParameters(ToolParameters):
         "ignore_classes, decoder, width; "
         "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; "
         "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion; "
-        "MULTITASK_ROADEXTRACTOR: those of pixels, and orient_bin_size, orient_theta, direction_weight; "
+        "MULTITASK_ROADEXTRACTOR, CONNECTNET: those of pixels, and mtl_model, gaussian_thresh, "
+        "orient_bin_size, orient_theta, direction_weight, connectivity_weight (CONNECTNET); "
         "SUPERRESOLUTION: downsample_factor; PIX2PIX: l1_weight, discriminator; CYCLEGAN: cycle_weight, "
         "identity_weight, discriminator",
     )

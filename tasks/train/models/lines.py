@@ -1,109 +1,33 @@
-"""Networks for what is thin: edges, roads.
-
-``HED_EDGEDETECTOR`` after Xie and Tu, "Holistically-Nested Edge Detection", 2015: every resolution of the
-encoder answers by itself, and so does a weighted sum of all. ``MULTITASK_ROADEXTRACTOR`` after Batra et al.,
-"Improved Road Connectivity by Joint Learning of Orientation and Segmentation", 2019: the network also learns
-which way a road runs; its stacked refinement is left out.
-"""
+"""Networks for what is thin, by their model type, and what they learn beside the mask."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from tasks.package.functions.chipline_lines import thinned
+from tasks.train.models.edges import CascadedEdges, EdgeNetwork, NestedEdges
 from tasks.train.models.encoders import WeightInit, build_encoder
 from tasks.train.models.options import EdgeOptions, RoadOptions
+from tasks.train.models.roads import DecodedRoads, RoadNetwork, StackedRoads
 
 _DEPTH = 5
-
-
-class EdgeNetwork(nn.Module):
-    """Logits (n, 2, rows, cols): of no edge, which is 0, and of an edge.
-
-    Args:
-        encoder: see :func:`tasks.train.models.encoders.build_encoder`.
-        downscale: the input is averaged over cells of so many pixels.
-    """
-
-    def __init__(self, encoder: nn.Module, *, downscale: int) -> None:
-        super().__init__()
-        self.shrink = nn.AvgPool2d(downscale) if downscale > 1 else nn.Identity()
-        self.encoder = encoder
-        widths = [int(width) for width in cast("list[int]", encoder.out_channels)][1:]
-        # Encoders that start at stride 4 have an empty feature before.
-        self.used = [number for number, width in enumerate(widths, start=1) if width > 0]
-        self.sides = nn.ModuleList([nn.Conv2d(widths[number - 1], 1, 1) for number in self.used])
-        self.fuse = nn.Conv2d(len(self.used), 1, 1)
-        nn.init.constant_(self.fuse.weight, 1.0 / len(self.used))
-        nn.init.zeros_(cast(Tensor, self.fuse.bias))
-
-    def answers(self, x: Tensor) -> Tensor:
-        """Logits of an edge: of each resolution, and of all together  # (n, resolutions + 1, rows, cols)."""
-        features = self.encoder(self.shrink(x))
-        each = torch.cat(
-            [
-                functional.interpolate(
-                    side(features[number]), size=x.shape[-2:], mode="bilinear", align_corners=False
-                )
-                for side, number in zip(self.sides, self.used, strict=True)
-            ],
-            dim=1,
-        )
-        return torch.cat([each, self.fuse(each)], dim=1)
-
-    def forward(self, x: Tensor) -> Tensor:  # (n, bands, rows, cols) -> logits (n, 2, rows, cols)
-        logits = self.answers(x)[:, -1:]
-        return torch.cat([torch.zeros_like(logits), logits], dim=1)
-
-
-class RoadNetwork(nn.Module):
-    """A U-Net whose decoder also tells which way a road runs; that branch helps in training only.
-
-    Args:
-        encoder: see :func:`tasks.train.models.encoders.build_encoder`.
-        decoder: channels of the decoder, coarsest resolution first.
-        directions: number of bins that 180 degrees are divided into.
-        downscale: the input is averaged over cells of so many pixels, and scores are interpolated back.
-    """
-
-    def __init__(
-        self, encoder: nn.Module, *, decoder: Sequence[int], directions: int, downscale: int
-    ) -> None:
-        super().__init__()
-        from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
-        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
-
-        self.shrink: nn.Module = nn.Identity()
-        self.enlarge: nn.Module = nn.Identity()
-        if downscale > 1:
-            self.shrink = nn.AvgPool2d(downscale)
-            self.enlarge = nn.Upsample(scale_factor=float(downscale), mode="bilinear", align_corners=False)
-        self.encoder = encoder
-        widths = [int(width) for width in cast("list[int]", encoder.out_channels)]
-        self.decoder = UnetDecoder(
-            encoder_channels=widths, decoder_channels=tuple(decoder), n_blocks=len(decoder)
-        )
-        self.head = nn.Conv2d(decoder[-1], 2, 3, padding=1)
-        self.direction = nn.Conv2d(decoder[-1], directions, 3, padding=1)
-        initialize_decoder(self.decoder)
-        for head in (self.head, self.direction):
-            initialize_head(head)
-
-    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of road (n, 2, rows, cols), and of its direction (n, directions, rows, cols)."""
-        features = self.decoder(self.encoder(self.shrink(x)))
-        return self.enlarge(self.head(features)), self.enlarge(self.direction(features))
-
-    def forward(self, x: Tensor) -> Tensor:  # (n, bands, rows, cols) -> logits (n, 2, rows, cols)
-        scores: Tensor = self.enlarge(self.head(self.decoder(self.encoder(self.shrink(x)))))
-        return scores
+_STEM = 2  # resolutions of the encoder before the hourglasses
+_STACKS = 2
+_HOURGLASS_WIDTH = 128
+_ENHANCED_WIDTH = 32
+_ROAD_SIGMA = 15.0  # pixels; see redrawn
 
 
 def build_line_network(
+    model_type: str,
     backbone_model: str,
     options: EdgeOptions | RoadOptions,
     *,
@@ -114,21 +38,33 @@ def build_line_network(
     """The network, ready to train.
 
     Args:
+        model_type: of the tool.
         bands: names of the input bands.
         pretrained, scheme: of the encoder, see :func:`tasks.train.models.encoders.build_encoder`.
 
     Raises:
         BadInputError: there is no such encoder, or its weights cannot be fetched.
     """
-    encoder = build_encoder(backbone_model, bands=bands, depth=_DEPTH, pretrained=pretrained, scheme=scheme)
-    if isinstance(options, EdgeOptions):
-        return EdgeNetwork(encoder, downscale=options.downscale)
-    return RoadNetwork(
-        encoder,
-        decoder=options.decoder,
-        directions=180 // options.orient_bin_size,
-        downscale=options.downscale,
+    stacked = isinstance(options, RoadOptions) and options.mtl_model == "hourglass"
+    encoder = build_encoder(
+        backbone_model,
+        bands=bands,
+        depth=_STEM if stacked else _DEPTH,
+        pretrained=pretrained,
+        scheme=scheme,
     )
+    if isinstance(options, EdgeOptions):
+        if model_type == "HED_EDGEDETECTOR":
+            return NestedEdges(encoder, downscale=options.downscale)
+        return CascadedEdges(encoder, downscale=options.downscale, width=options.width or _ENHANCED_WIDTH)
+    shared: dict[str, Any] = {
+        "directions": 180 // options.orient_bin_size,
+        "connected": model_type == "CONNECTNET",
+        "downscale": options.downscale,
+    }
+    if stacked:
+        return StackedRoads(encoder, width=options.width or _HOURGLASS_WIDTH, stacks=_STACKS, **shared)
+    return DecodedRoads(encoder, decoder=options.decoder if options.mtl_model == "unet" else None, **shared)
 
 
 def directions_of(roads: Tensor, bins: int, reach: float) -> Tensor:
@@ -156,6 +92,32 @@ def directions_of(roads: Tensor, bins: int, reach: float) -> Tensor:
     angle = (normal + torch.pi / 2).remainder(torch.pi)
     found = (angle / torch.pi * bins).floor().long().clamp(0, bins - 1)
     return found[:, 0]
+
+
+def redrawn(roads: npt.NDArray[np.bool_], gaussian_thresh: float) -> npt.NDArray[np.bool_]:
+    """Roads of one width, around the middle lines of a mask.
+
+    A pixel is on a road where ``exp(-d² / 2σ²)`` of its distance d to a middle line reaches the threshold.
+    That σ is 15 pixels is our choice; with it ArcGIS's threshold of 0.76 gives 11 pixels to either side.
+
+    Args:
+        roads, result: # (rows, cols)
+        gaussian_thresh: between 0 and 1.
+    """
+    rows, cols = roads.shape
+    lines = thinned(torch.from_numpy(roads)[None], max(rows, cols))[0].numpy()
+    reach = _ROAD_SIGMA * math.sqrt(-2.0 * math.log(gaussian_thresh))
+    most = int(reach)
+    made = np.zeros_like(roads)
+    for down in range(-min(most, rows - 1), min(most, rows - 1) + 1):
+        wide = int(math.sqrt(reach**2 - down**2))
+        # Whether a line is within so many columns: a count over a window, by sums from the left.
+        sums = np.pad(lines.cumsum(axis=1), ((0, 0), (wide + 1, wide)), mode="edge")
+        sums[:, : wide + 1] = 0
+        near = sums[:, 2 * wide + 1 :] > sums[:, :cols]
+        source = slice(max(0, -down), rows - max(0, down))
+        made[max(0, down) : rows + min(0, down)] |= near[source]
+    return made
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:

@@ -53,8 +53,8 @@ class PixelOptions(_Options):
         ge=32,
         le=1024,
         multiple_of=32,
-        description="channels of the decoder (FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER); the library's own "
-        "where it is not given",
+        description="channels of the decoder (FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER), of the hourglasses "
+        "(roads) or around each resolution (BDCN_EDGEDETECTOR); the network's own where it is not given",
     )
 
     @property
@@ -81,18 +81,30 @@ class ChangeOptions(PixelOptions):
 
 
 class EdgeOptions(PixelOptions):
-    """Arguments of HED_EDGEDETECTOR."""
+    """Arguments of HED_EDGEDETECTOR and BDCN_EDGEDETECTOR."""
 
     @model_validator(mode="after")
     def _loss_is_its_own(self) -> EdgeOptions:
         if self.class_balancing or self.focal_loss or self.mixup:
-            raise ValueError("HED_EDGEDETECTOR balances by itself: no class_balancing, focal_loss, mixup")
+            raise ValueError("models of edges balance by themselves: no class_balancing, focal_loss, mixup")
         return self
 
 
 class RoadOptions(PixelOptions):
     """Arguments of MULTITASK_ROADEXTRACTOR."""
 
+    mtl_model: Literal["hourglass", "linknet", "unet"] = Field(
+        "hourglass",
+        description="hourglass: two stacked hourglasses of width channels after the encoder's first layers; "
+        "linknet, unet: the whole encoder and that decoder",
+    )
+    gaussian_thresh: float | None = Field(
+        None,
+        ge=0.05,
+        lt=1,
+        description="learns roads of one width, drawn around the middle lines of the mask: 0.76, which is "
+        "ArcGIS's default, gives 11 pixels to either side; roads as the mask has them where it is not given",
+    )
     orient_bin_size: Literal[10, 15, 20, 30, 45] = Field(
         20, description="degrees that directions of roads are told apart by"
     )
@@ -114,6 +126,14 @@ class RoadOptions(PixelOptions):
             text = values["orient_bin_size"].strip()
             values = {**values, "orient_bin_size": int(text) if text.isdigit() else text}
         return values
+
+
+class ConnectedRoadOptions(RoadOptions):
+    """Arguments of CONNECTNET."""
+
+    connectivity_weight: float = Field(
+        1.0, ge=0, description="weight of what each pixel of a road is connected with, beside the roads"
+    )
 
 
 class DetectorOptions(_Options):
@@ -235,6 +255,7 @@ _LIGHT: dict[type[_Options], dict[str, Any]] = {
     ChangeOptions: _LIGHT_PIXELS,
     EdgeOptions: _LIGHT_PIXELS,
     RoadOptions: _LIGHT_PIXELS,
+    ConnectedRoadOptions: _LIGHT_PIXELS,
     DetectorOptions: _LIGHT_DETECTOR,
     ClassifierOptions: _LIGHT_CLASSIFIER,
     ResolutionOptions: _LIGHT_IMAGES,
@@ -246,6 +267,7 @@ _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
     "change": ChangeOptions,
     "edges": EdgeOptions,
     "roads": RoadOptions,
+    "connected roads": ConnectedRoadOptions,
     "objects": DetectorOptions,
     "instances": DetectorOptions,
     "labels": ClassifierOptions,

@@ -246,12 +246,23 @@ def test_what_does_not_go_together_is_refused(
         trained(given, data, tmp_path / "work")
 
 
-@pytest.mark.parametrize("model_type", ["HED_EDGEDETECTOR", "MULTITASK_ROADEXTRACTOR"])
-def test_a_model_of_lines_travels(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "arguments"),
+    [
+        pytest.param("HED_EDGEDETECTOR", {}, marks=pytest.mark.slow),
+        ("BDCN_EDGEDETECTOR", {"width": "32"}),
+        pytest.param("MULTITASK_ROADEXTRACTOR", {"mtl_model": "unet"}, marks=pytest.mark.slow),
+        pytest.param("MULTITASK_ROADEXTRACTOR", {"mtl_model": "linknet"}, marks=pytest.mark.slow),
+        ("MULTITASK_ROADEXTRACTOR", {"mtl_model": "hourglass", "width": "32", "gaussian_thresh": "0.9"}),
+        ("CONNECTNET", {"width": "32", "orient_bin_size": "10", "orient_theta": "4"}),
+    ],
+)
+def test_a_model_of_lines_travels(model_type: str, arguments: dict[str, str], tmp_path: Path) -> None:
     before = scene_chips(10)
     after, masks = changed(before)
     data = write(tmp_path / "data", "Classified_Tiles", after, masks=masks)
-    result, function = trained(parameters(model_type, learning_rate=0.004), data, tmp_path / "work")
+    given = parameters(model_type, arguments, learning_rate=0.004)
+    result, function = trained(given, data, tmp_path / "work")
     pixels = read_chip_image(data.chips[0])
     with torch.inference_mode():
         logits = result.module.network(torch.from_numpy(result.normalisation.apply(pixels)[None]))
@@ -296,6 +307,10 @@ def test_networks_that_take_turns_go_on_where_they_were_killed(model_type: str, 
         ("HED_EDGEDETECTOR", {"focal_loss": "True"}),
         ("MULTITASK_ROADEXTRACTOR", {"mixup": "True"}),
         ("MULTITASK_ROADEXTRACTOR", {"orient_bin_size": "7"}),
+        ("MULTITASK_ROADEXTRACTOR", {"mtl_model": "resnet"}),
+        ("MULTITASK_ROADEXTRACTOR", {"connectivity_weight": "1"}),
+        ("CONNECTNET", {"gaussian_thresh": "1"}),
+        ("BDCN_EDGEDETECTOR", {"gaussian_thresh": "0.76"}),
         ("SUPERRESOLUTION", {"downscale": "2"}),
         ("CYCLEGAN", {"l1_weight": "3"}),
     ],
