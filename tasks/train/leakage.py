@@ -1,7 +1,7 @@
 """Whether training chips show what validation chips show: by their footprints, and by their pixels.
 
 Footprints of foreign training data may be missing or wrong, and a copy may be turned: pixels are compared as
-well, in all eight positions of a chip.
+well, in all eight positions of a chip. Where footprints are missing, parts of chips are compared, too.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
 
 from tasks.errors import TrainingDataError
 from tasks.train.augmentation import dihedral
+from tasks.train.overlaps import Overlaps
 from tasks.train.splits import Footprint, Split, overlapping
 from tasks.training_data import Chip, read_chip_image
 
@@ -25,7 +29,8 @@ class Leakage:
 
     Attributes:
         overlapping: their footprints share an area.
-        copies: they show the same pixels, maybe turned or mirrored.
+        copies: they show the same pixels, maybe turned or mirrored; or, where a chip has no footprint, partly
+            the same.
         compared: whether pixels were compared.
     """
 
@@ -57,9 +62,8 @@ def find_leakage(chips: Sequence[Chip], footprints: Sequence[Footprint | None], 
     compared = len(split.train) + len(split.validation) <= _COMPARED_CHIPS
     copies: tuple[int, ...] = ()
     if compared:
-        prints = {index: _fingerprint(chips[index]) for index in (*split.validation, *split.train)}
-        seen = {prints[index] for index in split.validation} - {None}
-        copies = tuple(index for index in split.train if prints[index] in seen)
+        placeless = len(placed) < len(footprints)
+        copies = _copies(chips, split, in_part=placeless)
     return Leakage(tuple(index for index in split.train if index in sharing), copies, compared)
 
 
@@ -94,9 +98,26 @@ def without(split: Split, leakage: Leakage) -> Split:
     return replace(split, train=train, dropped=tuple(sorted({*split.dropped, *leaking})))
 
 
-def _fingerprint(chip: Chip) -> bytes | None:
+def _copies(chips: Sequence[Chip], split: Split, *, in_part: bool) -> tuple[int, ...]:
+    """Training chips that show what a validation chip shows, or, on request, a part of it."""
+    overlaps = Overlaps(lambda index: read_chip_image(chips[index]))
+    seen: set[bytes | None] = set()
+    for index in split.validation:
+        pixels = read_chip_image(chips[index])
+        seen.add(_fingerprint(pixels))
+        if in_part:
+            overlaps.add(index, pixels)
+    seen.discard(None)
+    copies = []
+    for index in split.train:
+        pixels = read_chip_image(chips[index])
+        if _fingerprint(pixels) in seen or (in_part and overlaps.shares(pixels)):
+            copies.append(index)
+    return tuple(copies)
+
+
+def _fingerprint(pixels: npt.NDArray[Any]) -> bytes | None:  # (bands, rows, cols)
     """The same for a picture and its turned and mirrored copies; None for one without content."""
-    pixels = read_chip_image(chip)
     if pixels.min() == pixels.max():
         return None
     digests = (hashlib.blake2b(dihedral(pixels, code).tobytes(), digest_size=16) for code in range(8))
