@@ -85,10 +85,17 @@ def draw_window(
     return int(rng.integers(0, rows - edge + 1)), int(rng.integers(0, cols - edge + 1)), edge
 
 
+def nearest_pixels(old: int, new: int) -> npt.NDArray[np.int64]:
+    """Of an axis of ``old`` pixels in ``new`` ones: which old pixel the centre of each new one lies in.
+
+    The picture is interpolated between centres of pixels; counted from corners, labels would lie beside it.
+    """
+    return (2 * np.arange(new, dtype=np.int64) + 1) * old // (2 * new)
+
+
 def nearest(layers: Array, rows: int, cols: int) -> Array:
     """Layers of whole numbers (..., rows, cols) in another size; every pixel keeps one of the old values."""
-    row = np.arange(rows) * layers.shape[-2] // rows
-    col = np.arange(cols) * layers.shape[-1] // cols
+    row, col = nearest_pixels(layers.shape[-2], rows), nearest_pixels(layers.shape[-1], cols)
     result: Array = layers[..., row[:, None], col]
     return result
 

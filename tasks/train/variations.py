@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from tasks.train.augmentation import nearest_pixels
 from tasks.train.normalisation import Normalisation
 from tasks.train.recipes import Recipe, Step
 
@@ -97,7 +98,7 @@ def resize(view: View, rows: int, cols: int) -> View:
     """The view in another size."""
     before = view.shape
     if before != (rows, cols):
-        _all(view, functional.resize, size=[rows, cols], antialias=True)
+        _all(view, _resized, size=[rows, cols])
         view.area *= rows * cols / (before[0] * before[1])
     return view
 
@@ -106,6 +107,19 @@ def crop(view: View, row: int, col: int, rows: int, cols: int) -> View:
     """A window of the view."""
     _all(view, functional.crop, top=row, left=col, height=rows, width=cols)
     return view
+
+
+def _resized(part: Any, *, size: list[int]) -> Any:
+    """Labels and what is unknown by :func:`tasks.train.augmentation.nearest_pixels`.
+
+    torchvision counts pixels of masks from their corners, whatever interpolation it is asked for.
+    """
+    if not isinstance(part, tv_tensors.Mask):
+        return functional.resize(part, size=size, antialias=True)
+    row, col = (
+        torch.from_numpy(nearest_pixels(old, new)) for old, new in zip(part.shape[-2:], size, strict=True)
+    )
+    return tv_tensors.Mask(part.as_subclass(Tensor)[..., row[:, None], col])
 
 
 def _all(view: View, change: Any, **arguments: Any) -> None:

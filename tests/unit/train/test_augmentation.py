@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tasks.train import augmentation
+from tasks.train import augmentation, datasets
 from tasks.train.augmentation import DEFAULT, NONE, VISIBLE_AT_LEAST, Recipe
 
 
@@ -99,11 +99,24 @@ def test_pictures_with_an_up_are_mirrored_only() -> None:
     assert codes == {0, 1}
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(7, 5), (16, 16), (40, 24)])
-def test_nearest_is_torchs(rows: int, cols: int) -> None:
+@pytest.mark.parametrize(("rows", "cols"), [(7, 5), (16, 16), (40, 24), (17, 11)])
+def test_nearest_is_torchs_that_knows_of_centres(rows: int, cols: int) -> None:
     layers = np.random.default_rng(0).integers(0, 250, (2, 16, 12)).astype(np.uint8)
-    expected = functional.interpolate(torch.from_numpy(layers)[None], size=(rows, cols), mode="nearest")[0]
+    expected = functional.interpolate(
+        torch.from_numpy(layers)[None], size=(rows, cols), mode="nearest-exact"
+    )[0]
     np.testing.assert_array_equal(augmentation.nearest(layers, rows, cols), expected)
+
+
+@pytest.mark.parametrize("old", [210, 233, 256, 280, 300])
+def test_labels_lie_where_the_picture_does(old: int) -> None:
+    """Both show the number of their column: what is told apart is by how much they are shifted."""
+    ramp = np.tile(np.arange(old, dtype=np.float32), (8, 1))
+    picture = datasets._resized(torch.from_numpy(ramp)[None], 8, 256)[0, 0].numpy()
+    labels = augmentation.nearest(ramp.astype(np.int32), 8, 256)[0]
+    inner = slice(2, -2)  # beyond the outermost columns nothing can be interpolated
+    assert abs((labels - picture)[inner].mean()) < 0.02
+    assert np.abs(labels - picture)[inner].max() <= 0.51
 
 
 def test_padding_fills_to_the_right_and_below() -> None:

@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 
 from tasks.train.normalisation import Normalisation
 from tasks.train.recipes import Recipe, steps_of
-from tasks.train.variations import View, crop, vary, view_of
+from tasks.train.variations import View, crop, resize, vary, view_of
 
 ROWS, COLS = 60, 80
 Box = tuple[float, float, float, float]
+
+
+def ramp() -> View:
+    """Every pixel of picture, labels and mask of what is unknown tells its column."""
+    columns = torch.arange(COLS).expand(ROWS, COLS)
+    image = (columns / 100.0).float()[None].contiguous()
+    return view_of(image, columns[None].to(torch.uint8).contiguous(), columns[None].int().contiguous())
 
 
 def recipe(*pairs: list[str], upright: bool = False) -> Recipe:
@@ -162,3 +169,18 @@ def test_a_window_is_cut_from_all_alike() -> None:
     assert view.layers is not None
     assert view.boxes is not None
     assert bounds(view.layers[0] > 0) == view.boxes[0].int().tolist() == [4, 8, 24, 24]
+
+
+# Of no two of these widths does a centre fall between two pixels, where either would be right.
+@pytest.mark.parametrize("cols", [48, 80, 97, 112])
+def test_labels_and_what_is_unknown_lie_where_the_picture_does(cols: int) -> None:
+    view = resize(ramp(), 48, cols)
+    assert view.layers is not None
+    picture = 100.0 * view.image[0, 0, 2:-2]
+    for layer in (view.layers, view.unknown):
+        assert layer.shape == (1, 48, cols)
+        apart = layer[0, 0, 2:-2] - picture
+        assert abs(float(apart.mean())) < 0.02
+        assert float(apart.abs().max()) <= 0.51
+    assert view.layers.dtype == torch.int32
+    assert view.unknown.dtype == torch.uint8
