@@ -6,27 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.errors import NotFoundError, TrainingDataError
+from tasks.errors import NotFoundError
 from tasks.parameters import arguments_as_dict
-from tasks.settings import settings
-from tasks.store import (
-    ObjectInfo,
-    ObjectStore,
-    check_allowed,
-    current,
-    is_local,
-    join,
-    output_folder,
-    read_manifest,
-    resolve_folder,
-    run_key,
-)
+from tasks.store import ObjectStore, join, output_folder, run_key
 from tasks.train.data_formats import check_format
 from tasks.train.models.backbones import TIMM_PREFIX
 from tasks.train.models.options import check_sizes, options_of
 from tasks.train.origins import Origin, find_encoder, find_package
 from tasks.train.parameters import TrainParameters
 from tasks.train.recipes import TRANSFORMS, pairs_of_files
+from tasks.training_data.address import DataFolder, find_folder
 
 TOOL = "train_deep_learning_model"
 KIND = f"outputs/{TOOL}"
@@ -34,24 +23,6 @@ PLAN = "plan.json"
 RESULT = "result.json"
 # Raised by hand when the same data and parameters give another model.
 SEMANTICS = 3
-
-
-class TrainInput(BaseModel):
-    """One folder of training data.
-
-    Attributes:
-        uri: the folder.
-        identity: run key of a published folder; hash of the inventory of a foreign one.
-        name: for people.
-        details: what its manifest says about it; empty for a foreign folder.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    uri: str
-    identity: str
-    name: str
-    details: dict[str, Any] = {}
 
 
 class TrainPlan(BaseModel):
@@ -63,8 +34,8 @@ class TrainPlan(BaseModel):
     run_key: str
     name: str
     parameters: TrainParameters
-    inputs: list[TrainInput]
-    validation: list[TrainInput] = []
+    inputs: list[DataFolder]
+    validation: list[DataFolder] = []
     pretrained: Origin | None = None
     encoder: Origin | None = None
 
@@ -107,8 +78,8 @@ def make_plan(store: ObjectStore, parameters: TrainParameters) -> TrainPlan:
         from tasks.train.models.custom import find_entry  # loads torch
 
         find_entry(parameters.custom_model)
-    inputs = [_input(store, given) for given in parameters.in_folder]
-    validation = [_input(store, given) for given in parameters.validation_folder]
+    inputs = [find_folder(store, given) for given in parameters.in_folder]
+    validation = [find_folder(store, given) for given in parameters.validation_folder]
     if parameters.augmentation == "FILE":
         steps = pairs_of_files([item.uri for item in inputs], lambda folder: _transforms(store, folder))
         # From here on they are the parameters' own: of the run key, and of what the worker does.
@@ -164,48 +135,8 @@ def load_record(store: ObjectStore, folder_uri: str) -> TrainRecord | None:
         return None
 
 
-def _input(store: ObjectStore, given: str) -> TrainInput:
-    uri = given.rstrip("/")
-    if "://" not in uri and not uri.startswith("/"):
-        found = current(store, "training-data", uri)
-        if found is None:
-            raise NotFoundError(
-                f"There is no training data of the name {given!r} below {settings().root}/training-data.",
-                "Run export_training_data with that output_location first, or give the URI of a folder.",
-            )
-        uri = found
-    else:
-        check_allowed(uri)
-        uri = resolve_folder(store, uri)
-    manifest = read_manifest(store, uri)
-    if manifest is not None:
-        if manifest.kind != "training-data":
-            raise TrainingDataError(
-                f"{uri} holds {manifest.kind}, not training data.", "Name a folder of training data."
-            )
-        return TrainInput(uri=uri, identity=manifest.run_key, name=manifest.name, details=manifest.details)
-    if store.exists(join(uri, PLAN)):
-        raise TrainingDataError(
-            f"{uri} is not finished: its chips are not all there.",
-            "Wait for the run of export_training_data that writes it, or start that again.",
-        )
-    inventory = [
-        [info.uri.removeprefix(uri), info.size, info.etag or info.modified.isoformat()]
-        for info in _inventory(store, uri)
-    ]
-    return TrainInput(uri=uri, identity=run_key(inventory), name=uri.rsplit("/", 1)[-1])
-
-
 def _transforms(store: ObjectStore, folder_uri: str) -> bytes | None:
     try:
         return store.get(join(folder_uri, TRANSFORMS))
     except NotFoundError:
         return None
-
-
-def _inventory(store: ObjectStore, uri: str) -> list[ObjectInfo]:
-    # sorted: a listing's order is the store's own affair
-    found = sorted(store.list(uri if is_local(uri) else uri + "/"), key=lambda info: info.uri)
-    if not found:
-        raise NotFoundError(f"There is no training data at {uri}.", "Check the address.")
-    return found

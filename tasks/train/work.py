@@ -16,7 +16,6 @@ from tasks.package import file_digest
 from tasks.package.fetch import fetch_package
 from tasks.package.publish import publish_package
 from tasks.package.tags import lineage_tags, package_tags
-from tasks.settings import settings
 from tasks.store import (
     FileRecord,
     Manifest,
@@ -25,7 +24,6 @@ from tasks.store import (
     join,
     read_manifest,
     set_current,
-    sync_folder,
 )
 from tasks.tracking import Tracker
 from tasks.train.beginning import Beginning
@@ -34,9 +32,10 @@ from tasks.train.checkpoints import StoredCheckpoints
 from tasks.train.event_file import FILE as EVENTS
 from tasks.train.models.encoder_weights import EncoderStart
 from tasks.train.origins import Origin, local_encoder
-from tasks.train.plan import KIND, RESULT, TrainInput, TrainPlan, TrainRecord, load_plan, load_record
+from tasks.train.plan import KIND, RESULT, TrainPlan, TrainRecord, load_plan, load_record
 from tasks.train.train import fit, train_model
-from tasks.training_data import TrainingData, open_training_data
+from tasks.training_data import TrainingData
+from tasks.training_data.address import DataFolder, open_folder
 
 StartTracker = Callable[..., Tracker]
 
@@ -175,10 +174,9 @@ def follow_training(store: ObjectStore, plan_uri: str) -> None:
         )
 
 
-def open_inputs(store: ObjectStore, inputs: Sequence[TrainInput]) -> list[TrainingData]:
+def open_inputs(store: ObjectStore, inputs: Sequence[DataFolder]) -> list[TrainingData]:
     """Local copies of the training data, opened."""
-    folder = settings().cache / "training-data"
-    return [open_training_data(sync_folder(store, item.uri, folder / item.identity)) for item in inputs]
+    return [open_folder(store, item) for item in inputs]
 
 
 def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Published:
@@ -229,7 +227,7 @@ def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Pub
     return Published(manifest, already_done=False)
 
 
-def _inputs(plan: TrainPlan) -> Iterator[tuple[str, TrainInput | Origin]]:
+def _inputs(plan: TrainPlan) -> Iterator[tuple[str, DataFolder | Origin]]:
     yield from (("training data", item) for item in plan.inputs)
     if plan.pretrained is not None:
         yield "pretrained model", plan.pretrained

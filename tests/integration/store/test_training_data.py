@@ -16,9 +16,10 @@ from tasks.labels.schema import ClassSchema
 from tasks.settings import settings
 from tasks.store import Manifest, ObjectStore, Publication, join
 from tasks.train.parameters import TrainParameters
-from tasks.train.plan import TrainInput, make_plan
+from tasks.train.plan import make_plan
 from tasks.train.work import open_inputs
 from tasks.training_data import FORMATS, Chip, TrainingData, open_training_data, read_chip
+from tasks.training_data.address import DataFolder
 from tests.unit.training_data.exports import export
 from tests.unit.training_data.samples import CLASSES, labels, sample
 
@@ -79,7 +80,7 @@ def test_every_format_is_read_from_the_store_as_from_disk(
     part = publication.put_part("0", records)
     publication.finish(Manifest(kind="training-data", name="n", run_key="r", parts=[part]))
     inputs = [
-        TrainInput(uri=f"{folder}/{side}", identity=f"{name}-{side}", name="n") for side in ("ours", "theirs")
+        DataFolder(uri=f"{folder}/{side}", identity=f"{name}-{side}", name="n") for side in ("ours", "theirs")
     ]
     for item in open_inputs(store, inputs):
         assert item.folder.is_relative_to(tmp_path / "cache")

@@ -18,8 +18,9 @@ from tasks.settings import settings
 from tasks.store import ObjectStore, current, iter_files, join, run_key
 from tasks.train import search_record, study
 from tasks.train.parameters_search import SearchDimension, SearchParameters
-from tasks.train.plan import TrainInput, TrainPlan
+from tasks.train.plan import TrainPlan
 from tasks.train.study import Search, StoreJournal, Training, rungs, suggest
+from tasks.training_data.address import DataFolder
 
 SPACE: list[dict[str, Any]] = [
     {"name": "learning_rate", "low": 1e-4, "high": 1e-1, "log": True},
@@ -57,7 +58,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
             run_key=key,
             name=given.output_name,
             parameters=given,
-            inputs=[TrainInput(uri=str(tmp_path / "chips"), identity="data 1", name="chips")],
+            inputs=[DataFolder(uri=str(tmp_path / "chips"), identity="data 1", name="chips")],
         )
 
     monkeypatch.setattr(study, "make_plan", plan)
