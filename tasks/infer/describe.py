@@ -195,7 +195,8 @@ def _data_range(stated: Any, package: Package) -> tuple[float, float] | None:
 
 def _scores(host: HostProcess, package: Package, geometry: TileGeometry) -> tuple[ScoreLayout | None, str]:
     if not host.offers_scores:
-        return None, f"the function of {package.name} offers no predict_scores"
+        reason = host.configuration.get("no_scores", "offers no predict_scores")
+        return None, f"the function of {package.name} {reason}"
     values = [item.value for item in package.definition.classes or []]
     try:
         return score_layout(host.configuration, values, geometry), ""

@@ -37,6 +37,8 @@ _FUNCTIONS_OF: dict[Kind, tuple[str, ...]] = {
     "labels": ("ChiplineObjectClassifier.py",),
     "images": ("ChiplineImageTranslator.py",),
 }
+# Of pixels, where the network finds lines.
+_LINE_FUNCTIONS = ("ChiplineLineClassifier.py", "ChiplineImageClassifier.py", "chipline_lines.py")
 _TYPE_OF: dict[Kind, str] = {
     "pixels": "ImageClassification",
     "objects": "ObjectDetection",
@@ -87,6 +89,7 @@ def build_package(
     padding: int | None = None,
     batch_size: int = 4,
     predict_background: bool = True,
+    lines: bool = False,
     threshold: float = 0.5,
     nms_overlap: float = 0.5,
     training: TrainingFacts | None = None,
@@ -119,6 +122,7 @@ def build_package(
         pixel_type: numpy name of the training imagery's type, checked against imagery at inference.
         extract_bands: 0-based bands of the raster that the network takes; by default the first ones.
         size_divisor: tile sizes must be a multiple of it.
+        lines: of pixels: the network finds lines of one class; its function has a threshold and thinning.
         padding, batch_size, predict_background, threshold, nms_overlap: defaults of the arguments.
         training: what the network was trained on, for the model card and for comparing imagery with it.
         own: further entries of our own key: of labels ``InputSize`` (pixels that chips are scaled to) and
@@ -133,12 +137,13 @@ def build_package(
     bands = list(extract_bands) if extract_bands is not None else list(range(len(band_names)))
     _check_sizes(kind, classes, bands, band_names, normalisation, tile_size, size_divisor, padding)
     _check_weights(network_source, state_dict)
+    functions = _LINE_FUNCTIONS if lines else _FUNCTIONS_OF[kind]
     definition = ModelDefinition.model_validate(
         {
             "Framework": "PyTorch",
             "ModelConfiguration": NETWORK_MODULE,
             "ModelType": _TYPE_OF[kind],
-            "InferenceFunction": _FUNCTIONS_OF[kind][0],
+            "InferenceFunction": functions[0],
             "ModelFile": f"{name}.pth",
             "ModelName": model_name,
             "ModelFormat": "NCHW",
@@ -171,7 +176,7 @@ def build_package(
     files: dict[str, bytes | Path] = {
         f"{name}.pth": _weights_bytes(state_dict),
         f"{NETWORK_MODULE}.py": network_source.encode(),
-        **{file: (_FUNCTIONS / file).read_bytes() for file in (*_FUNCTIONS_OF[kind], *_RUNTIME)},
+        **{file: (_FUNCTIONS / file).read_bytes() for file in (*functions, *_RUNTIME)},
         "model_metrics.html": metrics_html.encode(),
         CARD: model_card(name, definition, training).encode(),
     }

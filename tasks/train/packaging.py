@@ -13,10 +13,10 @@ from tasks.package.build import Kind, build_package
 from tasks.package.model_card import TrainingFacts
 from tasks.train.image_modules import CycleModule, ImageModule
 from tasks.train.images import translation_keys
-from tasks.train.models.options import DetectorOptions, PixelOptions
+from tasks.train.models.options import BoxOptions, PixelOptions
 from tasks.train.modules import LabelModule
 from tasks.train.pairs import input_bands
-from tasks.train.parameters import IMAGE_KINDS, PIXEL_KINDS, TrainParameters
+from tasks.train.parameters import IMAGE_KINDS, LINE_KINDS, PIXEL_KINDS, TrainParameters
 from tasks.train.result import Trained
 from tasks.training_data import TrainingData, layout, read_chip_image, read_chip_image2
 
@@ -51,7 +51,7 @@ def build(
     tile_size, divisor = trained.chip_size, options.size_divisor
     specific: dict[str, Any] = {}
     more: dict[str, Any] = {}
-    if isinstance(options, DetectorOptions):
+    if isinstance(options, BoxOptions):
         specific = {
             # The confidence where F1 was largest on the validation chips.
             "threshold": float(trained.metrics["threshold"]),
@@ -65,7 +65,7 @@ def build(
             tile_size, divisor = edge, edge * divisor // gcd(edge * divisor, parameters.resize_to)
     elif isinstance(options, PixelOptions):
         # A network that never learned what background is must not be asked for it.
-        specific = {"predict_background": 0 not in options.ignored}
+        specific = {"predict_background": 0 not in options.ignored, "lines": parameters.kind in LINE_KINDS}
     elif isinstance(module, ImageModule | CycleModule):
         own, more = translation_keys(parameters, data, module)
         specific = {"own": own}
