@@ -7,8 +7,10 @@ put together, and of them only their outer rings: a hole that a block sees whole
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain
 from typing import Any
 
@@ -21,6 +23,7 @@ from tasks.imagery import Window
 from tasks.infer.polygons import Geometries, without_collinear_vertices
 
 BLOCK = 2048
+_WKB_POLYGON = 3
 
 Read = Callable[[Window], NDArray[Any]]
 
@@ -38,7 +41,9 @@ def polygons_of(
 ) -> Iterator[Polygons]:
     """Polygons of equal neighbouring pixels (sharing an edge, not only a corner), holes included.
 
-    Memory holds one block, one row of blocks' borders, and the polygons that still reach the next row.
+    Memory holds one block, one row of blocks' borders, and the polygons that still reach the next row: their
+    holes at eight bytes per vertex, and once more at sixteen, and as a geometry, when such a polygon is put
+    together.
 
     Args:
         read: the class values of a window, (rows, cols), integers.
@@ -58,12 +63,45 @@ def polygons_of(
         yield joiner.closed()
 
 
+@dataclass(frozen=True)
+class _Rings:
+    """Closed rings, one after the other, in half the memory of a geometry's and without an object for each.
+
+    Attributes:
+        points: x, y in pixels, whole numbers.  # (points, 2)
+        sizes: points of each ring.  # (rings,)
+    """
+
+    points: NDArray[np.int32]
+    sizes: NDArray[np.uint32]
+
+    @staticmethod
+    def of(polygon: shapely.Polygon) -> _Rings:
+        """The outer ring, then the holes."""
+        _, points, (starts, _) = shapely.to_ragged_array([polygon])
+        return _Rings(points.astype(np.int32), np.diff(starts).astype(np.uint32))
+
+    def holes(self) -> _Rings:
+        """All but the first ring."""
+        return _Rings(self.points[self.sizes[0] :].copy(), self.sizes[1:])
+
+    def wkb(self) -> bytes:
+        """As they follow each other in a polygon's well-known binary: number of points, x, y, x, y, …"""
+        words = np.empty(len(self.sizes) + 4 * len(self.points), "<u4")
+        heads = np.arange(len(self.sizes)) + 4 * (np.cumsum(self.sizes, dtype=np.int64) - self.sizes)
+        of_points = np.ones(len(words), np.bool_)
+        of_points[heads] = False
+        words[heads] = self.sizes
+        words[of_points] = self.points.astype("<f8").view("<u4").ravel()
+        return words.tobytes()
+
+
 @dataclass
 class _Piece:
     """A polygon that reaches a border of its block; ``parent`` leads to what it is joined to."""
 
     shell: shapely.Polygon
-    holes: list[NDArray[np.float64]]
+    holes: _Rings
     value: int
     parent: int
 
@@ -120,16 +158,15 @@ class _Joiner:
         for root, members in groups.items():
             if root in on:
                 continue
-            pieces = [self.pieces.pop(label) for label in members]
-            geometry.append(_united(pieces))
-            values.append(pieces[0].value)
+            values.append(self.pieces[root].value)
+            geometry.append(_united([self.pieces.pop(label) for label in members]))
         made = np.array(geometry, dtype=object)
         return Polygons(made, np.array(values, np.int64))
 
     def _register(self, polygon: shapely.Polygon, value: int, edges: _Edges) -> None:
         self.made += 1
-        holes = [shapely.get_coordinates(ring) for ring in polygon.interiors]
-        shell = shapely.Polygon(polygon.exterior) if holes else polygon
+        holes = _Rings.of(polygon).holes()
+        shell = shapely.Polygon(polygon.exterior) if len(holes.sizes) else polygon
         self.pieces[self.made] = _Piece(shell, holes, value, self.made)
         edges.label(shapely.get_coordinates(polygon.exterior), self.made)
 
@@ -205,15 +242,24 @@ def _traced(values: NDArray[Any], nodata: int | None) -> tuple[Geometries, NDArr
 
 
 def _united(pieces: list[_Piece]) -> shapely.Polygon:
-    """One polygon of pieces that share borders."""
-    if len(pieces) == 1:
-        return shapely.Polygon(pieces[0].shell.exterior, pieces[0].holes)
-    outline = shapely.union_all([piece.shell for piece in pieces])
-    assert isinstance(outline, shapely.Polygon), "pieces that share borders make one polygon"
-    holes = [shapely.get_coordinates(ring) for ring in outline.interiors]
-    holes += [hole for piece in pieces for hole in piece.holes]
-    shell = shapely.get_coordinates(outline.exterior)
-    joined: shapely.Polygon = without_collinear_vertices(
-        np.array([shapely.Polygon(shell, holes)], dtype=object)
-    )[0]
-    return joined
+    """One polygon of pieces that share borders; the list is used up, so that no hole is held twice."""
+    outline = pieces[0].shell
+    if len(pieces) > 1:
+        joined = shapely.union_all([piece.shell for piece in pieces])
+        assert isinstance(joined, shapely.Polygon), "pieces that share borders make one polygon"
+        # Only this outline runs along borders: the holes of the pieces are as they were traced.
+        outline = without_collinear_vertices(np.array([joined], dtype=object))[0]
+    inside = sum(len(piece.holes.sizes) for piece in pieces)
+    if not inside:
+        return outline
+    rings = _Rings.of(outline)
+    written = BytesIO()
+    # Little-endian, a polygon, the number of its rings (OGC 06-103r4, 8.2).
+    written.write(struct.pack("<BII", 1, _WKB_POLYGON, len(rings.sizes) + inside))
+    written.write(rings.wkb())
+    pieces.reverse()
+    while pieces:
+        written.write(pieces.pop().holes.wkb())
+    whole = shapely.from_wkb(written.getvalue())
+    assert isinstance(whole, shapely.Polygon)
+    return whole

@@ -65,6 +65,20 @@ def test_polygons_equal_those_of_the_whole_array(smooth: float, block: int, noda
     assert blockwise(array, nodata, block) == whole(array, nodata)
 
 
+def test_a_class_around_all_others_is_one_polygon_with_their_holes_as_they_were_traced() -> None:
+    array = np.where(np.random.default_rng(5).random((150, 170)) < 0.05, 2, 1).astype(np.uint8)
+    made = list(
+        polygons_of(lambda w: array[w.row : w.row_stop, w.col : w.col_stop], array.shape, nodata=2, block=40)
+    )
+    geometry = np.concatenate([part.geometry for part in made])
+    found = [shapely.geometry.shape(shape) for shape, _ in rasterio.features.shapes(array, mask=array == 1)]
+    assert len(geometry) == len(found) == 1
+    assert shapely.get_num_interior_rings(geometry[0]) > 500
+    # Nothing has to be taken out of the rings: no border of a block has left a vertex.
+    assert shapely.get_num_coordinates(geometry[0]) == shapely.get_num_coordinates(found[0])
+    assert shapely.normalize(geometry[0]) == shapely.normalize(found[0])
+
+
 @pytest.mark.parametrize("block", [7, 20, 45])
 def test_rings_keep_their_holes(block: int) -> None:
     array = rings()
