@@ -135,6 +135,7 @@ def _run(folder: Path, chosen: argparse.Namespace) -> None:
     from tasks.imagery import GridReader, grid_of_raster, inspect_raster
     from tasks.infer.engine import Source, run_shards
     from tasks.infer.operators import PixelFormat, PixelOperator
+    from tasks.infer.reading import fit_cache
     from tasks.infer.shards import Footprint, ShardStore, TileGeometry, plan_shards, tiles_per_shard
     from tasks.store import ObjectStore
 
@@ -163,7 +164,8 @@ def _run(folder: Path, chosen: argparse.Namespace) -> None:
     host: Any = NoFunction(step)
     requests_before, bytes_before = served.counted()
     with GridReader([info], grid, (0, 1, 2)) as reader:
-        sources = {0: Source(grid, reader, pixel_bytes=4, remote=True, props={})}
+        band = fit_cache([reader], shards, geometry)
+        sources = {0: Source(grid, reader, pixel_bytes=4, remote=True, props={}, band=band)}
         run_shards(shards, sources, host, operator, sink, geometry=geometry, read_threads=chosen.read_threads)
     requests, fetched = served.counted()
     served.close()
@@ -172,6 +174,7 @@ def _run(folder: Path, chosen: argparse.Namespace) -> None:
         "raster": f"{chosen.size} x {chosen.size}, padding {chosen.padding} px",
         "reading threads": chosen.read_threads,
         "shards": f"{len(shards)} of {tiles * step} px",
+        "cache, MiB": f"{reader.cache_bytes / 2**20:.0f}, for {band} shards side by side",
         "blocks, MiB": f"{needed / 2**20:.1f}",
         "fetched, MiB": f"{fetched / 2**20:.1f}",
         "fetched over blocks": f"{fetched / needed:.3f}",

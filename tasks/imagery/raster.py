@@ -24,10 +24,11 @@ from tasks.imagery.virtual import looks_virtual, sources_of_virtual_raster
 from tasks.settings import settings
 from tasks.store import ObjectStore, gdal_options, gdal_path, is_local
 
-_READ_OPTIONS: dict[str, str | bool | int] = {
-    # Bytes. GDAL would take a twentieth of the machine's memory, in each of its processes; this holds a row
-    # of tiles of the widest rasters.
-    "GDAL_CACHEMAX": 256 * 2**20,
+CACHE_BYTES = 256 * 2**20
+"""Of decoded blocks. GDAL would take a twentieth of the machine's memory, in each of its processes; this
+holds a row of tiles of the widest rasters."""
+
+_READ_OPTIONS: dict[str, str | bool] = {
     # A cut-off JPEG is half grey otherwise, with no more than a warning.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
     # GDAL's fast way with whole PNG files gives what memory held before where a file was cut off.
@@ -110,10 +111,16 @@ class RasterInfo(BaseModel):
         return cls.model_validate(dict(values))
 
 
-def raster_environment(uri: str) -> rasterio.Env:
-    """The GDAL environment in which the raster at ``uri`` is opened and read, for a ``with`` statement."""
+def raster_environment(uri: str, cache_bytes: int = CACHE_BYTES) -> rasterio.Env:
+    """The GDAL environment in which the raster at ``uri`` is opened and read, for a ``with`` statement.
+
+    Args:
+        uri: of the raster.
+        cache_bytes: what GDAL's cache of decoded blocks may hold; there is one for the whole process.
+    """
     service = SERVICE_OPTIONS if kind_of_service(uri) else {}
-    return rasterio.Env(**{**gdal_options(uri), **_READ_OPTIONS, **service})
+    options = {**gdal_options(uri), **_READ_OPTIONS, **service}
+    return rasterio.Env(**options, GDAL_CACHEMAX=cache_bytes)
 
 
 def open_raster(uri: str) -> DatasetReader:

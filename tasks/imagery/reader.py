@@ -27,13 +27,15 @@ from tasks.errors import BadInputError, RasterError
 from tasks.imagery._memory import give_back_memory
 from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.grid import Grid
-from tasks.imagery.raster import RasterInfo, open_raster, raster_environment
+from tasks.imagery.raster import CACHE_BYTES, RasterInfo, open_raster, raster_environment
 from tasks.imagery.services import RETRY_WAITS_S, kind_of_service, may_pass, reason_of
 from tasks.imagery.windows import Window
 
 ResamplingMethod = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 
 _OPEN_HANDLES = 64
+# What GDAL says of every VRT, whatever the blocks of its sources are.
+_BLOCK_OF_VRT = (128, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,10 @@ class GridReader:
         bands: zero-based band indices, in the order wanted; None takes all bands.
         resampling: method for rasters that are not on the grid.
 
+    Attributes:
+        cache_bytes: what GDAL's cache of decoded blocks may hold while this reader reads; the cache is one
+            for the whole process.
+
     Raises:
         BadInputError: bands that a raster lacks, rasters with different numbers of bands where all are
             taken, a raster without CRS on a grid with one.
@@ -110,6 +116,7 @@ class GridReader:
         self.grid = grid
         self.bands = _checked_bands(self.infos, bands)
         self.dtype: np.dtype[np.generic] = np.result_type(*(np.dtype(info.dtype) for info in self.infos))
+        self.cache_bytes = CACHE_BYTES
         self._resampling = Resampling[resampling]
         self._placements = _placements(self.infos, grid)
         self._edges = np.array(
@@ -131,6 +138,27 @@ class GridReader:
     def touching(self, window: Window) -> list[RasterInfo]:
         """The rasters that may contribute to ``window``, in the collection's order."""
         return [self.infos[index] for index in self._candidates(window.intersection(self.grid.window))]
+
+    def bytes_of_blocks(self, shape: tuple[int, int]) -> int | None:
+        """About how many bytes the decoded blocks have that a window touches.
+
+        Args:
+            shape: (rows, cols) of the window, px.
+
+        Returns:
+            None where this does not follow from the window: a raster is resampled, its blocks are larger
+            than the window (a striped file's), or not known (those of a VRT's sources).
+        """
+        most = 0
+        for info, placement in zip(self.infos, self._placements, strict=True):
+            rows, cols = min(shape[0], info.height), min(shape[1], info.width)
+            high, wide = info.block_shape
+            if not placement.aligned or high > rows or wide > cols or info.block_shape == _BLOCK_OF_VRT:
+                return None
+            # On average a window touches one block more than lie in it; GDAL decodes all bands of a block.
+            pixels = (rows + high) * (cols + wide)
+            most = max(most, pixels * info.band_count * np.dtype(info.dtype).itemsize)
+        return most
 
     def read(self, window: Window) -> Pixels:
         """The pixels of a window, which may reach outside of the grid.
@@ -216,7 +244,7 @@ class GridReader:
         waits = iter(RETRY_WAITS_S if kind_of_service(info.uri) else ())
         while True:
             try:
-                with raster_environment(info.uri), self._borrowed(index) as handle:
+                with raster_environment(info.uri, self.cache_bytes), self._borrowed(index) as handle:
                     found = handle.view.read(list(handle.bands), window=target)
                     return found, self._validity(handle, found, target)
             except (rasterio.errors.RasterioError, CPLE_BaseError) as error:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tasks.errors import ChiplineError, NotFoundError, RasterError, StoreError
 from tasks.host import Operation
 from tasks.imagery import Grid, Pixels, Window, prefetch
+from tasks.infer.reading import in_bands
 from tasks.infer.shards import Shard, TileGeometry
 
 # Pixels that one read may bring: bounds memory whatever the number of bands and the shard's width.
@@ -124,6 +125,8 @@ class Source:
         pixel_bytes: bytes of one pixel over all bands that are read, its mask included.
         remote: whether a read goes over a network, so that a failure may pass.
         props: what the function is told about the imagery besides a block's extent.
+        band: columns of shards that are read before those beside them (``tasks.infer.reading``); 0: in the
+            order given.
     """
 
     grid: Grid
@@ -131,6 +134,7 @@ class Source:
     pixel_bytes: int
     remote: bool
     props: Mapping[str, Any]
+    band: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,7 +283,7 @@ def run_shards(
     """Compute the shards whose results are not in the store yet.
 
     Args:
-        shards: in (grid, row, col) order, or any other: results do not depend on it.
+        shards: in any order: results do not depend on it, and a source with bands sets its own.
         sources: grids and readers, by the shards' grid number.
         host: runs the inference function.
         operator: makes a shard's result of the tiles' results.
@@ -298,7 +302,8 @@ def run_shards(
     """
     cutter = cutter or TileCutter(geometry, operator.needs)
     run = _Run(sources, host, operator, sink, cutter, counters if counters is not None else Counters())
-    strips = run.strips(shards, progress)
+    ordered = in_bands(shards, {number: source.band for number, source in sources.items()})
+    strips = run.strips(ordered, progress)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="chipline-write") as writer,
         closing(prefetch(_StripReader(run.read), strips, threads=read_threads, depth=strips_ahead)) as ahead,

@@ -24,7 +24,7 @@ from tasks.labels import LabelClass
 OverviewMethod = Literal["nearest", "mode", "average"]
 
 _BLOCK = 512
-_CACHE_BYTES = 256 * 2**20  # GDAL would take a twentieth of the machine's memory
+_CACHE_BYTES = 64 * 2**20  # of blocks on their way to the disk; GDAL would take a twentieth of the memory
 _MAX_CATEGORY_VALUE = 4095
 # Types and usages of a raster attribute table's columns in GDAL's PAM files.
 _INTEGER, _TEXT = "0", "2"

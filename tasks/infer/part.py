@@ -39,6 +39,7 @@ from tasks.infer.mask import GridMask, MaskPolygons
 from tasks.infer.operators import ObjectOperator, PixelOperator
 from tasks.infer.pictures import PictureOperator
 from tasks.infer.planned import Plan, PlannedGrid
+from tasks.infer.reading import fit_cache
 from tasks.infer.shards import Shard, ShardStore
 from tasks.package import Package
 from tasks.settings import settings
@@ -256,14 +257,17 @@ def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, So
             reader: GridReader | PairReader | RescaledReader | ImagesReader
             if plan.crops is not None and plan.crops.whole_images:
                 reader = images_reader(plan, planned, infos)
+                opened = []
             else:
                 reader = before = stack.enter_context(
                     GridReader(read_as(planned, infos), planned.grid, tuple(plan.extract_bands))
                 )
+                opened = [before]
             if planned.after:
                 later = _touched(plan, planned.after, planned.after_footprints, here)
                 after = stack.enter_context(GridReader(later, planned.grid, tuple(plan.after_bands)))
                 reader, infos = PairReader(before, after), [*infos, *later]
+                opened.append(after)
             if plan.rescaling is not None:
                 reader = RescaledReader(reader, plan.rescaling)
             sources[number] = Source(
@@ -272,6 +276,7 @@ def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, So
                 pixel_bytes=reader.band_count * reader.dtype.itemsize + 1,
                 remote=not all(is_local(info.uri) for info in infos),
                 props=_props(plan, planned),
+                band=0 if plan.crops is not None else fit_cache(opened, here, plan.geometry),
             )
         yield sources
 
