@@ -3,8 +3,9 @@
     python benchmarks/infer_memory.py [--sizes 4096 8192 16384 32768] [--classes 2 20] [--blend] [--quick]
 
 Each case in a process of its own: plan, one part with all shards, outputs. What is shown is the highest sum
-of the process tree's memory (PSS) and what it is above the loaded model, which is what the same takes for one
-tile. ``--blend`` mixes tiles and keeps probabilities, too; ``--quick`` takes 2,048 and 4,096.
+of the process tree's memory, what it is above the loaded model (which is what the same takes for one tile),
+what it is over that of the first size, and the highest sum in each phase. ``--blend`` mixes tiles and keeps
+probabilities, too; ``--quick`` takes 2,048 and 4,096.
 """
 
 from __future__ import annotations
@@ -38,8 +39,16 @@ def main() -> None:
         _step(*chosen.step)
         return
     sizes = [2048, 4096] if chosen.quick else chosen.sizes
-    heads = "classes | raster | wall, s | peak memory (PSS), MiB | above the loaded model, MiB"
-    sys.stdout.write(f"| {heads} |\n|---|---|---|---|---|\n")
+    heads = (
+        "classes",
+        "raster",
+        "wall, s",
+        "peak memory, MiB",
+        "above the loaded model, MiB",
+        f"over that of {sizes[0]}",
+        "plan / part / outputs, MiB",
+    )
+    sys.stdout.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
     with tempfile.TemporaryDirectory(prefix="infer-memory-") as folder:
         for size in [ONE_TILE, *sizes]:
             make_raster(_scene(Path(folder), size), size, overviews=False)
@@ -63,11 +72,17 @@ def _one_count(folder: Path, classes: int, sizes: list[int], stitching: str) -> 
 
     run("")  # makes the package: torch must not be loaded in the processes that are watched
     loaded = run(str(_scene(folder, ONE_TILE)))["peak_mib"]
-    sys.stdout.write(f"| {classes} | one tile: the loaded model | | {loaded:.0f} | |\n")
+    sys.stdout.write(f"| {classes} | one tile: the loaded model | | {loaded:.0f} | | | |\n")
+    first = 0.0
     for size in sizes:
         answer = run(str(_scene(folder, size)))
         wall, peak = answer["engine_s"] + answer["finishing_s"], answer["peak_mib"]
-        sys.stdout.write(f"| {classes} | {size} x {size} | {wall:.0f} | {peak:.0f} | {peak - loaded:.0f} |\n")
+        first = first or peak
+        phases = " / ".join(f"{memory:.0f}" for memory in answer["peaks_mib"].values())
+        sys.stdout.write(
+            f"| {classes} | {size} x {size} | {wall:.0f} | {peak:.0f} | {peak - loaded:.0f} "
+            f"| {100 * (peak / first - 1):+.1f} % | {phases} |\n"
+        )
         sys.stdout.flush()
 
 

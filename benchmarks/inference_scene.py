@@ -210,14 +210,18 @@ def run_part(
         store,
     )
     planning = time.perf_counter() - started
+    ended = {"plan": time.time()}
     package = fetch_package(plan.package.uri, store)
     before = psutil.Process().cpu_times()
     report = compute_part(store, plan, 0, package=package)
+    ended["part"] = time.time()
     after = psutil.Process().cpu_times()
     started = time.perf_counter()
     if finish:
         put_together(store, plan, {})
+        ended["outputs"] = time.time()
     return {
+        "ended": ended,
         "planning_s": planning,
         "starting_s": report.seconds_starting,
         "engine_s": report.seconds,

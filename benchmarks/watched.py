@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -15,23 +16,30 @@ import psutil
 def watched(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> dict[str, Any]:
     """Run a command that writes a JSON object as the last line it prints.
 
-    Returns that object, with ``peak_mib``: the highest sum of the process tree's memory (PSS: shared pages
-    count once), seen every 0.2 seconds.
+    Returns that object, with ``peak_mib``: the highest sum of the process tree's memory, seen every
+    0.2 seconds: memory of its own and shared memory (PSS, so that what its processes share counts once), and
+    the files that are mapped, programs and libraries, in full for each process: PSS would shrink while any
+    other program on the machine maps them, too. Where it names phases (``ended``: when each of them ended, by
+    ``time.time()``), ``peaks_mib`` has the highest sum within each.
     """
     with (folder / "printed").open("w+") as printed:
         process = subprocess.Popen(
             command, stdout=printed, env={**os.environ, **(environment or {})}, cwd=Path(__file__).parents[1]
         )
-        tree, peak = psutil.Process(process.pid), 0.0
+        tree, seen = psutil.Process(process.pid), []
         while process.poll() is None:
-            peak = max(peak, _memory_mib(tree))
+            seen.append((time.time(), _memory_mib(tree)))
             time.sleep(0.2)
         printed.seek(0)
         lines = printed.read().strip().splitlines()
     if process.returncode != 0 or not lines:
         raise SystemExit(f"{' '.join(command)} failed with code {process.returncode}")
     answer: dict[str, Any] = json.loads(lines[-1])
-    return {**answer, "peak_mib": peak}
+    peaks, begun = {}, 0.0
+    for phase, ended in answer.get("ended", {}).items():
+        peaks[phase] = max((memory for when, memory in seen if begun < when <= ended), default=0.0)
+        begun = ended
+    return {**answer, "peak_mib": max(memory for _, memory in seen), "peaks_mib": peaks}
 
 
 def _memory_mib(tree: psutil.Process) -> float:
@@ -42,10 +50,14 @@ def _memory_mib(tree: psutil.Process) -> float:
         return 0.0
     for process in processes:
         try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
+            places = Path(f"/proc/{process.pid}")
+            rolled, status = (places / "smaps_rollup").read_text(), (places / "status").read_text()
+        except OSError:
             continue  # it ended between being listed and being asked
-    return total / 2**20
+        total += sum(
+            map(int, re.findall(r"^(?:Pss_Anon|Pss_Shmem|RssFile):\s+(\d+) kB", rolled + status, re.M))
+        )
+    return total / 2**10
 
 
 class Clock:
