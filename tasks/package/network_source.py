@@ -23,7 +23,7 @@ import operator
 import re
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -66,8 +66,8 @@ def emit_network(module: nn.Module, class_name: str = "Network") -> str:
     Raises:
         PackageError: the forward depends on data, or a layer has no plain constructor.
     """
-    body, helpers = _class_source(module, class_name)
-    return _document(
+    body, helpers = class_source(module, class_name)
+    return document(
         [class_name, "traced by Chipline from " + type(module).__name__],
         helpers + body,
         f"    return {class_name}().eval()",
@@ -86,11 +86,11 @@ def emit_networks(modules: Mapping[str, nn.Module]) -> str:
     """
     bodies, helpers = [], ""
     for number, module in enumerate(modules.values()):
-        body, needed = _class_source(module, f"Network{number}")
+        body, needed = class_source(module, f"Network{number}")
         bodies.append(body)
         helpers = needed or helpers
     lines = [f"    put(networks, {name!r}, Network{number}())" for number, name in enumerate(modules)]
-    return _document(
+    return document(
         ["Networks " + ", ".join(modules), "traced by Chipline"],
         helpers + "\n\n".join(bodies),
         "\n".join(["    networks = Group()", *lines, "    return networks.eval()"]),
@@ -118,7 +118,7 @@ def emit_detector(
     out_channels = getattr(backbone, "out_channels", None)
     if not isinstance(out_channels, int):
         raise PackageError("The detector's backbone has no attribute out_channels.", "Set it to an int.")
-    body, helpers = _class_source(backbone, class_name)
+    body, helpers = class_source(backbone, class_name)
     build_source = textwrap.dedent(inspect.getsource(build_detector))
     # The one function that builds detectors is the one that travels.
     start = build_source.index("    # -- travels from here")
@@ -135,7 +135,7 @@ def emit_detector(
         f"    backbone.out_channels = {out_channels}\n"
         f"    return build_detector(backbone, {detector!r}, ARGUMENTS).eval()"
     )
-    return _document(
+    return document(
         [class_name, "traced by Chipline; the detector is torchvision's " + detector],
         helpers + body + "\n\n" + rebuilt,
         closing,
@@ -264,12 +264,22 @@ def _inference_mode_of(module: nn.Module) -> Iterator[None]:
             child.training = modes[name]
 
 
-def _class_source(module: nn.Module, class_name: str) -> tuple[str, str]:
+def class_source(
+    module: nn.Module, class_name: str, tracer: Callable[[nn.Module], fx.Graph] = trace
+) -> tuple[str, str]:
+    """The source of a class that computes what ``module`` does, and of what it is built on.
+
+    Args:
+        tracer: follows the forward.
+
+    Raises:
+        PackageError: see :func:`emit_network`.
+    """
     if not class_name.isidentifier():
         raise PackageError(f"{class_name!r} is no name for a Python class.", "Use letters, digits and _.")
     with _inference_mode_of(module):
         try:
-            graph = trace(module)
+            graph = tracer(module)
         except PackageError:
             raise
         except Exception as error:  # foreign forward code may raise anything while it is traced
@@ -488,7 +498,8 @@ def _constants(module: nn.Module, graph: fx.Graph) -> list[str]:
     return lines
 
 
-def _document(title: list[str], body: str, closing: str, *, detection: bool) -> str:
+def document(title: list[str], body: str, closing: str, *, detection: bool) -> str:
+    """A whole source: ``body`` between what every one of them has and ``build()``, which does ``closing``."""
     needs = "torch and torchvision" if detection else "torch"
     return f'''"""{title[0]}: {title[1]}. Needs {needs} only.
 

@@ -20,6 +20,9 @@ _SAME_CONVOLUTION_CLASSES = {"Conv2dSame", "Conv2dDynamicSamePadding"}  # timm; 
 _COMPARISONS = (operator.eq, operator.ne, operator.gt, operator.ge, operator.lt, operator.le)
 _CHANNELS = 1  # index in (n, channels, rows, cols)
 _PROBE_PX = 64
+_FOREIGN = "encoder"
+# Images of other numbers and sizes: what is answered alike for all of them is the network's own, too.
+_PROBES = ((1, 128, 256), (2, 256, 128))
 
 
 def trace(module: nn.Module) -> fx.Graph:
@@ -35,6 +38,22 @@ def trace(module: nn.Module) -> fx.Graph:
         if first is None:  # nothing tells the number of bands of an example
             raise
         return _Tracer(_Example(module, first.in_channels)).trace(module)
+
+
+def trace_settled(module: nn.Module) -> fx.Graph:
+    """The graph of a forward that asks about sizes, where each answer is the same for images of any size.
+
+    That it is gets checked with images of several numbers and sizes; in its ``encoder``, which may be
+    anybody's, only what :func:`trace` answers is. What nobody uses is left out.
+
+    Raises:
+        fx.proxy.TraceError: an answer depends on the data, or on the size of the input.
+    """
+    first = next(child for child in module.modules() if isinstance(child, nn.Conv2d))
+    examples = [_Example(module, first.in_channels, shape) for shape in _PROBES]
+    graph = _SettledTracer(examples).trace(module)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    return graph
 
 
 class _Tracer(fx.Tracer):
@@ -78,13 +97,60 @@ class _Tracer(fx.Tracer):
         return is_torch_layer(m) and not isinstance(m, nn.Sequential)
 
 
+class _SettledTracer(_Tracer):
+    """Answers each question that has one answer for all examples."""
+
+    # A buffer's forms (another number type, another shape) are followed as a tensor's are.
+    proxy_buffer_attributes = True
+
+    def __init__(self, examples: list[_Example]) -> None:
+        super().__init__(examples[0])
+        self.examples = examples
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if any(path.split(".")[0] == _FOREIGN for path in self.module_stack):
+            return bool(super().to_bool(obj))
+        answers = {bool(example.value(obj.node)) for example in self.examples}
+        return answers.pop() if len(answers) == 1 else bool(super().to_bool(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([obj[index] for index in range(self.length(obj))])
+
+    def length(self, obj: fx.Proxy) -> int:
+        """How many parts a shape, or what a layer gave, has.
+
+        Raises:
+            fx.proxy.TraceError: it depends on the input, or it is a tensor.
+        """
+        values = [example.value(obj.node) for example in self.examples]
+        if not all(isinstance(value, tuple | list) for value in values) or len(set(map(len, values))) > 1:
+            raise fx.proxy.TraceError(f"the length of {obj.node} depends on the data")
+        return len(values[0])
+
+
+class _Proxy(fx.Proxy):
+    """fx's own knows no ``abs``, and no length, which ``(*shape[:2], 4)`` and ``list(x.split(2))`` need."""
+
+    def __len__(self) -> int:
+        assert isinstance(self.tracer, _SettledTracer)
+        return self.tracer.length(self)
+
+    def __abs__(self) -> Any:
+        return torch.abs(self)  # type: ignore[call-overload]
+
+
 class _Example:
     """What each layer gives for an example input, recorded before the trace: no layer can be called in it."""
 
-    def __init__(self, module: nn.Module, bands: int) -> None:
+    def __init__(
+        self, module: nn.Module, bands: int, shape: tuple[int, int, int] = (1, _PROBE_PX, _PROBE_PX)
+    ) -> None:
         self.results: dict[str, list[Any]] = {}
         self.tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self.input = torch.zeros(1, bands, _PROBE_PX, _PROBE_PX)
+        self.input = torch.zeros(shape[0], bands, *shape[1:])
         self._values: dict[fx.Node, Any] = {}
         hooks = []
         for name, child in module.named_modules():

@@ -24,10 +24,18 @@ from tasks.train.models.options import (
     EdgeOptions,
     ImageOptions,
     PixelOptions,
+    QueryOptions,
     RoadOptions,
     enlargement,
 )
-from tasks.train.modules import InstanceModule, LabelModule, ObjectModule, PixelModule, TrainingModule
+from tasks.train.modules import (
+    InstanceModule,
+    LabelModule,
+    ObjectModule,
+    PixelModule,
+    QueryModule,
+    TrainingModule,
+)
 from tasks.train.normalisation import Normalisation
 from tasks.train.parameters import TrainParameters
 from tasks.train.recipes import TRANSFORMS, pairs_of_files, recipe_of
@@ -210,6 +218,9 @@ def assemble(
             chip_classifier, encoder=chip_classifier.encoder, options=options, several=several, **shared
         )
         return Assembled(learner, source)
+    if isinstance(options, QueryOptions):
+        assert isinstance(train_set, datasets.ObjectChips)
+        return _assemble_queries(parameters, options, len(schema), train_set, encoder, shared)
     pyramid = detectors.build_pyramid(parameters.backbone_model, options, **encoder)
     arguments = detectors.detector_arguments(
         parameters.model_type, options, classes=len(schema), bands=len(bands)
@@ -219,6 +230,33 @@ def assemble(
     _channels_last(detector)
     kind = InstanceModule if parameters.kind == "instances" else ObjectModule
     return Assembled(kind(detector, encoder=pyramid.encoder, options=options, **shared), source)
+
+
+def _assemble_queries(
+    parameters: TrainParameters,
+    options: QueryOptions,
+    classes: int,
+    train_set: datasets.ObjectChips,
+    encoder: dict[str, Any],
+    shared: dict[str, Any],
+) -> Assembled:
+    # Imported where it is needed: the library behind it takes seconds to load.
+    from tasks.package.query_detector import emit_query_detector
+    from tasks.train.models import queries
+
+    network = queries.build_query_network(
+        parameters.model_type,
+        parameters.backbone_model,
+        options,
+        classes=classes,
+        most_objects=train_set.most_objects() if options.queries is None else 0,
+        **encoder,
+    )
+    arguments = queries.detector_arguments(options)
+    source = emit_query_detector(network, arguments)
+    detector = queries.LearningQueryDetector(network, **arguments)
+    _channels_last(detector)
+    return Assembled(QueryModule(detector, encoder=network.encoder, options=options, **shared), source)
 
 
 def budget_of(parameters: TrainParameters) -> Budget:

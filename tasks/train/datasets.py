@@ -317,6 +317,10 @@ class ObjectChips(_Chips):
         labels = np.array([chip.classes.index(box[0]) + 1 for box in found], dtype=np.int64)
         return boxes, labels
 
+    def most_objects(self) -> int:
+        """How many objects the fullest chip has; labels are read, no pixels."""
+        return max((len(read_boxes(chip)) for chip in self.chips), default=0)
+
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
         kept = self.read(draw[0])
         boxes, labels = kept.label

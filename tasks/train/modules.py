@@ -29,7 +29,7 @@ from tasks.assess.objects import (
 from tasks.labels import ClassSchema
 from tasks.train.datasets import IGNORED, Target
 from tasks.train.mixup import mix
-from tasks.train.models.options import ClassifierOptions, DetectorOptions, PixelOptions
+from tasks.train.models.options import BoxOptions, ClassifierOptions, PixelOptions
 from tasks.train.schedule import Budget, one_cycle
 from tasks.train.scores import (
     chip_objects,
@@ -211,11 +211,15 @@ class PixelModule(TrainingModule):
             result = result + _dice_loss(logits, labels, known)
         return result
 
+    def learnt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of a batch, and the loss that training lessens and validation measures."""
+        scores = self.network(images.contiguous(memory_format=torch.channels_last))
+        return scores, self.loss(scores, labels)
+
     def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
         images, labels = batch
         if not self.options.mixup:
-            scores = self.network(images.contiguous(memory_format=torch.channels_last))
-            return self.loss(scores, labels), len(images)
+            return self.learnt(images, labels)[1], len(images)
         mixed, partner, share = mix(images)
         scores = self.network(mixed.contiguous(memory_format=torch.channels_last))
         others = labels[partner]
@@ -231,8 +235,8 @@ class PixelModule(TrainingModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         images, labels = batch
-        logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        self._validation_losses.append(float(self.loss(logits, labels)))
+        logits, loss = self.learnt(images, labels)
+        self._validation_losses.append(float(loss))
         confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
         size = len(self.confusion)
         for truth, found, sure in zip(labels, predicted, confidence, strict=True):
@@ -257,10 +261,10 @@ class PixelModule(TrainingModule):
 
 
 class ObjectModule(TrainingModule):
-    """Trains one of torchvision's detectors."""
+    """Trains a detector: one of torchvision's, or what takes and gives what those do."""
 
     def __init__(
-        self, network: nn.Module, *, options: DetectorOptions, schema: ClassSchema, **shared: Any
+        self, network: nn.Module, *, options: BoxOptions, schema: ClassSchema, **shared: Any
     ) -> None:
         super().__init__(network, **shared)
         self.options = options
@@ -320,6 +324,12 @@ class ObjectModule(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         values, self.per_class = score_chips(self.chips, self.schema)
         self.finish_validation(values)
+
+
+class QueryModule(ObjectModule):
+    """Trains a detector that answers queries; attention does not bear the rates that convolutions do."""
+
+    usual_rate = 5e-4
 
 
 class InstanceModule(ObjectModule):

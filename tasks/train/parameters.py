@@ -28,6 +28,8 @@ ModelType = Literal[
     "RETINANET",
     "SSD",
     "FASTERRCNN",
+    "RTDETRV2",
+    "DFINE",
     "MASKRCNN",
     "FEATURE_CLASSIFIER",
     "CHANGEDETECTOR",
@@ -68,6 +70,8 @@ ADVERSARIAL: frozenset[Kind] = frozenset({"translation", "cycle"})
 PIXEL_MODELS = frozenset(
     {"UNET", "UNETPLUSPLUS", "MANET", "LINKNET", "FPN", "PSPNET", "DEEPLAB", "UPERNET", "SEGFORMER"}
 )
+# Detectors that answer a fixed number of queries.
+QUERY_MODELS = frozenset({"RTDETRV2", "DFINE"})
 _OTHER_KINDS: dict[str, Kind] = {
     "MASKRCNN": "instances",
     "FEATURE_CLASSIFIER": "labels",
@@ -113,11 +117,11 @@ class TrainParameters(ToolParameters):
     )
     model_type: ModelType = Field(
         description="UNET, UNETPLUSPLUS, MANET, LINKNET, FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER classify "
-        "pixels (Classified_Tiles and other formats with masks); FCOS, RETINANET, SSD and FASTERRCNN detect "
-        "objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines them (RCNN_Masks); "
-        "FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or several "
-        "(MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles of two "
-        "rasters); HED_EDGEDETECTOR and BDCN_EDGEDETECTOR find edges, MULTITASK_ROADEXTRACTOR and "
+        "pixels (Classified_Tiles and other formats with masks); FCOS, RETINANET, SSD, FASTERRCNN, RTDETRV2 "
+        "and DFINE detect objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines "
+        "them (RCNN_Masks); FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or "
+        "several (MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles "
+        "of two rasters); HED_EDGEDETECTOR and BDCN_EDGEDETECTOR find edges, MULTITASK_ROADEXTRACTOR and "
         "CONNECTNET roads (Classified_Tiles of one class); SUPERRESOLUTION makes finer pictures and PIX2PIX "
         "other ones (Export_Tiles), CYCLEGAN learns both ways from pictures that are no pairs (CycleGAN); "
         "CUSTOM is a model of your own, see custom_model",
@@ -172,7 +176,7 @@ class TrainParameters(ToolParameters):
         gt=0,
         le=1,
         description="Largest learning rate of the one-cycle schedule; empty: found by a test over rising "
-        "rates (0.004 with preset = light). The encoder learns with half of it",
+        "rates (0.004 with preset = light; 0.0005 for RTDETRV2, DFINE). The encoder learns with half of it",
     )
     validation_percent: float = Field(
         default=10.0,
@@ -199,7 +203,8 @@ class TrainParameters(ToolParameters):
         description="Arguments of the model, as names and values. preset = light trains on a CPU in minutes; "
         "further: pretrained, downscale; models of pixels: class_balancing, focal_loss, dice_loss, "
         "ignore_classes, decoder, width; "
-        "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; "
+        "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; RTDETRV2, DFINE: those "
+        "of detectors, and layers, queries, denoising, expansion; "
         "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion; "
         "MULTITASK_ROADEXTRACTOR, CONNECTNET: those of pixels, and mtl_model, gaussian_thresh, "
         "orient_bin_size, orient_theta, direction_weight, connectivity_weight (CONNECTNET); "

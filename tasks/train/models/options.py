@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.parameters import arguments_as_dict, validated
-from tasks.train.parameters import ADVERSARIAL, IMAGE_KINDS, Kind, TrainParameters
+from tasks.train.parameters import ADVERSARIAL, IMAGE_KINDS, QUERY_MODELS, Kind, TrainParameters
 
 Preset = Literal["light", "standard"]
 
@@ -136,27 +136,18 @@ class ConnectedRoadOptions(RoadOptions):
     )
 
 
-class DetectorOptions(_Options):
-    """Arguments of the detectors. Pixel sizes are those of the image, not of the downscaled one."""
+class BoxOptions(_Options):
+    """Arguments of all models of boxes. Pixel sizes are those of the image, not of the downscaled one."""
 
     stride: Literal[4, 8, 16] = Field(8, description="pixels per cell of the finest feature map")
     levels: int = Field(3, ge=1, le=4, description="number of feature maps, each half the size of the last")
-    depth: int = Field(5, ge=3, le=5, description="how many resolutions of the encoder are used")
-    width: int = Field(128, ge=32, le=256, multiple_of=32, description="channels of the feature maps")
-    head_convolutions: int = Field(4, ge=1, le=4, description="layers of the head before the scores (FCOS)")
     anchor_size: float = Field(16.0, gt=0, description="pixels; the finest level's boxes start at this size")
-    center_radius: float = Field(
-        0.75, gt=0, description="cells within this many anchor sizes of an object's centre learn it (FCOS)"
+    nms_overlap: float = Field(
+        0.4, gt=0, le=1, description="overlap at which the weaker of two boxes goes; 1: none does"
     )
-    nms_overlap: float = Field(0.4, gt=0, lt=1, description="overlap at which the weaker of two boxes goes")
     detect_min_iou: float = Field(
         0.4, gt=0, lt=1, description="IoU at which a validation box counts as found"
     )
-
-    @property
-    def size_divisor(self) -> int:
-        """Chips and tiles are multiples of this; torchvision pads other images."""
-        return int(max(32, self.downscale * 2**self.depth))
 
     @model_validator(mode="before")
     @classmethod
@@ -176,13 +167,69 @@ class DetectorOptions(_Options):
         return values
 
     @model_validator(mode="after")
-    def _levels_fit(self) -> DetectorOptions:
-        finest = self.stride // self.downscale
-        if finest < 2:
+    def _levels_fit(self) -> BoxOptions:
+        if self.stride // self.downscale < 2:
             raise ValueError("stride must be at least twice downscale")
-        if finest.bit_length() - 1 + self.levels - 1 > 5:
+        if self.resolutions > 5:
             raise ValueError("stride and levels ask for more resolutions than an encoder has")
         return self
+
+    @property
+    def resolutions(self) -> int:
+        """How many resolutions of the encoder the feature maps need."""
+        return (self.stride // self.downscale).bit_length() - 1 + self.levels - 1
+
+
+class DetectorOptions(BoxOptions):
+    """Arguments of torchvision's detectors."""
+
+    depth: int = Field(5, ge=3, le=5, description="how many resolutions of the encoder are used")
+    width: int = Field(128, ge=32, le=256, multiple_of=32, description="channels of the feature maps")
+    head_convolutions: int = Field(4, ge=1, le=4, description="layers of the head before the scores (FCOS)")
+    center_radius: float = Field(
+        0.75, gt=0, description="cells within this many anchor sizes of an object's centre learn it (FCOS)"
+    )
+
+    @property
+    def size_divisor(self) -> int:
+        """Chips and tiles are multiples of this; torchvision pads other images."""
+        return int(max(32, self.downscale * 2**self.depth))
+
+
+class QueryOptions(BoxOptions):
+    """Arguments of RTDETRV2 and DFINE."""
+
+    nms_overlap: float = Field(
+        1.0, gt=0, le=1, description="overlap at which the weaker of two boxes goes; 1: none does"
+    )
+    width: Literal[32, 64, 128, 256] = Field(256, description="channels of the feature maps and of queries")
+    layers: int = Field(6, ge=1, le=12, description="how often boxes are corrected (layers of the decoder)")
+    queries: int | None = Field(
+        None,
+        ge=10,
+        le=3000,
+        description="most objects that are found in a tile; empty: two for each object of the fullest chip, "
+        "at least 300",
+    )
+    denoising: int = Field(
+        100, ge=0, le=1000, description="known objects that are put among the queries in training, with noise"
+    )
+    expansion: float = Field(
+        1.0, ge=0.25, le=1, description="channels of the blocks that merge feature maps, as a share of width"
+    )
+
+    @property
+    def size_divisor(self) -> int:
+        """Chips and tiles are multiples of this."""
+        return int(max(32, self.downscale * 2**self.resolutions))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _width_number(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("width"), str):
+            text = values["width"].strip()
+            values = {**values, "width": int(text) if text.isdigit() else text}
+        return values
 
 
 class ClassifierOptions(_Options):
@@ -243,7 +290,7 @@ class CycleOptions(ImageOptions):
     )
 
 
-AnyOptions = PixelOptions | DetectorOptions | ClassifierOptions | ImageOptions
+AnyOptions = PixelOptions | DetectorOptions | QueryOptions | ClassifierOptions | ImageOptions
 
 _LIGHT_PIXELS = {"downscale": 2, "decoder": (128, 96, 64, 32, 16), "width": 96}
 _LIGHT_DETECTOR = {"downscale": 2, "levels": 1, "depth": 4, "width": 64, "head_convolutions": 2}
@@ -257,6 +304,7 @@ _LIGHT: dict[type[_Options], dict[str, Any]] = {
     RoadOptions: _LIGHT_PIXELS,
     ConnectedRoadOptions: _LIGHT_PIXELS,
     DetectorOptions: _LIGHT_DETECTOR,
+    QueryOptions: {"downscale": 2, "levels": 2, "width": 128, "layers": 3, "expansion": 0.5},
     ClassifierOptions: _LIGHT_CLASSIFIER,
     ResolutionOptions: _LIGHT_IMAGES,
     TranslationOptions: {**_LIGHT_IMAGES, "discriminator": 32},
@@ -293,13 +341,17 @@ def read_options(kind: type[Options], arguments: dict[str, str]) -> Options:
     return validated(kind, {**base, **values})
 
 
+def _options_type(parameters: TrainParameters) -> type[AnyOptions]:
+    return QueryOptions if parameters.model_type in QUERY_MODELS else _OPTIONS_OF[parameters.kind]
+
+
 def options_of(parameters: TrainParameters) -> AnyOptions:
     """The options of the tool's model arguments.
 
     Raises:
         BadInputError: an argument that is unknown, given twice, or outside its bounds.
     """
-    kind, arguments = _OPTIONS_OF[parameters.kind], arguments_as_dict(parameters.model_arguments)
+    kind, arguments = _options_type(parameters), arguments_as_dict(parameters.model_arguments)
     own = own_arguments(parameters)
     return read_options(kind, {name: value for name, value in arguments.items() if name not in own})
 
@@ -308,7 +360,7 @@ def own_arguments(parameters: TrainParameters) -> dict[str, str]:
     """The model arguments that are for a model of one's own; none are for others."""
     if parameters.custom_model is None:
         return {}
-    known = _OPTIONS_OF[parameters.kind].model_fields
+    known = _options_type(parameters).model_fields
     arguments = arguments_as_dict(parameters.model_arguments)
     return {name: value for name, value in arguments.items() if name not in known}
 
