@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from tasks.errors import BadInputError, NotFoundError
 from tasks.imagery.grid import Bounds, Grid
+from tasks.imagery.identity import unsigned
 from tasks.imagery.items import RASTER_SUFFIXES, ListedRaster, is_item_document, listed_rasters
+from tasks.settings import settings
 from tasks.store import ObjectStore, is_local, iter_files, join, read_manifest
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 FINER_BY = 0.05
 """Share by which a raster's cells must be finer than the first raster's to decide an export's cell size."""
 
+NEIGHBOURS_DEGREES = 1.0
+"""Longitudes that lie empty between imagery on both sides of the antimeridian that is one place."""
+
+_FEATURES = (".shp", ".gpkg", ".gdb", ".fgb")
 _REMEDY_NO_CRS = (
     "Assign the reference system (for example with `gdal_edit.py -a_srs EPSG:… raster.tif`), "
     "or work in pixel space where the tool offers it."
@@ -53,12 +59,24 @@ def list_rasters(inputs: Iterable[str]) -> list[ListedRaster]:
             rasters = list(listed_rasters(text, store))
             _some([raster.uri for raster in rasters], text)
         else:
+            _refuse_features(text)
             rasters = [ListedRaster(uri) for uri in _expanded(text, store)]
         for raster in rasters:
             found.setdefault(raster.uri, raster)
     if not found:
         raise BadInputError("No input raster is given.", "Give at least one raster, folder or prefix.")
     return list(found.values())
+
+
+def _refuse_features(text: str) -> None:
+    path = text.partition("|")[0].rstrip("/").lower()
+    if path.endswith(_FEATURES) and not (path.endswith(".gpkg") and "GPKG" in settings().gdal_drivers):
+        raise BadInputError(
+            f"{unsigned(text)} is a layer of features, where imagery is needed; images that are attached to "
+            "features are not read.",
+            "Export the attachments into a folder, and give the folder: each image is then one raster "
+            "(processing_mode PROCESS_ITEMS_SEPARATELY).",
+        )
 
 
 def grid_of_raster(info: RasterInfo, *, map_space: bool = True) -> Grid:
@@ -257,14 +275,17 @@ def crs_name(crs_wkt: str | None) -> str:
 
 
 def check_one_piece(crs_wkt: str, bounds: Sequence[Bounds]) -> None:
-    """Refuse footprints on both sides of the antimeridian, where a grid of degrees would span the world.
+    """Refuse neighbours on both sides of the antimeridian, which a grid of degrees puts at opposite ends.
+
+    Imagery all around the world, and of places far apart, lies well on such a grid.
 
     Args:
         crs_wkt: of the grid.
         bounds: (xmin, ymin, xmax, ymax) there, of what is computed of each raster.
 
     Raises:
-        BadInputError: more than half of the world's longitudes lie empty between them.
+        BadInputError: more than half of the world's longitudes lie empty between them, and next to nothing
+            on the other way round.
     """
     from rasterio.crs import CRS
 
@@ -272,8 +293,10 @@ def check_one_piece(crs_wkt: str, bounds: Sequence[Bounds]) -> None:
         return
     spans = sorted((xmin, xmax) for xmin, _, xmax, _ in bounds)
     reach = spans[0][1] if spans else 0.0
+    farthest = max((east for _, east in spans), default=0.0)
+    around = 360 - (farthest - spans[0][0]) if spans else 360.0
     for west, east in spans:
-        if west - reach > 180:
+        if west - reach > 180 and around < NEIGHBOURS_DEGREES:
             raise BadInputError(
                 f"The imagery lies on both sides of the antimeridian, where a grid in {crs_name(crs_wkt)} "
                 "has two edges.",

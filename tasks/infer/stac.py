@@ -163,7 +163,10 @@ def footprint(
             for turn in (-360, 0, 360)
         ]
         area = shapely.union_all([piece for piece in pieces if not piece.is_empty])
-        west, east = (value - 360 * np.floor((value + 180) / 360) for value in (west, east))
+        if east - west < 360:
+            west, east = (value - 360 * np.floor((value + 180) / 360) for value in (west, east))
+        else:
+            west, east = -180.0, 180.0
     area = shapely.orient_polygons(shapely.set_precision(area, 1e-7))
     geometry: dict[str, Any] = dict(shapely.geometry.mapping(area))
     return _as_lists(geometry), [round(float(value), 7) for value in (west, south, east, north)]

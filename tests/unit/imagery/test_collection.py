@@ -144,3 +144,9 @@ class TestGridOfCollection:
         grid = grid_of_collection([one], cell_size=0.5)
         assert grid.bounds[0] <= one.bounds[0] + 1e-6
         assert grid.bounds[2] >= one.bounds[2] - 1e-6
+
+
+@pytest.mark.parametrize("name", ["photos.gpkg|layername=sites", "photos.gdb/", "s3://survey/Photos.SHP"])
+def test_a_layer_of_features_is_no_imagery(name: str) -> None:
+    with pytest.raises(BadInputError, match=r"layer of features.*Export the attachments into a folder"):
+        expand_rasters([name])

@@ -40,6 +40,14 @@ def item(crs_wkt: str | None = UTM, **how: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("edge", [180.0, 180.015])
+def test_the_whole_world_is_not_a_strip_at_the_antimeridian(edge: float) -> None:
+    degrees = pyproj.CRS.from_epsg(4326).to_wkt()
+    geometry, box = footprint(degrees, [(-edge, -90.0, edge, 90.0)])
+    assert box == [-180, -90, 180, 90]
+    assert shapely.geometry.shape(geometry).area == pytest.approx(360 * 180)
+
+
 def test_it_is_a_valid_item_with_lineage() -> None:
     found = json.loads(json.dumps(item(), allow_nan=False))
     assert found == item()

@@ -189,6 +189,28 @@ def test_a_mosaic_on_both_sides_of_the_antimeridian_is_refused(tool: str) -> Non
     assert planned(tool, *halves).grids[0].grid.cols == 2 * WIDTH
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_imagery_around_the_whole_world_needs_no_other_map(tool: str) -> None:
+    whole = Affine(1.2, 0, -180, 0, -0.9, 90)
+    assert planned(tool, raster(whole, DEGREES)).grids[0].grid.shape == (HEIGHT, WIDTH)
+    # Web Mercator ends a hair before 180 degrees, and files of the whole world a hair behind.
+    edge = 20_037_508.342789244
+    cell = 2 * edge / WIDTH
+    mercator = raster(Affine(cell, 0, -edge, 0, -cell, edge / 2), CRS.from_epsg(3857).to_wkt(), height=150)
+    there = planned(tool, mercator, out_sr=4326).grids[0].grid
+    assert (there.bounds[0], there.bounds[2]) == pytest.approx((-180, 180), abs=2)
+    beyond = raster(Affine(1.2001, 0, -180.015, 0, -0.9, 90), DEGREES)
+    assert planned(tool, beyond).grids[0].grid.cols == WIDTH
+    # A mosaic of the continents, and of two places that an ocean or a hemisphere keeps apart.
+    tiles = [raster(Affine(0.3, 0, x, 0, -0.3, 60), DEGREES, str(x)) for x in (-170, -80, 70)]
+    assert planned(tool, *tiles).grids[0].grid.bounds == pytest.approx((-170, 0, 160, 60))
+    apart = [raster(Affine(0.01, 0, x, 0, -0.01, 38), DEGREES, str(x)) for x in (-123, 139)]
+    plan = planned(tool, *apart)
+    assert plan.grids[0].grid.bounds == pytest.approx((-123, 36, 142, 38))
+    # Work lies where imagery does, not in the 260 degrees between.
+    assert sum(shard.target.cols for shard in plan.shards if shard.row == 0) <= 2 * (WIDTH + 64)
+
+
 def test_features_are_found_on_either_side_of_the_antimeridian() -> None:
     on_both = around((180 - 50 * CELL, -17.0008), (-180 + 50 * CELL, -17.0008), (179.9, -17.0008))
     plan = planned("classify_objects", raster(ACROSS, DEGREES), layer=on_both)
