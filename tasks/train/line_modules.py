@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tasks.train.datasets import IGNORED, Known, PixelChips
-from tasks.train.models.edges import EdgeNetwork
+from tasks.train.models.edges import EdgeNetwork, scores_of
 from tasks.train.models.lines import directions_of, redrawn
 from tasks.train.models.options import ConnectedRoadOptions, RoadOptions
 from tasks.train.models.roads import RoadAnswer, RoadNetwork, connections_of
@@ -40,8 +40,7 @@ class EdgeModule(PixelModule):
     Source: Xie and Tu, 2015, equations 2 and 4; He et al., 2019, equations 5 and 6.
     """
 
-    def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-        images, labels = batch
+    def learnt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         network = cast(EdgeNetwork, self.network)
         answers = network.answers(images.contiguous(memory_format=torch.channels_last)).float()
         known = labels != IGNORED
@@ -54,14 +53,13 @@ class EdgeModule(PixelModule):
         entropy = functional.binary_cross_entropy_with_logits(answers, truth, reduction="none")
         # Each answer's mean, and their sum.
         each = (entropy * weights[:, None]).sum(dim=(0, 2, 3)) / total
-        return (each * each.new_tensor(network.weights)).sum(), len(images)
+        return scores_of(answers), (each * each.new_tensor(network.weights)).sum()
 
 
 class RoadModule(PixelModule):
     """Roads, on them the direction that they run in, and what they connect; every answer learns."""
 
-    def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-        images, labels = batch
+    def learnt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         network, options = cast(RoadNetwork, self.network), cast(RoadOptions, self.options)
         answers = network.answers(images.contiguous(memory_format=torch.channels_last))
         known = labels != IGNORED
@@ -75,7 +73,7 @@ class RoadModule(PixelModule):
                 loss = loss + options.direction_weight * apart[roads].mean()
         if isinstance(options, ConnectedRoadOptions) and options.connectivity_weight > 0:
             loss = loss + options.connectivity_weight * _connection_loss(answers, roads, known)
-        return loss, len(images)
+        return answers[-1].roads, loss
 
 
 def _connection_loss(answers: Sequence[RoadAnswer], roads: Tensor, known: Tensor) -> Tensor:

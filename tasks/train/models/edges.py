@@ -53,8 +53,13 @@ class EdgeNetwork(nn.Module):
         return torch.cat([each, self.fused(each)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, bands, rows, cols) -> logits (n, 2, rows, cols)
-        logits = self.answers(x)[:, -1:]
-        return torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return scores_of(self.answers(x))
+
+
+def scores_of(answers: Tensor) -> Tensor:
+    """The last answer as logits of no edge and of an edge  # (n, answers, rows, cols) -> (n, 2, rows, cols)."""
+    logits = answers[:, -1:]
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 class NestedEdges(EdgeNetwork):
