@@ -144,6 +144,7 @@ class ScoreOperator:
         """The decided core and the shares of the strips around it."""
         if state.sums is not None:
             self._move_on(state, state.zone.row_stop)
+            state.sums = None  # nothing is left in it, and it is the largest part of a shard
         arrays: dict[str, NDArray[Any]] = {"classes": state.decided.classes}
         if self.scoring.kept:
             arrays.update(top=state.decided.top, probability=state.decided.probability)

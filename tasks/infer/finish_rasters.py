@@ -48,7 +48,7 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
         shards[shard.grid].append(shard)
     series = RasterSeries(plan, folder) if plan.finishing.get("series") is not None else None
     for number, planned in enumerate(plan.grids):
-        blocks = _classes(store, plan, planned, shards[number])
+        blocks = _classes(store, plan, planned, shards[number], folder)
         computed = write_raster(folder / f"{planned.name}.tif", planned.output_grid, blocks, form)
         shown = number < MOST_PREVIEWS
         if shown:
@@ -81,7 +81,7 @@ def write_rasters(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Path
             put_layer(outputs, f"{planned.name}_polygons", place.crs_wkt, polygons, {})
         for suffix, kept_form in kept.items():
             path = folder / f"{planned.name}_{suffix}.tif"
-            values = _kept(store, plan, planned, shards[number], suffix)
+            values = _kept(store, plan, planned, shards[number], folder, suffix)
             made = write_raster(path, planned.output_grid, values, kept_form)
             _put(outputs, place, path.stem, _on_map(plan, planned, made, kept_form), kept_form)
         if series is not None:
@@ -136,7 +136,7 @@ def probability_formats(plan: Plan) -> dict[str, RasterFormat]:
 
 
 def _classes(
-    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]
+    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard], folder: Path
 ) -> Iterator[tuple[Window, NDArray[Any]] | tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
     row, col = planned.region[:2]
     if plan.scoring is None:
@@ -147,27 +147,33 @@ def _classes(
             else:
                 yield window, read_pixels(data)
         return
-    for window, made in _decided(store, plan, planned, shards):
+    for window, made in _decided(store, plan, planned, shards, folder):
         yield window.shift(-row, -col), made.classes
 
 
 def _kept(
-    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard], suffix: str
+    store: ObjectStore,
+    plan: Plan,
+    planned: PlannedGrid,
+    shards: Sequence[Shard],
+    folder: Path,
+    suffix: str,
 ) -> Iterator[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
     row, col = planned.region[:2]
-    for window, made in _decided(store, plan, planned, shards):
+    for window, made in _decided(store, plan, planned, shards, folder):
         values = made.probability if suffix == "probability" else made.top[1:]
         # Where imagery is, some class has the first rank.
         yield window.shift(-row, -col), values, made.probability[0] > 0
 
 
 def _decided(
-    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard]
+    store: ObjectStore, plan: Plan, planned: PlannedGrid, shards: Sequence[Shard], folder: Path
 ) -> Iterator[tuple[Window, Decided]]:
     assert plan.scoring is not None
     assert plan.pixel_format is not None
     results = shard_results(store, shards)
-    return decided_blocks(results, shards, Window(*planned.region), plan.scoring, plan.pixel_format)
+    region = Window(*planned.region)
+    return decided_blocks(results, shards, region, plan.scoring, plan.pixel_format, folder)
 
 
 def _put(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from tasks.errors import StoreError
 from tasks.imagery import Window
 from tasks.infer.blending import Side, pieces_of
 from tasks.infer.operators import PixelFormat
-from tasks.infer.scores import Decided, Planes, Scoring, arrays_from_bytes, arrays_to_bytes, decide
+from tasks.infer.scores import Decided, Scoring, arrays_from_bytes, arrays_to_bytes, decide
 from tasks.infer.shards import Shard
 
 
@@ -20,23 +22,37 @@ def decided_blocks(
     region: Window,
     scoring: Scoring,
     form: PixelFormat,
+    folder: Path | None = None,
 ) -> Iterator[tuple[Window, Decided]]:
     """Windows on the grid that together make up the output, each once.
 
-    What waits for a shard of the next row is kept compressed: memory grows with a row's borders, not with
-    the raster's area.
+    What waits for a shard of the next row lies compressed on the disk, so that memory follows the size of a
+    shard alone.
 
     Args:
         results: of all shards of one grid in (row, col) order.
         shards: the same shards.
         region: what is computed.
         scoring, form: of the plan.
+        folder: for what waits; the system's folder for temporary files by default.
 
     Raises:
         StoreError: a shard's result does not hold what the plan says.
     """
     there = {(shard.row, shard.col) for shard in shards}
-    waiting: dict[tuple[int, int], tuple[int, bytes]] = {}
+    with tempfile.TemporaryDirectory(prefix="strips-", dir=folder) as waiting:
+        yield from _joined(results, there, Path(waiting), region, scoring, form)
+
+
+def _joined(
+    results: Iterable[tuple[Shard, bytes]],
+    there: set[tuple[int, int]],
+    waiting: Path,
+    region: Window,
+    scoring: Scoring,
+    form: PixelFormat,
+) -> Iterator[tuple[Window, Decided]]:
+    counts: dict[tuple[int, int], int] = {}
     for shard, data in results:
         arrays = arrays_from_bytes(data)
         pieces = pieces_of(shard.target, region, scoring.margin)
@@ -53,20 +69,18 @@ def decided_blocks(
         for side, place in pieces.items():
             planes = arrays[f"strip {side[0]} {side[1]}"]
             key = (place.row, place.col)
-            count, kept = waiting.pop(key, (0, b""))
-            if kept:
-                planes = planes + arrays_from_bytes(kept)["sums"]
+            count, kept = counts.pop(key, 0), waiting / f"{place.row}-{place.col}"
+            if count:
+                planes = planes + arrays_from_bytes(kept.read_bytes())["sums"]
             if count + 1 < _contributors(shard, side, there):
-                waiting[key] = (count + 1, arrays_to_bytes({"sums": planes}))
+                counts[key] = count + 1
+                kept.write_bytes(arrays_to_bytes({"sums": planes}))
             else:
-                yield place, _decided(planes, scoring, form)
+                kept.unlink(missing_ok=True)
+                yield place, decide(planes, scoring, form.dtype, form.nodata)
 
 
 def _contributors(shard: Shard, side: tuple[Side, Side], there: set[tuple[int, int]]) -> int:
     """How many shards share the piece that lies on this side."""
     rows, cols = {shard.row, shard.row + side[0]}, {shard.col, shard.col + side[1]}
     return sum((row, col) in there for row in rows for col in cols)
-
-
-def _decided(planes: Planes, scoring: Scoring, form: PixelFormat) -> Decided:
-    return decide(planes, scoring, form.dtype, form.nodata)
