@@ -20,7 +20,7 @@ from tasks.assess.report import Row, details_of, object_rows, pixel_rows, to_htm
 from tasks.assess.tables import to_csv
 from tasks.errors import BadInputError
 from tasks.imagery import RasterInfo, expand_rasters, inspect_raster
-from tasks.imagery.identity import identity_of_files
+from tasks.imagery.identity import identity_of_files, on_record
 from tasks.labels.vector import VectorLabels, read_vector_labels, split_layer
 from tasks.store import (
     Manifest,
@@ -103,7 +103,7 @@ def compute(
         pixel_rows(pixels, classes.names) if pixels else []
     )
     details = details_of(objects, pixels, classes.names)
-    shown = parameters.model_dump(mode="json")
+    shown = on_record(parameters.model_dump(mode="json"))
 
     publication = Publication(store, folder)
     page = to_html(rows, details, shown, objects, classes.names)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from tasks.errors import NotFoundError, RasterError
@@ -64,6 +65,17 @@ def unsigned(uri: str) -> str:
     ]
     # The braces of a tile template stay what they are.
     return urlunsplit(parts._replace(query=urlencode(kept).replace("%7B", "{").replace("%7D", "}")))
+
+
+def on_record(value: Any) -> Any:
+    """JSON-able parameters with every address in them as :func:`unsigned` gives it, as they go on record."""
+    if isinstance(value, str):
+        return unsigned(value)
+    if isinstance(value, Mapping):
+        return {name: on_record(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [on_record(item) for item in value]
+    return value
 
 
 def without_credentials(text: str) -> str:

@@ -18,6 +18,7 @@ from tasks.infer.batches import batch_counts, found_shards
 from tasks.infer.finish_crops import write_labelled
 from tasks.infer.finish_features import write_objects
 from tasks.infer.finish_rasters import write_rasters
+from tasks.infer.items import further_inputs
 from tasks.infer.outputs import Outputs
 from tasks.infer.part import reports
 from tasks.infer.planned import Plan, output_name
@@ -121,12 +122,21 @@ def _batch_remarks(plan: Plan) -> list[str]:
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
     rasters = [{"uri": unsigned(info.uri), "identity": info.identity} for info in plan.rasters]
-    package = {"uri": plan.package.uri, "identity": plan.package.digest, "trust": plan.package.trust}
+    package = {
+        "uri": unsigned(plan.package.uri),
+        "identity": plan.package.digest,
+        "trust": plan.package.trust,
+    }
     # Of two dates the second one's rasters stand at the end of the list.
     later = {index for planned in plan.grids for index in planned.after}
     roles = ["after" if n in later else "before" if later else "imagery" for n in range(len(rasters))]
     imagery = [{"role": role, **raster} for role, raster in zip(roles, rasters, strict=True)]
-    return [*imagery, {"role": "package", **package}]
+    digests = {"features": plan.finishing.get("features", ""), "mask": plan.mask}
+    further = [
+        {"role": role, "uri": uri, "identity": str(digests.get(role, ""))}
+        for role, uri in further_inputs(plan)
+    ]
+    return [*imagery, {"role": "package", **package}, *further]
 
 
 def _details(plan: Plan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import pandas as pd
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
@@ -55,8 +56,8 @@ def write_labelled(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Pat
     shown = [] if crops.whole_images else plan.grids[:MOST_PREVIEWS]
     for planned in shown:
         outputs.put_bytes(preview_name(planned), _preview(plan, planned, frame), "image/jpeg")
-    place = crops.crs_wkt if crops.whole_images else plan.grids[0].crs_wkt
-    outputs.put_bytes(f"{name}.stac.json", layer_item(plan, place, shown), ITEM)
+    crs_wkt = "" if frame.crs is None else str(frame.crs.to_wkt())
+    outputs.put_bytes(f"{name}.stac.json", layer_item(plan, crs_wkt, shown), ITEM)
     counted = labels.dropna().value_counts().sort_index()
     common = {
         "name": name,
@@ -64,7 +65,7 @@ def write_labelled(store: ObjectStore, plan: Plan, outputs: Outputs, folder: Pat
         "objects_per_class": {str(label): int(count) for label, count in counted.items()},
         **crops.counts,
         "features_without_imagery": int(labels.isna().sum()) - _never_cut(crops),
-        "crs_wkt": crops.crs_wkt,
+        "crs_wkt": crs_wkt,
         "fields": {str(column): str(kind) for column, kind in frame.dtypes.items() if column != "geometry"},
     }
     both = ((files.geoparquet, GEOPARQUET_TYPE), (files.geopackage, GEOPACKAGE_TYPE))
@@ -77,7 +78,8 @@ def labelled(store: ObjectStore, plan: Plan) -> geopandas.GeoDataFrame:
     """All features in the order of the input, with label, confidence, and what they come from.
 
     Features that were not classified have no label and no confidence. One on several separate images has a
-    row for each. Points and lines have no area.
+    row for each. Points and lines have no area. The layer is in ``out_sr``, where one was given, else in the
+    coordinate system of the features as they came.
     """
     crops = plan.crops
     assert crops is not None
@@ -120,7 +122,15 @@ def labelled(store: ObjectStore, plan: Plan) -> geopandas.GeoDataFrame:
     sorted_frame: geopandas.GeoDataFrame = (
         frame.iloc[order].drop(columns=[RECORD, GRID]).reset_index(drop=True)
     )
-    return sorted_frame
+    wanted = plan.finishing.get("out_sr")
+    if wanted is None:
+        return sorted_frame
+    crs_wkt = str(pyproj.CRS.from_epsg(wanted).to_wkt())
+    shapes = np.asarray(sorted_frame.geometry.array, dtype=object)
+    moved: geopandas.GeoDataFrame = sorted_frame.set_geometry(
+        reprojected(shapes, crops.crs_wkt, crs_wkt), crs=crs_wkt
+    )
+    return moved
 
 
 def _caption(attributes: str) -> str | None:
@@ -176,7 +186,8 @@ def _preview(plan: Plan, planned: PlannedGrid, frame: geopandas.GeoDataFrame) ->
     crops = plan.crops
     assert crops is not None
     drawn = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-    outlines = reprojected(np.asarray(drawn["geometry"].array, dtype=object), crops.crs_wkt, planned.crs_wkt)
+    shapes = np.asarray(drawn["geometry"].array, dtype=object)
+    outlines = reprojected(shapes, str(frame.crs.to_wkt()), planned.crs_wkt)
     width, _ = planned.grid.cell_size
     thin = shapely.get_dimensions(outlines) < 2
     outlines[thin] = shapely.buffer(outlines[thin], _DRAWN_CELLS / 2 * width, cap_style="square")

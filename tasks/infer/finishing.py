@@ -1,4 +1,4 @@
-"""What a plan says about finishing: what becomes of the shards, and what goes on record."""
+"""What a plan says about finishing: what becomes of the shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.errors import BadInputError
-from tasks.imagery.identity import unsigned
 from tasks.infer.describe import FunctionDescription
 from tasks.infer.parameters import (
     ClassifyObjectsParameters,
@@ -17,15 +16,6 @@ from tasks.infer.parameters import (
 from tasks.infer.parameters_outputs import LayerParameters
 from tasks.infer.planned import output_name
 from tasks.infer.series import series_finishing
-
-
-def on_record(parameters: InferenceTool) -> dict[str, Any]:
-    """The parameters as given, with addresses that hold no signature."""
-    values: dict[str, Any] = parameters.model_dump(mode="json")
-    for name in ("input_raster", "from_raster", "to_raster"):
-        if name in values:
-            values[name] = [unsigned(uri) for uri in values[name]]
-    return values
 
 
 def finishing_of(parameters: InferenceTool) -> dict[str, Any]:
@@ -40,7 +30,14 @@ def _of_tool(parameters: InferenceTool) -> dict[str, Any]:
         return {"format": "COG", "name": output_name(parameters.output), **polygons, **space}
     if isinstance(parameters, ClassifyObjectsParameters):
         formats = {"output_formats": parameters.output_formats}
-        return {"format": parameters.tool, "name": output_name(parameters.output), "layer": formats}
+        # Of images alone the layer is made in it; features come in their own.
+        moved = parameters.out_sr is not None and parameters.in_features is not None
+        return {
+            "format": parameters.tool,
+            "name": output_name(parameters.output),
+            "layer": formats,
+            **({"out_sr": parameters.out_sr} if moved else {}),
+        }
     if not isinstance(parameters, DetectObjectsParameters):
         return {"format": "COG", "name": output_name(parameters.output)}
     suppression = None

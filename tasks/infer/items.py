@@ -166,7 +166,8 @@ def _item(
         assets=assets,
         lineage=Lineage(
             inputs=[unsigned(plan.rasters[index].uri) for index in indices],
-            package_uri=plan.package.uri,
+            further=further_inputs(plan),
+            package_uri=unsigned(plan.package.uri),
             package_digest=plan.package.digest,
             software={
                 "chipline": version("chipline"),
@@ -179,6 +180,12 @@ def _item(
         title=f"{what}: {name}, by {plan.package.name}",
     )
     return (json.dumps(item, indent=1) + "\n").encode()
+
+
+def further_inputs(plan: Plan) -> list[tuple[str, str]]:
+    """What else than imagery and package the result was made from, as (role, URI without a signature)."""
+    names = {"features": "in_features", "mask": "mask", "snap_raster": "snap_raster"}
+    return [(role, str(plan.parameters[name])) for role, name in names.items() if plan.parameters.get(name)]
 
 
 def _acquired(dates: Iterable[str | None]) -> tuple[datetime, datetime] | None:

@@ -18,7 +18,7 @@ from tasks.errors import BadInputError, DeviceError, PackageError
 from tasks.host.devices import visible_gpus
 from tasks.imagery import Grid, RasterInfo, Window, grid_of_collection, inspect_raster
 from tasks.imagery.collection import bounds_in, check_one_piece, crs_name, list_rasters, same_crs
-from tasks.imagery.identity import unsigned
+from tasks.imagery.identity import on_record, unsigned
 from tasks.infer.candidates import THRESHOLD
 from tasks.infer.change import bands_of_pair, is_for_pairs
 from tasks.infer.describe import FunctionDescription, function_arguments
@@ -30,7 +30,7 @@ from tasks.infer.features import (
     features_of_layer,
     planned_crops,
 )
-from tasks.infer.finishing import check_fields, finishing_of, on_record
+from tasks.infer.finishing import check_fields, finishing_of
 from tasks.infer.fit import Samples, agreed_bands, check_fit, rescaling_for, separately, target_sr
 from tasks.infer.image_grids import check_image_space, each_image, image_grid, in_image_space, seen_as
 from tasks.infer.image_rasters import map_grid
@@ -359,7 +359,7 @@ def plan_with_features(
         folder=output_folder(f"outputs/{tool}", parameters.output, key),
         run_key=key,
         # A signed address is a credential; what goes on record is the address alone.
-        parameters=on_record(parameters),
+        parameters=on_record(parameters.model_dump(mode="json")),
         finishing=finishing,
         rasters=[*rasters, *after],
         package=PlannedPackage(

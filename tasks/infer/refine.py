@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.imagery import Bounds
+from tasks.imagery.identity import on_record
 from tasks.infer.items import ITEM
 from tasks.infer.outputs import Outputs
 from tasks.infer.parameters_refine import RefineParameters
@@ -81,7 +82,7 @@ def refine(
                 kind=KIND,
                 name=output_name(parameters.output_name),
                 run_key=key,
-                parameters=parameters.model_dump(mode="json"),
+                parameters=on_record(parameters.model_dump(mode="json")),
                 inputs=[{"role": "result", "uri": source.folder, "identity": source.manifest.run_key}],
                 versions={"chipline": version("chipline"), "semantics": SEMANTICS},
                 parts=[outputs.publication.put_part("outputs", outputs.records)],
@@ -135,7 +136,7 @@ def _item(
             package_uri=str(package["uri"]),
             package_digest=str(package["identity"]),
             software={"chipline": version("chipline")},
-            parameters=parameters.model_dump(mode="json"),
+            parameters=on_record(parameters.model_dump(mode="json")),
         ),
         title=f"Refined: {name}",
     )

@@ -56,7 +56,10 @@ def _refine_one(
     outputs: Outputs,
     folder: Path,
 ) -> None:
-    candidates = next((item for item in layers if item["name"].endswith("_candidates")), None)
+    # A layer may have been given a name that ends so itself.
+    asked = source.manifest.details.get("candidates")
+    ends = [item for item in layers if item["name"].endswith("_candidates")] if asked else []
+    candidates = max(ends, key=lambda item: len(item["name"]), default=None)
     chosen = candidates or layers[0]
     features = features_of(read_frame(join(source.folder, chosen["path"])), chosen["fields"])
     numbers = {item.name: number for number, item in enumerate(source.classes)}

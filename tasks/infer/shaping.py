@@ -16,7 +16,8 @@ from tasks.infer.polygons import Geometries
 
 # A new outline is taken only where it shares this much of what both cover together.
 KEEPS_SHAPE = 0.75
-_DEGREE_M = 111_320.0
+# Lengths that the size of a unit is measured by.
+_STEP_DEGREES, _STEP_UNITS = 1e-3, 100.0
 
 
 def shaped(
@@ -133,12 +134,24 @@ def _closed(runs: list[tuple[bool, float, float]]) -> list[tuple[bool, float, fl
 
 
 def _metres_per_unit(geometry: Geometries, crs_wkt: str | None) -> NDArray[np.float64]:
-    """(x, y) size of one unit of the coordinates around the middle of the layer."""
+    """(x, y) size in metres, on the ellipsoid, of one unit of the coordinates around the layer's middle.
+
+    Degrees shrink towards the poles, and so do the metres of Web Mercator.
+    """
     if crs_wkt is None:
         return np.ones(2)
     crs = pyproj.CRS.from_wkt(crs_wkt)
-    if not crs.is_geographic:
-        return np.full(2, float(crs.axis_info[0].unit_conversion_factor or 1.0))
-    _, south, _, north = shapely.total_bounds(geometry)
-    across = np.cos(np.radians(np.clip((south + north) / 2, -85, 85)))
-    return np.array([_DEGREE_M * across, _DEGREE_M])
+    xmin, south, xmax, north = shapely.total_bounds(geometry)
+    x, y = (xmin + xmax) / 2, (south + north) / 2
+    step = _STEP_DEGREES if crs.is_geographic else _STEP_UNITS
+    if crs.is_geographic:
+        y = min(max(y, -85.0), 85.0)
+    geod = crs.get_geod()
+    if geod is not None:
+        to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        east, north = to_degrees.transform([x, x + step, x], [y, y, y + step])
+        _, _, metres = geod.inv([east[0]] * 2, [north[0]] * 2, east[1:], north[1:])
+        if np.all(np.isfinite(metres)) and min(metres) > 0:
+            return np.asarray(metres, np.float64) / step
+    # A local system without a place on Earth, or a layer beside the area of its projection.
+    return np.full(2, float(crs.axis_info[0].unit_conversion_factor or 1.0))

@@ -65,6 +65,7 @@ class Lineage:
         facility: what ran it, for example ``Chipline``.
         software: versions by name.
         parameters: the tool's parameters, JSON-able.
+        further: roles and URIs of other inputs, such as a mask.
     """
 
     inputs: Sequence[str]
@@ -74,6 +75,7 @@ class Lineage:
     software: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "imagery"
+    further: Sequence[tuple[str, str]] = ()
 
 
 def stac_item(
@@ -131,6 +133,8 @@ def stac_item(
         item.stac_extensions.append(_CLASSIFICATION)
     for uri in lineage.inputs:
         item.add_link(pystac.Link("derived_from", uri, title=lineage.kind))
+    for role, uri in lineage.further:
+        item.add_link(pystac.Link("derived_from", uri, title=role.replace("_", " ")))
     if lineage.package_uri:
         item.add_link(pystac.Link("derived_from", lineage.package_uri, title="deep learning package"))
     return item.to_dict(include_self_link=False, transform_hrefs=False)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tasks.assess.inputs import vector_files
 from tasks.errors import BadInputError
-from tasks.imagery.identity import identity_of_files, unsigned
+from tasks.imagery.identity import identity_of_files, on_record, unsigned
 from tasks.infer.items import ITEM
 from tasks.infer.outputs_formats import write_formats
 from tasks.infer.outputs_tables import field_named, write_table
@@ -126,8 +126,8 @@ def _published(
             kind=KIND,
             name=name,
             run_key=publication.folder_uri.rsplit("/", 1)[-1],
-            parameters=parameters.model_dump(mode="json"),
-            inputs=[{"role": "layer", "uri": uri, "identity": identity}],
+            parameters=on_record(parameters.model_dump(mode="json")),
+            inputs=[{"role": "layer", "uri": unsigned(uri), "identity": identity}],
             versions={"chipline": version("chipline"), "semantics": SEMANTICS},
             parts=[publication.put_part("outputs", records)],
             details=details,
@@ -160,7 +160,7 @@ def _item(
             package_uri="",
             package_digest="",
             software={"chipline": version("chipline")},
-            parameters=parameters.model_dump(mode="json"),
+            parameters=on_record(parameters.model_dump(mode="json")),
             kind="layer",
         ),
         title=f"Without what overlaps: {name}",

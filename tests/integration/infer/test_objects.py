@@ -204,6 +204,21 @@ def test_separate_items_classify_a_feature_once_on_each_image(
     np.testing.assert_allclose(both, 255, atol=1e-9)
 
 
+def test_out_sr_is_the_layers_coordinate_system(run: Any, store: Any, scene: str, tmp_path: Path) -> None:
+    features = many(9)
+    features.to_file(tmp_path / "few.gpkg")
+    how: dict[str, Any] = {"processing_mode": "PROCESS_ITEMS_SEPARATELY"}
+    plain, _, _ = run([scene], tmp_path / "few.gpkg", **how)
+    made, details, plan = run([scene], tmp_path / "few.gpkg", out_sr=3857, **how)
+    assert made.crs.to_epsg() == 3857
+    assert made.geometry.geom_equals_exact(features.to_crs(3857).geometry, 1e-6).all()
+    assert made["Confidence"].tolist() == plain["Confidence"].tolist()
+    np.testing.assert_allclose(made["area_m2"], plain["area_m2"])
+    item = json.loads(store.get(join(plan.folder, "labelled.stac.json")))
+    assert item["properties"]["proj:code"] == "EPSG:3857"
+    assert "3857" in details["outputs"][0]["crs_wkt"]
+
+
 def test_without_features_each_image_is_one_object(
     run: Any,
     store: Any,
@@ -300,7 +315,9 @@ def test_an_object_says_what_it_comes_from_and_its_caption_in_every_format(
         ]
     item = json.loads(store.get(join(plan.folder, "labelled.stac.json")))
     assert {"geoparquet", "geopackage", "flatgeobuf", "geojson", "preview"} == set(item["assets"])
-    assert [link["href"] for link in item["links"]] == [scene, plan.package.uri]
+    layer = str(tmp_path / "mixed.parquet")
+    assert [link["href"] for link in item["links"]] == [scene, layer, plan.package.uri]
+    assert item["properties"]["proj:code"] in ("EPSG:4326", "OGC:CRS84")  # the layer's, not the imagery's
 
     # Without captions the field is not written, and one by name is refused.
     plain, _, _ = run([scene], tmp_path / "mixed.parquet")

@@ -123,6 +123,16 @@ def test_candidates_at_another_threshold_equal_a_run_with_it(
         refined(store, kept.folder, class_thresholds=[{"name": "Tree", "threshold": 1}])
 
 
+def test_a_layer_whose_own_name_ends_like_that_of_candidates(
+    store: Any, sure: Package, write_scene: Any, dots: Any
+) -> None:
+    uri = write_scene("dots", dots[:, :200, :200])
+    plain = detected(store, sure, uri, "blob_candidates")
+    assert content(refined(store, plain.folder).folder, "again") == content(plain.folder, "blob_candidates")
+    kept = detected(store, sure, uri, "blob_candidates", keep_candidates=True)
+    assert content(refined(store, kept.folder).folder, "again") == content(plain.folder, "blob_candidates")
+
+
 def test_a_function_without_a_threshold_keeps_no_candidates(
     store: Any, detector: Package, write_scene: Any, dots: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import NotFoundError, RasterError
-from tasks.imagery.identity import identity_of_files, unsigned
+from tasks.imagery.identity import identity_of_files, on_record, unsigned
 from tasks.store import ObjectStore
 
 
@@ -85,3 +85,20 @@ def test_http_goes_by_its_etag(address: str, monkeypatch: pytest.MonkeyPatch) ->
         identity(f"{address}/a.tif")
     with pytest.raises(NotFoundError, match="gone"):
         identity(f"{address}/gone.tif")
+
+
+def test_no_address_goes_on_record_with_what_signs_it() -> None:
+    signed = "https://host/a.tif?v=1&X-Amz-Signature=1"
+    given = {
+        "mask": signed,
+        "input_raster": [signed, "s3://a/b.tif"],
+        "arguments": [{"name": "n", "value": signed}],
+    }
+    bare = "https://host/a.tif?v=1"
+    assert on_record({**given, "threshold": 0.5, "extent": None}) == {
+        "mask": bare,
+        "input_raster": [bare, "s3://a/b.tif"],
+        "arguments": [{"name": "n", "value": bare}],
+        "threshold": 0.5,
+        "extent": None,
+    }

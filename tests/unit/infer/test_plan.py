@@ -262,11 +262,15 @@ def test_a_package_that_does_not_fit_is_refused(change: Any, message: str) -> No
 
 def test_signatures_of_addresses_do_not_go_on_record() -> None:
     signed = "https://example.org/west.tif?X-Amz-Signature=secret"
-    made = plan(info(uri=signed), input_raster=[signed])
+    made = plan(info(uri=signed), input_raster=[signed], snap_raster=signed)
+    assert made.parameters["snap_raster"] == "https://example.org/west.tif"
     assert made.rasters[0].uri == signed  # what is read
     assert made.parameters["input_raster"] == ["https://example.org/west.tif"]
     assert made.grids[0].name == "trees"
-    assert plan(info(uri=signed.replace("secret", "other")), input_raster=[signed]).run_key == made.run_key
+    assert (
+        plan(info(uri=signed.replace("secret", "other")), input_raster=[signed], snap_raster=signed).run_key
+        == made.run_key
+    )
 
 
 def test_bands_are_found_by_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import shapely
 import shapely.affinity
@@ -39,6 +40,26 @@ def test_small_polygons_are_left_out_by_square_metres(crs: str, unit: float) -> 
     stays, outlines = shaped(array(*moved), crs, wishes(minimum_area=3.5))
     assert stays.tolist() == [0, 2]
     assert shapely.equals(outlines, array(moved[0], moved[2])).all()
+
+
+@pytest.mark.parametrize("code", [3857, 4326, 2263])
+def test_a_tolerance_is_metres_on_the_ground_in_every_system(code: int) -> None:
+    """60 degrees north, where a unit of Web Mercator is half a metre; 2263 counts in feet."""
+    if code == 2263:
+        own, east, north = "EPSG:32618", 583_000.0, 4_507_000.0
+    else:
+        own, east, north = "EPSG:32633", 500_000.0, 6_651_000.0
+    ring = [(2.0 * x, 1.4 if x % 2 else 0.0) for x in range(41)]
+    outline = shapely.transform(
+        shapely.Polygon([*ring, (80, 60), (0, 60)]), lambda points: points + (east, north)
+    )
+    there = pyproj.Transformer.from_crs(own, f"EPSG:{code}", always_xy=True)
+    moved = shapely.transform(outline, lambda points: np.column_stack(there.transform(*points.T)))
+    wkt = CRS.from_epsg(code).to_wkt()
+    for tolerance, many in ((0.9, True), (1.6, False)):
+        wish = wishes(polygon_shape="SIMPLIFIED", shape_tolerance=tolerance)
+        _, made = shaped(array(moved), wkt, wish)
+        assert (shapely.get_num_coordinates(made[0]) > 30) == many, tolerance
 
 
 def test_simplified_neighbours_still_abut() -> None:
