@@ -16,12 +16,29 @@ from tasks.assess.parameters import AccuracyParameters
 from tasks.export.parameters import ExportParameters
 from tasks.infer.parameters import DetectObjectsParameters, ProcessorType
 from tasks.parameters import ModelArgument, ToolParameters, inherited
-from tasks.train.parameters import BackboneModel, Kind, ModelType, Monitor, TrainParameters, kind_of
+from tasks.train.parameters import (
+    IMAGE_KINDS,
+    LINE_KINDS,
+    PIXEL_KINDS,
+    BackboneModel,
+    Kind,
+    ModelType,
+    Monitor,
+    TrainParameters,
+    kind_of,
+)
 
 _FORMATS: dict[Kind, str] = {
-    "pixels": "Classified_Tiles",
+    **dict.fromkeys(["pixels", *LINE_KINDS], "Classified_Tiles"),
     "objects": "PASCAL_VOC_rectangles",
     "instances": "RCNN_Masks",
+}
+# What else than imagery and one layer of labels the other kinds need.
+_NEEDS: dict[Kind, str] = {
+    "labels": "names the class of given objects",
+    "change": "compares two dates",
+    **dict.fromkeys(IMAGE_KINDS, "learns from pairs of pictures"),
+    "custom": "is a model of your own, which custom_model names",
 }
 
 
@@ -53,7 +70,7 @@ class BuildAndApplyParameters(ToolParameters):
     backbone_model: BackboneModel = inherited(TrainParameters, "backbone_model")
     max_epochs: int = inherited(TrainParameters, "max_epochs")
     time_limit_minutes: float | None = inherited(TrainParameters, "time_limit_minutes")
-    batch_size: int = inherited(TrainParameters, "batch_size")
+    batch_size: int | None = inherited(TrainParameters, "batch_size")
     learning_rate: float | None = inherited(TrainParameters, "learning_rate")
     validation_percent: float = inherited(TrainParameters, "validation_percent")
     chip_size: int | None = inherited(TrainParameters, "chip_size")
@@ -72,10 +89,10 @@ class BuildAndApplyParameters(ToolParameters):
 
     @model_validator(mode="after")
     def _the_chain_applies_the_model(self) -> BuildAndApplyParameters:
-        if kind_of(self.model_type) not in _FORMATS:
+        if needed := _NEEDS.get(kind_of(self.model_type)):
             raise ValueError(
-                f"{self.model_type} classifies objects of a layer, which this chain does not have; run "
-                "export_training_data, train_deep_learning_model and classify_objects"
+                f"{self.model_type} {needed}, and this chain has imagery and labels alone; run "
+                "export_training_data, train_deep_learning_model and the tool that applies it"
             )
         return self
 
@@ -83,8 +100,7 @@ class BuildAndApplyParameters(ToolParameters):
 @tool(BuildAndApplyParameters, run_name="build and apply {output_name}")
 def build_and_apply(parameters: BuildAndApplyParameters) -> dict[str, Any]:
     """Cut chips, train a model, apply its package to imagery, and score the result: one run."""
-    kind = kind_of(parameters.model_type)
-    pixels = kind == "pixels"
+    pixels = (kind := kind_of(parameters.model_type)) in PIXEL_KINDS
     data = export_training_data(
         input_raster=parameters.input_raster,
         input_class_data=parameters.input_class_data,
