@@ -57,27 +57,11 @@ def raster_item(
 ) -> bytes:
     """The item of one classified raster, which lies beside it; ``kept``: further rasters by their suffix."""
     polygons = plan.finishing.get("polygons")
-    assets = {
-        "raster": ResultAsset(
-            f"./{planned.name}.tif",
-            COG_TYPE,
-            "Classified raster",
-            grid=planned.output_grid,
-            dtype=form.dtype,
-            nodata=form.nodata,
-            classes=form.classes,
-        )
-    }
+    grid = planned.output_grid
+    assets = raster_assets("raster", planned.name, "Classified raster", grid, form)
     for suffix, more in (kept or {}).items():
-        assets[suffix] = ResultAsset(
-            f"./{planned.name}_{suffix}.tif",
-            COG_TYPE,
-            f"{suffix.capitalize()} by rank",
-            grid=planned.output_grid,
-            dtype=more.dtype,
-            nodata=more.nodata,
-            classes=more.classes,
-        )
+        stem = f"{planned.name}_{suffix}"
+        assets |= raster_assets(suffix, stem, f"{suffix.capitalize()} by rank", grid, more)
     if polygons is not None:
         for key, asset in layer_assets(f"{planned.name}_polygons", "Polygons", polygons).items():
             assets[f"polygons_{key}"] = asset
@@ -85,6 +69,32 @@ def raster_item(
         assets["preview"] = _preview(planned)
     what = "Changed pixels" if plan.tool == "detect_change" else "Classified pixels"
     return _item(plan, planned.name, planned.crs_wkt, [planned], assets, what)
+
+
+def raster_assets(key: str, stem: str, title: str, grid: Grid, form: RasterFormat) -> dict[str, ResultAsset]:
+    """A raster and what lies beside it: the names of its classes with their attributes, and its style."""
+    raster = ResultAsset(
+        f"./{stem}.tif",
+        COG_TYPE,
+        title,
+        grid=grid,
+        dtype=form.dtype,
+        nodata=form.nodata,
+        classes=form.classes,
+    )
+    if not form.classes:
+        return {key: raster}
+    beside = {
+        "attributes": (f"./{stem}.tif.aux.xml", "Class names and attribute table"),
+        "style": (f"./{stem}.qml", "Style for QGIS"),
+    }
+    return {
+        key: raster,
+        **{
+            f"{key}_{what}": ResultAsset(href, "application/xml", said, roles=("metadata",))
+            for what, (href, said) in beside.items()
+        },
+    }
 
 
 def layer_item(plan: Plan, crs_wkt: str, shown: Sequence[PlannedGrid]) -> bytes:
@@ -117,19 +127,6 @@ def series_item(plan: Plan, assets: Mapping[str, ResultAsset]) -> bytes:
 def table_asset(path: str, media_type: str) -> ResultAsset:
     """A table of a series."""
     return ResultAsset(f"./{path}", media_type, f"Table {path}")
-
-
-def change_asset(name: str, grid: Grid, form: RasterFormat) -> ResultAsset:
-    """A raster of the classes before and after."""
-    return ResultAsset(
-        f"./{name}.tif",
-        COG_TYPE,
-        "Class before and class after",
-        grid=grid,
-        dtype=form.dtype,
-        nodata=form.nodata,
-        classes=form.classes,
-    )
 
 
 def layer_assets(name: str, what: str, layer: Mapping[str, Any]) -> dict[str, ResultAsset]:

@@ -20,7 +20,7 @@ from rasterio.io import DatasetReader
 
 from tasks.imagery import Grid, Window
 from tasks.infer.cell_areas import CellAreas
-from tasks.infer.items import ITEM, change_asset, label_classes, series_item, table_asset
+from tasks.infer.items import ITEM, label_classes, raster_assets, series_item, table_asset
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_raster import RasterFormat, write_raster
 from tasks.infer.planned import Plan, PlannedGrid, output_name
@@ -152,7 +152,8 @@ class RasterSeries:
         place = Grid(grid.crs_wkt, grid.window_transform(common), common.rows, common.cols)
         blocks = _coded(first, second, common, form, base)
         files = write_raster(self.folder / f"{name}.tif", place, blocks, form)
-        self.assets[f"changes_{first.date}_{second.date}"] = change_asset(name, place, form)
+        key, title = f"changes_{first.date}_{second.date}", "Class before and class after"
+        self.assets |= raster_assets(key, name, title, place, form)
         outputs.put(files.cog, COG_TYPE)
         for path in files.side_cars:
             outputs.put(path, "application/xml")

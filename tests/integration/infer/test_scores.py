@@ -26,7 +26,7 @@ from tasks.infer.planned import Plan
 from tasks.labels import ClassSchema
 from tasks.package import Package, open_package
 from tasks.package.build import build_package
-from tasks.store import join
+from tasks.store import iter_files, join
 
 
 def planned(store: Any, package: Package, uris: list[str], **more: Any) -> Plan:
@@ -158,6 +158,9 @@ def test_a_classification_becomes_polygons_that_no_shard_cuts(
     assert {"classes_polygons.gpkg", "classes_polygons.fgb"} <= set(names)
     item = json.loads(store.get(join(plan.folder, "classes.stac.json")))
     assert "polygons_flatgeobuf" in item["assets"]
+    # Everything that was published can be found from the item.
+    found = {asset["href"].removeprefix("./") for asset in item["assets"].values()}
+    assert found == {one.path for one in iter_files(store, plan.folder)} - {"classes.stac.json"}
 
 
 NETWORK = """
