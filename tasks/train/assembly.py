@@ -90,8 +90,9 @@ def samples_of(
         "recipe": recipe,
         "multiple": options.size_divisor,
     }
+    factor = 1.0 if tile_size is None else enlargement(parameters, tile_size)
     if isinstance(options, ImageOptions):
-        return images.picture_samples(options, chips, output, shared)
+        return images.picture_samples(options, chips, output, shared, factor)
     if isinstance(options, PixelOptions):
         if isinstance(options, RoadOptions) and options.gaussian_thresh is not None:
             return RoadChips(
@@ -103,7 +104,6 @@ def samples_of(
         return datasets.LabelChips(chips, output=parameters.resize_to or size, **shared)
     if parameters.kind == "instances":
         return datasets.InstanceChips(chips, **shared)
-    factor = 1.0 if tile_size is None else enlargement(parameters, tile_size)
     return datasets.ObjectChips(chips, factor=factor, **shared)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -18,6 +18,7 @@ import torch
 
 from tasks.errors import NotFoundError
 from tasks.store import ObjectStore, join
+from tasks.train.modules import TrainingModule
 from tasks.train.sampling import DrawSampler
 from tasks.train.schedule import Budget
 
@@ -154,9 +155,10 @@ class KeepCheckpoints(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        del pl_module, batch
+        del batch
         # Before a step, when all of the one before is done; gradients that add up are in no checkpoint.
-        if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
+        added_up = cast(TrainingModule, pl_module).accumulate_batches
+        if batch_idx and batch_idx % added_up == 0:
             self._keep_if_due(trainer, batch_idx)
         # Dropout and sampled proposals draw from torch's generator.
         own = [trainer.global_rank] if trainer.world_size > 1 else []

@@ -26,7 +26,12 @@ _NEEDS: dict[str, tuple[Holding, str]] = {
 }
 
 # Pictures alone: here the format itself is what is needed.
-_PICTURES = {"resolution": "Export_Tiles", "translation": "Export_Tiles", "cycle": "CycleGAN"}
+_PICTURES = {
+    "resolution": "Export_Tiles",
+    "translation": "Export_Tiles",
+    "fine translation": "Export_Tiles",
+    "cycle": "CycleGAN",
+}
 
 
 def check_format(parameters: TrainParameters, metadata_format: str, where: str) -> None:

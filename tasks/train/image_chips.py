@@ -118,22 +118,26 @@ class TranslationChips(_Pictures):
 
     Args:
         chips: with a second picture each, unless ``factor`` is given.
+        scale: by how much both pictures are enlarged first (``resize_to``).
         factor: the input is the target as imagery of cells larger by this factor would show it, unless there
             is a second picture, which is the input then. None: the second picture is the target.
     """
 
-    def __init__(self, chips: Sequence[Chip], *, factor: int | None, **options: Any) -> None:
+    def __init__(
+        self, chips: Sequence[Chip], *, factor: int | None, scale: float = 1.0, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.chips = list(chips)
         self.factor = factor
+        self.scale = scale
 
     def __len__(self) -> int:
         return len(self.chips)
 
     def read(self, chip: Chip) -> tuple[Picture, ...]:
-        first = read_chip(chip)
+        first = scaled(*read_chip(chip), self.scale)
         if chip.image2 is not None:
-            second = read_chip2(chip)
+            second = scaled(*read_chip2(chip), self.scale)
             return (first, second) if self.factor is None else (second, first)
         assert self.factor is not None  # check_pairs has seen it
         return (coarsened(*first, self.factor), first)
@@ -196,10 +200,43 @@ def coarsened(
         values[:, ~torch.from_numpy(known)] = 0.0
     small = functional.interpolate(values, size=(max(rows // factor, 1), max(cols // factor, 1)), mode="area")
     large = functional.interpolate(small, size=(rows, cols), mode="bilinear", align_corners=False)[0].numpy()
-    if pixels.dtype.kind in "iu":
-        limits = np.iinfo(pixels.dtype)
-        large = np.clip(np.rint(large), limits.min, limits.max)
-    return large.astype(pixels.dtype), known
+    return _of_type(large, pixels.dtype), known
+
+
+def scaled(pixels: npt.NDArray[Any], known: npt.NDArray[np.bool_] | None, scale: float) -> Picture:
+    """A picture of other cells: averaged where they are larger, interpolated (bilinear) where smaller.
+
+    What is made with the help of a pixel that is not known is not known either.
+
+    Args:
+        pixels, known: # (bands, rows, cols)
+        scale: by how much rows and columns become more.
+    """
+    if scale == 1.0:
+        return pixels, known
+    size = tuple(max(1, round(count * scale)) for count in pixels.shape[1:])
+
+    def resampled(values: Tensor) -> npt.NDArray[np.float32]:
+        if scale < 1:
+            made = functional.interpolate(values[None], size=size, mode="area")
+        else:
+            made = functional.interpolate(values[None], size=size, mode="bilinear", align_corners=False)
+        array: npt.NDArray[np.float32] = made[0].numpy()
+        return array
+
+    values = torch.from_numpy(pixels.astype(np.float32))
+    if known is None:
+        return _of_type(resampled(values), pixels.dtype), None
+    there = torch.from_numpy(known)
+    values[~there] = 0.0
+    return _of_type(resampled(values), pixels.dtype), resampled(there.float()) > 1.0 - 1e-4
+
+
+def _of_type(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(dtype)
 
 
 def _filled(image: Tensor, scale: Normalisation) -> Tensor:

@@ -15,8 +15,13 @@ from torch.nn import functional
 
 from tasks.assess.chips import Intervals
 from tasks.assess.pictures import PictureErrors
-from tasks.train.models.options import CycleOptions, ImageOptions, TranslationOptions
-from tasks.train.models.translation import BothWays, PatchDiscriminator
+from tasks.train.models.options import (
+    CycleOptions,
+    HighResolutionOptions,
+    ImageOptions,
+    TranslationOptions,
+)
+from tasks.train.models.translation import BothWays, PatchDiscriminator, PyramidDiscriminator
 from tasks.train.modules import TrainingModule
 from tasks.train.normalisation import Normalisation
 from tasks.train.schedule import one_cycle
@@ -125,29 +130,35 @@ class _Adversarial(TrainingModule):
         ]
         return optimizers, schedules
 
-    def in_turns(self, generators: Any, judges: Any, chips: int) -> dict[str, Tensor]:
-        """One step of each side.
+    def in_turns(self, generators: Any, judges: Any, chips: int, index: int) -> dict[str, Tensor]:
+        """The gradients of both sides for one batch, and a step of each where enough are added up.
 
         Args:
             generators: computes their loss, and what the judges are to see of it.
             judges: computes their loss from that.
+            index: of the batch in its epoch.
         """
+        share = 1.0 / self.accumulate_batches
+        due = (index + 1) % self.accumulate_batches == 0 or self.trainer.is_last_batch
         ours, theirs = cast("list[Any]", self.optimizers())
         self.judges.requires_grad_(False)
         loss, seen = generators()
-        self._step(ours, loss)
+        self.manual_backward(share * loss)
+        if due:
+            self._step(ours)
         self.judges.requires_grad_(True)
-        self._step(theirs, judges(seen))
-        for schedule in cast("list[Any]", self.lr_schedulers()):
-            schedule.step()
+        self.manual_backward(share * judges(seen))
+        if due:
+            self._step(theirs)
+            for schedule in cast("list[Any]", self.lr_schedulers()):
+                schedule.step()
         self.log("train_loss", loss, batch_size=chips, on_step=False, on_epoch=True, sync_dist=True)
         return {"loss": loss.detach()}
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+    def _step(self, optimizer: Any) -> None:
         self.clip_gradients(optimizer, gradient_clip_val=_GRADIENT_NORM, gradient_clip_algorithm="norm")
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 class PairedModule(_Adversarial, ImageModule):
@@ -159,30 +170,64 @@ class PairedModule(_Adversarial, ImageModule):
     def __init__(self, network: nn.Module, *, options: TranslationOptions, **given: Any) -> None:
         super().__init__(network, options=options, compared=False, **given)
         self.weight = options.l1_weight
-        seen = len(given["normalisation"].mean) + len(given["output"].mean)
-        self.judges = PatchDiscriminator(seen, options.discriminator)
+        self.judges = self.judges_of(len(given["normalisation"].mean) + len(given["output"].mean))
         self.turns()
 
-    def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-        images, target = batch
+    def judges_of(self, bands: int) -> nn.Module:
+        """What judges pairs of so many bands together."""
+        return PatchDiscriminator(bands, cast(TranslationOptions, self.options).discriminator)
+
+    def convincing(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:  # noqa: ARG002
+        """How far the judges are from taking ``made`` for real; ``target`` is known everywhere."""
+        return fooled(self.judges(torch.cat([images, made], dim=1)))
+
+    def telling(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:
+        """How far the judges are from telling both apart."""
+        return told_apart(*(self.judges(torch.cat([images, one], dim=1)) for one in (target, made)))
+
+    def _generated(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         made = self.made(images)
-        loss = fooled(self.judges(torch.cat([images, made], dim=1)))
-        return loss + self.weight * absolute_error(made, target), len(images)
+        loss = self.weight * absolute_error(made, target)
+        return loss + self.convincing(images, _completed(target, made), made), made.detach()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Any:
+    def loss_of(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        return self._generated(*batch)[0], len(batch[0])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Any:
         images, target = batch
-
-        def generators() -> tuple[Tensor, Tensor]:
-            made = self.made(images)
-            loss = fooled(self.judges(torch.cat([images, made], dim=1)))
-            return loss + self.weight * absolute_error(made, target), made.detach()
 
         def judges(made: Tensor) -> Tensor:
-            real = torch.where(target.isnan(), made, target)
-            pairs = (torch.cat([images, picture], dim=1) for picture in (real, made))
-            return told_apart(*(self.judges(pair) for pair in pairs))
+            return self.telling(images, _completed(target, made), made)
 
-        return self.in_turns(generators, judges, len(images))
+        return self.in_turns(lambda: self._generated(images, target), judges, len(images), index)
+
+
+class HighResolutionModule(PairedModule):
+    """PIX2PIXHD: several judges, and the pictures are to look alike to their layers (Wang et al., 2018)."""
+
+    def judges_of(self, bands: int) -> nn.Module:
+        options = cast(HighResolutionOptions, self.options)
+        return PyramidDiscriminator(bands, options.discriminator, options.discriminators)
+
+    def convincing(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:
+        found = self.judges(torch.cat([images, made], dim=1))
+        loss = torch.stack([fooled(layers[-1]) for layers in found]).mean()
+        weight = cast(HighResolutionOptions, self.options).feature_weight
+        if weight > 0:
+            with torch.no_grad():
+                wanted = self.judges(torch.cat([images, target], dim=1))
+            apart = [
+                functional.l1_loss(ours.float(), theirs.float())
+                for layers, real in zip(found, wanted, strict=True)
+                for ours, theirs in zip(layers[:-1], real[:-1], strict=True)
+            ]
+            loss = loss + weight * torch.stack(apart).mean()
+        return loss
+
+    def telling(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:
+        real, false = (self.judges(torch.cat([images, one], dim=1)) for one in (target, made))
+        pairs = zip(real, false, strict=True)
+        return torch.stack([told_apart(ours[-1], theirs[-1]) for ours, theirs in pairs]).mean()
 
 
 class CycleModule(_Adversarial):
@@ -242,7 +287,7 @@ class CycleModule(_Adversarial):
         a, b = (side.contiguous(memory_format=torch.channels_last) for side in batch)
         return self._generated(a, b)[0], len(a)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Any:
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Any:
         a, b = (side.contiguous(memory_format=torch.channels_last) for side in batch)
 
         def judges(seen: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -251,7 +296,7 @@ class CycleModule(_Adversarial):
             ]
             return torch.stack(losses).sum()
 
-        return self.in_turns(lambda: self._generated(a, b), judges, len(a))
+        return self.in_turns(lambda: self._generated(a, b), judges, len(a), index)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -300,6 +345,11 @@ def absolute_error(made: Tensor, target: Tensor) -> Tensor:
     known = ~target.isnan()
     difference = torch.where(known, made.float() - target, torch.zeros_like(target)).abs()
     return difference.sum() / known.sum().clamp(min=1)
+
+
+def _completed(target: Tensor, made: Tensor) -> Tensor:
+    """The target, and what was made where it is not known (NaN)."""
+    return torch.where(target.isnan(), made.detach(), target)
 
 
 def fooled(scores: Tensor) -> Tensor:

@@ -11,18 +11,24 @@ from torch import nn
 from tasks.errors import TrainingDataError
 from tasks.package.network_source import emit_network, emit_networks
 from tasks.train.image_chips import Pictures, SideChip, TranslationChips, UnpairedChips
-from tasks.train.image_modules import CycleModule, ImageModule, PairedModule
+from tasks.train.image_modules import CycleModule, HighResolutionModule, ImageModule, PairedModule
 from tasks.train.models.options import (
     CycleOptions,
+    HighResolutionOptions,
     ImageOptions,
     ResolutionOptions,
     TranslationOptions,
 )
-from tasks.train.models.translation import BothWays, Generator, build_generator
+from tasks.train.models.translation import (
+    BothWays,
+    Generator,
+    build_enhanced_generator,
+    build_generator,
+)
 from tasks.train.modules import TrainingModule
 from tasks.train.normalisation import Normalisation
 from tasks.train.pairs import check_pairs, normalisation_for, second_pictures
-from tasks.train.parameters import IMAGE_KINDS, LINE_KINDS, TrainParameters
+from tasks.train.parameters import IMAGE_KINDS, LINE_KINDS, TRANSLATIONS, TrainParameters
 from tasks.train.splits import Footprint, Split, overlapping
 from tasks.training_data import Chip, TrainingData, read_chip_image, read_chip_image2
 
@@ -39,8 +45,8 @@ def check_pictures(parameters: TrainParameters, item: TrainingData) -> None:
             "Export labels of one class, or choose a model of pixels such as UNET.",
         )
     second = [chip for chip in item.chips if chip.image2 is not None]
-    if parameters.kind in ("change", "translation") or (parameters.kind == "resolution" and second):
-        check_pairs(parameters.model_type, item, same_bands=parameters.kind != "translation")
+    if parameters.kind in ("change", *TRANSLATIONS) or (parameters.kind == "resolution" and second):
+        check_pairs(parameters.model_type, item, same_bands=parameters.kind not in TRANSLATIONS)
     elif parameters.kind == "cycle":
         other = item.other
         if other is None or other.bands != item.bands:
@@ -115,21 +121,25 @@ def output_normalisation(
         return None
     if parameters.kind == "cycle":
         return normalisation_for(*([item.other for item in part if item.other] for part in (data, apart)))
-    if parameters.kind == "translation":
+    if parameters.kind in TRANSLATIONS:
         return normalisation_for(*([second_pictures(item) for item in part] for part in (data, apart)))
     return normalisation_for(data, apart)
 
 
 def picture_samples(
-    options: ImageOptions, chips: list[Chip], output: Normalisation | None, shared: dict[str, Any]
+    options: ImageOptions,
+    chips: list[Chip],
+    output: Normalisation | None,
+    shared: dict[str, Any],
+    scale: float,
 ) -> Pictures:
-    """Chips as samples of pictures; ``shared``: what all samples take."""
+    """Chips as samples of pictures, enlarged by ``scale``; ``shared``: what all samples take."""
     assert output is not None
     given = {**shared, "output": output}
     if isinstance(options, CycleOptions):
         return UnpairedChips(chips, **given)
     factor = options.downsample_factor if isinstance(options, ResolutionOptions) else None
-    return TranslationChips(chips, factor=factor, **given)
+    return TranslationChips(chips, factor=factor, scale=scale, **given)
 
 
 def assemble_pictures(
@@ -173,6 +183,18 @@ def assemble_pictures(
         ways = {"a_to_b": both.a_to_b, "b_to_a": both.b_to_a}
         parts = nn.ModuleList([both.a_to_b.encoder, both.b_to_a.encoder])
         return CycleModule(both, encoder=parts, **given), emit_networks(ways)
+    if isinstance(options, HighResolutionOptions):
+        enhanced = build_enhanced_generator(
+            parameters.backbone_model,
+            output_bands=count,
+            decoder=options.decoder,
+            global_blocks=options.global_blocks,
+            local_blocks=options.local_blocks,
+            width=options.width,
+            **encoder,
+        )
+        source = emit_network(enhanced)
+        return HighResolutionModule(enhanced, encoder=enhanced.encoder, **given), source
     network = generator(residual=isinstance(options, ResolutionOptions))
     source = emit_network(network)
     if isinstance(options, TranslationOptions):
@@ -180,7 +202,12 @@ def assemble_pictures(
     return ImageModule(network, encoder=network.encoder, compared=True, **given), source
 
 
-_MODEL_TYPES = {"SUPERRESOLUTION": "SuperResolution", "PIX2PIX": "Pix2Pix", "CYCLEGAN": "CycleGAN"}
+_MODEL_TYPES = {
+    "SUPERRESOLUTION": "SuperResolution",
+    "PIX2PIX": "Pix2Pix",
+    "PIX2PIXHD": "Pix2PixHD",
+    "CYCLEGAN": "CycleGAN",
+}
 
 
 def translation_keys(
@@ -196,7 +223,7 @@ def translation_keys(
             "BtoA": _way("b_to_a", module.output, first, types[0]),
         }
     else:
-        target = read_chip_image2(chip) if parameters.kind == "translation" else read_chip_image(chip)
+        target = read_chip_image2(chip) if parameters.kind in TRANSLATIONS else read_chip_image(chip)
         ways = {"forward": _way("", first, module.output, target.dtype.name)}
     further: dict[str, Any] = {"ModelType": _MODEL_TYPES[parameters.model_type]}
     if isinstance(module.options, ResolutionOptions):

@@ -60,6 +60,8 @@ class TrainingModule(lightning.LightningModule):
     usual_rate: float | None = None
     # Optimisers that take turns: Lightning counts the steps of each.
     optimizer_count = 1
+    # Batches whose gradients are added up before a step, where steps are taken by hand.
+    accumulate_batches = 1
     # Whether the best validation tells the best weights; else the last ones are kept.
     selects_best = True
 

@@ -13,7 +13,7 @@ from tasks.package.build import Kind, build_package
 from tasks.package.model_card import TrainingFacts
 from tasks.train.image_modules import CycleModule, ImageModule
 from tasks.train.images import translation_keys
-from tasks.train.models.options import BoxOptions, PixelOptions
+from tasks.train.models.options import BoxOptions, PixelOptions, enlargement
 from tasks.train.modules import LabelModule
 from tasks.train.pairs import input_bands
 from tasks.train.parameters import IMAGE_KINDS, LINE_KINDS, PIXEL_KINDS, TrainParameters
@@ -68,6 +68,7 @@ def build(
         specific = {"predict_background": 0 not in options.ignored, "lines": parameters.kind in LINE_KINDS}
     elif isinstance(module, ImageModule | CycleModule):
         own, more = translation_keys(parameters, data, module)
+        more["resize_to"] = parameters.resize_to
         specific = {"own": own}
     else:
         assert isinstance(module, LabelModule)
@@ -92,7 +93,7 @@ def build(
         classes=data.classes if parameters.kind not in IMAGE_KINDS else ClassSchema(()),
         normalisation=trained.normalisation,
         tile_size=tile_size,
-        cell_size=data.cell_size,
+        cell_size=_cell_size(parameters, data),
         wkid=data.wkid,
         band_names=input_bands(parameters, data),
         metrics=trained.metrics,
@@ -108,6 +109,15 @@ def build(
         training=_facts(data, trained, inputs),
         **specific,
     )
+
+
+def _cell_size(parameters: TrainParameters, data: TrainingData) -> tuple[float, float] | None:
+    """Of what the network sees: pictures that were scaled have other cells than their chips."""
+    if data.cell_size is None or parameters.kind not in IMAGE_KINDS:
+        return data.cell_size
+    x, y = data.cell_size
+    factor = enlargement(parameters, min(data.tile_size))
+    return x / factor, y / factor
 
 
 def _pixel_type(data: TrainingData) -> str | None:

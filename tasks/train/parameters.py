@@ -39,6 +39,7 @@ ModelType = Literal[
     "CONNECTNET",
     "SUPERRESOLUTION",
     "PIX2PIX",
+    "PIX2PIXHD",
     "CYCLEGAN",
     "CUSTOM",
 ]
@@ -57,15 +58,17 @@ Kind = Literal[
     "connected roads",
     "resolution",
     "translation",
+    "fine translation",
     "cycle",
     "custom",
 ]
 # What is thin; and classes of pixels, in whatever way they are learnt.
 LINE_KINDS: frozenset[Kind] = frozenset({"edges", "roads", "connected roads"})
 PIXEL_KINDS: frozenset[Kind] = frozenset({"pixels", "change"}) | LINE_KINDS
-# What makes pictures; of these, what has a network that judges them.
-IMAGE_KINDS: frozenset[Kind] = frozenset({"resolution", "translation", "cycle"})
-ADVERSARIAL: frozenset[Kind] = frozenset({"translation", "cycle"})
+# Pictures from others of the same place; what has a network that judges; and all that makes pictures.
+TRANSLATIONS: frozenset[Kind] = frozenset({"translation", "fine translation"})
+ADVERSARIAL: frozenset[Kind] = TRANSLATIONS | {"cycle"}
+IMAGE_KINDS: frozenset[Kind] = ADVERSARIAL | {"resolution"}
 
 PIXEL_MODELS = frozenset(
     {"UNET", "UNETPLUSPLUS", "MANET", "LINKNET", "FPN", "PSPNET", "DEEPLAB", "UPERNET", "SEGFORMER"}
@@ -82,6 +85,7 @@ _OTHER_KINDS: dict[str, Kind] = {
     "CONNECTNET": "connected roads",
     "SUPERRESOLUTION": "resolution",
     "PIX2PIX": "translation",
+    "PIX2PIXHD": "fine translation",
     "CYCLEGAN": "cycle",
     "CUSTOM": "custom",  # its name says what it predicts, see TrainParameters.kind
 }
@@ -122,9 +126,9 @@ class TrainParameters(ToolParameters):
         "them (RCNN_Masks); FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or "
         "several (MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles "
         "of two rasters); HED_EDGEDETECTOR and BDCN_EDGEDETECTOR find edges, MULTITASK_ROADEXTRACTOR and "
-        "CONNECTNET roads (Classified_Tiles of one class); SUPERRESOLUTION makes finer pictures and PIX2PIX "
-        "other ones (Export_Tiles), CYCLEGAN learns both ways from pictures that are no pairs (CycleGAN); "
-        "CUSTOM is a model of your own, see custom_model",
+        "CONNECTNET roads (Classified_Tiles of one class); SUPERRESOLUTION makes finer pictures, PIX2PIX "
+        "and PIX2PIXHD other ones (Export_Tiles), CYCLEGAN learns both ways from pictures that are no pairs "
+        "(CycleGAN); CUSTOM is a model of your own, see custom_model",
     )
     custom_model: str | None = Field(
         default=None,
@@ -208,7 +212,8 @@ class TrainParameters(ToolParameters):
         "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion; "
         "MULTITASK_ROADEXTRACTOR, CONNECTNET: those of pixels, and mtl_model, gaussian_thresh, "
         "orient_bin_size, orient_theta, direction_weight, connectivity_weight (CONNECTNET); "
-        "SUPERRESOLUTION: downsample_factor; PIX2PIX: l1_weight, discriminator; CYCLEGAN: cycle_weight, "
+        "SUPERRESOLUTION: downsample_factor; PIX2PIX: l1_weight, discriminator; PIX2PIXHD: these, and "
+        "discriminators, feature_weight, global_blocks, local_blocks, width; CYCLEGAN: cycle_weight, "
         "identity_weight, discriminator",
     )
     stop_training: bool = Field(
@@ -241,7 +246,7 @@ class TrainParameters(ToolParameters):
         ge=32,
         le=4096,
         description="Edge in pixels that chips are scaled to before chip_size is cut out of them (models of "
-        "boxes, FEATURE_CLASSIFIER); the package scales imagery alike",
+        "boxes, FEATURE_CLASSIFIER, SUPERRESOLUTION); the package scales imagery alike",
     )
     monitor: Monitor = Field(
         default="VALID_LOSS",
@@ -320,10 +325,10 @@ class TrainParameters(ToolParameters):
             raise ValueError("augmentation CUSTOM does what augmentation_parameters say: name at least one")
         if self.augmentation in ("DEFAULT", "NONE") and self.augmentation_parameters:
             raise ValueError("augmentation_parameters go with augmentation CUSTOM")
-        if self.resize_to is not None and self.kind not in ("objects", "labels"):
+        if self.resize_to is not None and self.kind not in ("objects", "labels", "resolution"):
             raise ValueError(
-                f"resize_to does not exist for {self.model_type}: it is for models of boxes and "
-                "FEATURE_CLASSIFIER; export chips of another cell size"
+                f"resize_to does not exist for {self.model_type}: it is for models of boxes, "
+                "FEATURE_CLASSIFIER and SUPERRESOLUTION; export chips of another cell size"
             )
         return self
 

@@ -168,6 +168,7 @@ def fit(
     }
     assembled = assemble(parameters, options, schema, data[0].band_names, train_set, shared)
     module = assembled.module
+    module.accumulate_batches = parameters.accumulate_batches
     for encoder in module.encoders:
         first_weights = begin(
             module.network,
@@ -352,8 +353,8 @@ def make_trainer(
         precision=precision_of(parameters, accelerator),
         callbacks=callbacks,
         check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // batches)),
-        accumulate_grad_batches=parameters.accumulate_batches,
-        # Networks that take turns see to it themselves.
+        # Networks that take turns see to both themselves.
+        accumulate_grad_batches=1 if parameters.kind in ADVERSARIAL else parameters.accumulate_batches,
         gradient_clip_val=None if parameters.kind in ADVERSARIAL else _GRADIENT_NORM,
         default_root_dir=work,
         logger=False,

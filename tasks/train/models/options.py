@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.parameters import arguments_as_dict, validated
-from tasks.train.parameters import ADVERSARIAL, IMAGE_KINDS, QUERY_MODELS, Kind, TrainParameters
+from tasks.train.parameters import IMAGE_KINDS, QUERY_MODELS, Kind, TrainParameters
 
 Preset = Literal["light", "standard"]
 
@@ -278,6 +278,32 @@ class TranslationOptions(ImageOptions):
     )
 
 
+class HighResolutionOptions(TranslationOptions):
+    """Arguments of PIX2PIXHD."""
+
+    l1_weight: float = Field(
+        10.0, ge=0, description="weight of the distance from the target, beside the judgement"
+    )
+    feature_weight: float = Field(
+        10.0, ge=0, description="weight of how differently the layers of the judges see target and picture"
+    )
+    discriminators: int = Field(
+        3, ge=1, le=4, description="networks that judge, each at half of the resolution of the one before"
+    )
+    global_blocks: int = Field(
+        9, ge=0, le=32, description="residual blocks in the middle of the network at half of the resolution"
+    )
+    local_blocks: int = Field(
+        3, ge=0, le=32, description="residual blocks of the layers around it, which see the whole resolution"
+    )
+    width: int = Field(64, ge=8, le=256, multiple_of=2, description="channels of the layers around it")
+
+    @property
+    def least_size(self) -> int:
+        """Pixels that a chip needs for the coarsest judge to see something of it."""
+        return 32 * 2 ** (self.discriminators - 1)
+
+
 class CycleOptions(ImageOptions):
     """Arguments of CYCLEGAN."""
 
@@ -308,6 +334,14 @@ _LIGHT: dict[type[_Options], dict[str, Any]] = {
     ClassifierOptions: _LIGHT_CLASSIFIER,
     ResolutionOptions: _LIGHT_IMAGES,
     TranslationOptions: {**_LIGHT_IMAGES, "discriminator": 32},
+    HighResolutionOptions: {
+        **_LIGHT_IMAGES,
+        "discriminator": 32,
+        "discriminators": 2,
+        "global_blocks": 3,
+        "local_blocks": 2,
+        "width": 32,
+    },
     CycleOptions: {**_LIGHT_IMAGES, "discriminator": 32},
 }
 _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
@@ -321,6 +355,7 @@ _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
     "labels": ClassifierOptions,
     "resolution": ResolutionOptions,
     "translation": TranslationOptions,
+    "fine translation": HighResolutionOptions,
     "cycle": CycleOptions,
 }
 
@@ -417,16 +452,14 @@ def check_sizes(parameters: TrainParameters, options: AnyOptions, tile_size: int
             f"The chips have {tile_size} pixels, but this network needs at least {step}.",
             "Export larger tiles.",
         )
-    if parameters.kind in ADVERSARIAL and parameters.accumulate_batches > 1:
-        raise BadInputError(
-            f"{parameters.model_type} trains in turns, and gradients of several batches are not added up.",
-            "Leave accumulate_batches at 1.",
-        )
-    if parameters.kind in ADVERSARIAL and (parameters.devices not in (None, 1) or parameters.num_nodes > 1):
-        raise BadInputError(
-            f"{parameters.model_type} trains in turns, which several processes cannot do together.",
-            "Leave devices empty and num_nodes at 1.",
-        )
+    if isinstance(options, HighResolutionOptions):
+        seen = input_size(parameters, options, tile_size)
+        if seen < options.least_size:
+            raise BadInputError(
+                f"{options.discriminators} discriminators need chips of {options.least_size} pixels: these "
+                f"have {seen}.",
+                "Give the model argument discriminators a lower number, or export larger tiles.",
+            )
     if parameters.kind in IMAGE_KINDS and parameters.augmentation not in ("DEFAULT", "NONE"):
         raise BadInputError(
             f"{parameters.model_type} learns colours and cells as they are; its chips are turned and mirrored"

@@ -15,6 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from tasks.train.models.layers import Residual, convolution
+
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 REACHES = (1, 3)
 """Pixels to the neighbours that a pixel may be connected with."""
@@ -163,9 +165,9 @@ class StackedRoads(RoadNetwork):
             [
                 nn.Sequential(
                     nn.Upsample(scale_factor=2.0, mode="nearest"),
-                    *_convolution(width, _FINE_WIDTH),
+                    *convolution(width, _FINE_WIDTH),
                     nn.Upsample(scale_factor=2.0, mode="nearest"),
-                    *_convolution(_FINE_WIDTH, _FINE_WIDTH),
+                    *convolution(_FINE_WIDTH, _FINE_WIDTH),
                     nn.Conv2d(_FINE_WIDTH, count, 1),
                 )
                 for count in self.outputs
@@ -204,10 +206,10 @@ class Hourglass(nn.Module):
 
     def __init__(self, width: int, branches: int) -> None:
         super().__init__()
-        self.skips = nn.ModuleList([Residual(width) for _ in range(_LEVELS)])
-        self.down = nn.ModuleList([Residual(width) for _ in range(_LEVELS)])
+        self.skips = nn.ModuleList([Residual(width, width // 2) for _ in range(_LEVELS)])
+        self.down = nn.ModuleList([Residual(width, width // 2) for _ in range(_LEVELS)])
         self.up = nn.ModuleList(
-            [nn.ModuleList([Residual(width) for _ in range(_LEVELS)]) for _ in range(branches)]
+            [nn.ModuleList([Residual(width, width // 2) for _ in range(_LEVELS)]) for _ in range(branches)]
         )
         self.shrink = nn.MaxPool2d(2)
         self.enlarge = nn.Upsample(scale_factor=2.0, mode="nearest")
@@ -226,27 +228,6 @@ class Hourglass(nn.Module):
                 stream = kept + self.enlarge(step(stream))
             streams.append(stream)
         return streams
-
-
-class Residual(nn.Module):
-    """Two convolutions beside the way straight through."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            *_convolution(width, width // 2),
-            nn.Conv2d(width // 2, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-        self.end = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:  # (n, width, rows, cols) -> the same
-        result: Tensor = self.end(x + self.layers(x))
-        return result
-
-
-def _convolution(before: int, after: int) -> list[nn.Module]:
-    return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
 
 
 def connections_of(roads: Tensor) -> Tensor:

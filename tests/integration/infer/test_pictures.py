@@ -31,6 +31,7 @@ from tests.unit.train.pictures import (
     scene_chips,
     sharp_data,
     two_sides,
+    write,
 )
 
 
@@ -142,14 +143,41 @@ def test_how_the_work_is_cut_changes_no_picture(store: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_picture_becomes_one_of_another_kind(store: Any, tmp_path: Path) -> None:
-    model = packaged(store, "PIX2PIX", paired_data(tmp_path / "data"), tmp_path / "work", discriminator="8")
+@pytest.mark.parametrize(
+    ("model_type", "arguments"),
+    [
+        ("PIX2PIX", {}),
+        ("PIX2PIXHD", {"discriminators": "2", "global_blocks": "1", "local_blocks": "1", "width": "8"}),
+    ],
+)
+def test_a_picture_becomes_one_of_another_kind(
+    model_type: str, arguments: dict[str, str], store: Any, tmp_path: Path
+) -> None:
+    data = paired_data(tmp_path / "data")
+    model = packaged(store, model_type, data, tmp_path / "work", discriminator="8", **arguments)
     path = scene(tmp_path / "scene.tif", scene_chips(1, size=160)[0])
     values, mask, transform, _ = output_of(store, classified(path, model))
     assert values.shape == (1, 160, 160)
     assert transform.a == CELL
     assert mask.all()
     assert np.ptp(values) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["BDCN_EDGEDETECTOR", "CONNECTNET"])
+def test_lines_are_the_same_for_shards_of_any_size(model_type: str, store: Any, tmp_path: Path) -> None:
+    after, masks = changed(scene_chips(12))
+    data = write(tmp_path / "data", "Classified_Tiles", after, masks=masks)
+    model = packaged(store, model_type, data, tmp_path / "work", 6, width="32")
+    path = scene(tmp_path / "scene.tif", changed(scene_chips(1, size=160))[0][0])
+    arguments = {"padding": "16", "batch_size": "4", "thinning": "True", "threshold": "0.4"}
+    given = [{"name": name, "value": value} for name, value in arguments.items()]
+    one, other = (
+        output_of(store, classified(path, model, shard_size=size, model_arguments=given))[0]
+        for size in (64, 256)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert set(np.unique(one)) == {0, 4}
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from tasks.train.launch import train_on_node
 from tasks.train.parameters import TrainParameters
 from tasks.train.plan import TrainRecord, load_record, make_plan, save_plan
 from tests.unit.train.conftest import make_training_data
+from tests.unit.train.pictures import paired_data, two_sides
 
 # Without layers that see the whole batch: their means over two halves are not those over all.
 MODEL = """
@@ -133,6 +134,32 @@ def test_two_processes_are_one_with_twice_the_batch(store: ObjectStore, devices:
     assert [run.info.status for run in runs] == ["FINISHED"]
     losses = client.get_metric_history(runs[0].info.run_id, "train_loss")
     assert [loss.step for loss in losses] == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["PIX2PIX", "CYCLEGAN"])
+def test_networks_that_take_turns_learn_together(store: ObjectStore, model_type: str) -> None:
+    folder = Path.cwd() / "pictures"
+    (two_sides if model_type == "CYCLEGAN" else paired_data)(folder, count=12)
+    arguments = {"pretrained": "False", "decoder": "16,16,16,16,16", "discriminator": "8"}
+    given = {
+        "in_folder": [str(folder)],
+        "model_type": model_type,
+        "custom_model": None,
+        "backbone_model": "timm:lcnet_035",
+        "max_epochs": 1,
+        "batch_size": 1,
+        "learning_rate": 1e-4,
+        "model_arguments": [{"name": name, "value": value} for name, value in arguments.items()],
+    }
+    together, ours = train(store, parameters(devices=2, **given))
+    # Each process's normalisation sees its own chip, as each of two batches that add up does.
+    alone, theirs = train(store, parameters(accumulate_batches=2, **given))
+    assert (together.metrics["processes"], alone.metrics["processes"]) == (2, 1)
+    assert together.metrics["steps"] == alone.metrics["steps"] > 1
+    learnt = [name for name in theirs if not name.endswith(("running_mean", "running_var", "tracked"))]
+    for name in learnt:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

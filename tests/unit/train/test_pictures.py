@@ -14,7 +14,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.tracking import Tracker
-from tasks.train.image_chips import coarsened
+from tasks.train import images
+from tasks.train.image_chips import coarsened, scaled
 from tasks.train.models.change import build_change_network
 from tasks.train.models.lines import directions_of
 from tasks.train.models.options import ChangeOptions, options_of
@@ -26,6 +27,7 @@ from tasks.train.train import fit
 from tasks.training_data import TrainingData, read_chip_image, read_chip_image2
 from tests.unit.train.packaged import packaged_function
 from tests.unit.train.pictures import (
+    CELL,
     change_data,
     changed,
     paired_data,
@@ -41,8 +43,11 @@ TINY_DECODER = "16,16,16,16,16"
 
 def parameters(model_type: str, arguments: dict[str, str] | None = None, **values: Any) -> TrainParameters:
     given = {"pretrained": "False", "decoder": TINY_DECODER, **(arguments or {})}
-    if model_type in ("PIX2PIX", "CYCLEGAN"):
+    if model_type in ("PIX2PIX", "PIX2PIXHD", "CYCLEGAN"):
         given = {"discriminator": "8", **given}
+    if model_type == "PIX2PIXHD":
+        few = {"discriminators": "2", "global_blocks": "1", "local_blocks": "1", "width": "8"}
+        given = {**few, **given}
     return TrainParameters.model_validate(
         {
             "in_folder": ["x"],
@@ -139,6 +144,40 @@ def test_a_sharper_picture_travels(tmp_path: Path) -> None:
     assert "PSNR" in metrics_page(given, result, pictures).upper()
 
 
+def test_pictures_are_scaled_before_they_are_sharpened(tmp_path: Path) -> None:
+    data = sharp_data(tmp_path / "data")
+    given = parameters("SUPERRESOLUTION", {"downsample_factor": "2"}, resize_to=32)
+    result, function = trained(given, data, tmp_path / "work")
+    definition = function.network.definition
+    assert (definition["ImageHeight"], definition["resize_to"]) == (32, 32)
+    assert definition["MinCellSize"]["x"] == 2 * CELL  # half of the pixels, of twice the size
+    image, target = result.validation[0, 0]
+    chip = read_chip_image(result.chips[result.split.validation[0]])
+    halved = np.rint(chip.astype(np.float64).reshape(3, 32, 2, 32, 2).mean(axis=(2, 4)))
+    shown = result.normalisation.undo(target.numpy())
+    assert np.abs(shown - halved).max() <= 1  # halves are rounded either way
+    coarse, _ = coarsened(halved.astype(np.uint8), None, 2)
+    assert np.abs(result.normalisation.undo(image.numpy()) - coarse).max() <= 1
+    assert blocks(function, coarse).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 0.75])
+def test_what_is_not_known_stays_unknown_when_scaled(scale: float) -> None:
+    chip = scene_chips(1)[0]
+    known = np.ones(chip.shape, bool)
+    known[:, 20:40, 30:33] = False
+    hidden = chip.copy()
+    hidden[~known] = 255
+    (made, seen), (other, _) = (scaled(picture, known, scale) for picture in (chip, hidden))
+    whole, everywhere = scaled(chip, None, scale)
+    assert everywhere is None
+    assert made.shape == seen.shape == (3, *(round(64 * scale),) * 2)
+    assert made.dtype == np.uint8
+    assert 0 < np.count_nonzero(~seen) < 0.15 * seen.size
+    np.testing.assert_array_equal(made[seen], whole[seen])
+    np.testing.assert_array_equal(made[seen], other[seen])
+
+
 def test_values_of_pictures_are_those_of_torchmetrics(tmp_path: Path) -> None:
     data = sharp_data(tmp_path / "data")
     result, function = trained(parameters("SUPERRESOLUTION", max_epochs=1), data, tmp_path / "work")
@@ -172,9 +211,10 @@ def test_coarse_cells_look_as_the_reader_brings_them() -> None:
     assert coarsened(chip.astype(np.uint8), None, 4)[0].dtype == np.uint8
 
 
-def test_a_translated_picture_travels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["PIX2PIX", "PIX2PIXHD"])
+def test_a_translated_picture_travels(model_type: str, tmp_path: Path) -> None:
     data = paired_data(tmp_path / "data")
-    result, function = trained(parameters("PIX2PIX", max_epochs=2), data, tmp_path / "work")
+    result, function = trained(parameters(model_type, max_epochs=2), data, tmp_path / "work")
     pixels = read_chip_image(data.chips[0])
     made = blocks(function, pixels)
     with torch.inference_mode():
@@ -184,6 +224,8 @@ def test_a_translated_picture_travels(tmp_path: Path) -> None:
     assert made.shape == (1, 64, 64)
     assert np.abs(made.astype(int) - wanted).max() <= 1
     assert result.metrics["steps"] == 2 * (len(result.split.train) // 4)
+    wanted_type = {"PIX2PIX": "Pix2Pix", "PIX2PIXHD": "Pix2PixHD"}[model_type]
+    assert function.network.definition["ModelType"] == wanted_type
     assert draw_pictures(result, data.classes)["worst_samples.png"]
 
 
@@ -202,6 +244,43 @@ def test_both_ways_travel(tmp_path: Path) -> None:
     assert result.metrics["l1_a_again"] > 0
     assert result.metrics["change_a_to_b"] > 0
     assert draw_pictures(result, data.classes)["show_results.png"]
+
+
+def without_batches(builder: Any) -> Any:
+    """Networks without a layer that sees the whole batch."""
+
+    def build_one(*args: Any, **options: Any) -> torch.nn.Module:
+        network: torch.nn.Module = builder(*args, **options)
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, torch.nn.BatchNorm2d):
+                    setattr(module, name, torch.nn.Identity())
+        return network
+
+    return build_one
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["PIX2PIX", *(pytest.param(name, marks=pytest.mark.slow) for name in ("PIX2PIXHD", "CYCLEGAN"))],
+)
+def test_two_batches_add_up_to_one_for_networks_that_take_turns(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("build_generator", "build_enhanced_generator"):
+        monkeypatch.setattr(images, name, without_batches(getattr(images, name)))
+    torch.set_num_threads(1)
+    data = (two_sides if model_type == "CYCLEGAN" else paired_data)(tmp_path / "data")
+    made = []
+    for name, more in (("one", {"batch_size": 4}), ("two", {"batch_size": 2, "accumulate_batches": 2})):
+        given = parameters(model_type, max_epochs=2, learning_rate=1e-3, **more)
+        (tmp_path / name).mkdir()
+        result = fit(given, [data], tmp_path / name, tracker=Tracker.disabled(), progress=lambda *_: None)
+        made.append((result.metrics["steps"], result.module.state_dict()))
+    (steps, ours), (as_many, theirs) = made
+    assert steps == as_many > 1
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def kept(result: Trained) -> list[Any]:
@@ -228,7 +307,12 @@ def test_the_same_seed_gives_the_same_weights(model_type: str, tmp_path: Path) -
         ("PIX2PIX", sharp_data, {}, "additional_input_raster"),
         ("UNET", change_data, {}, "pairs of pictures"),
         ("CYCLEGAN", paired_data, {}, "metadata_format = CycleGAN"),
-        ("PIX2PIX", paired_data, {"accumulate_batches": 2}, "accumulate_batches at 1"),
+        (
+            "PIX2PIXHD",
+            paired_data,
+            {"chip_size": 64, "arguments": {"discriminators": "3"}},
+            "need chips of 128",
+        ),
         (
             "SUPERRESOLUTION",
             sharp_data,
@@ -313,11 +397,17 @@ def test_networks_that_take_turns_go_on_where_they_were_killed(model_type: str, 
         ("BDCN_EDGEDETECTOR", {"gaussian_thresh": "0.76"}),
         ("SUPERRESOLUTION", {"downscale": "2"}),
         ("CYCLEGAN", {"l1_weight": "3"}),
+        ("PIX2PIX", {"feature_weight": "3"}),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(model_type: str, arguments: dict[str, str]) -> None:
     with pytest.raises(BadInputError, match="do not fit"):
         options_of(parameters(model_type, arguments))
+
+
+def test_only_sharper_pictures_are_resized() -> None:
+    with pytest.raises(ValueError, match="resize_to does not exist for PIX2PIX"):
+        parameters("PIX2PIX", resize_to=32)
 
 
 def test_lines_are_of_one_class(make_data: Any, tmp_path: Path) -> None:
