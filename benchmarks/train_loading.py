@@ -154,7 +154,7 @@ def _measure(folder: Path, chosen: argparse.Namespace) -> None:
         curves = Curves(lambda *_: None, lambda *_: None)
         callbacks = [TimeBudget(budget), BestWeights("VALID_LOSS", patience=None), curves, keeping, watch]
         longer = parameters.model_copy(update={"max_epochs": 1000})
-        trainer = make_trainer(longer, callbacks, accelerator="cpu", together=Group(), batches=1, work=folder)
+        trainer = make_trainer(longer, callbacks, accelerator="cpu", together=Group(), work=folder)
         trainer.fit(module, loader_of(fresh() if chosen.cold else samples))
         return watch.seconds / chosen.steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,12 @@ _SMALLER_IS_BETTER = frozenset({"VALID_LOSS"})
 
 # While the learning rate is high, values wander: stopping there would miss what its descent brings.
 _PATIENT_UNTIL = 0.5
+
+# Validating more often than this costs more than it tells …
+_BATCHES_BETWEEN_VALIDATIONS = 100
+# … but a short training has the choice between so many, and early stopping looks at half of them.
+_VALIDATIONS = 20
+NEVER = sys.maxsize  # epochs between two validations, until Validations says otherwise
 
 Progress = Callable[[float, str], None]
 
@@ -59,6 +66,49 @@ class TimeBudget(lightning.Callback):
         del pl_module, outputs, batch, batch_idx
         if self.budget.spent:
             trainer.should_stop = True
+
+
+class Validations(lightning.Callback):
+    """Validates at the end of an epoch, once enough is learnt since the last time.
+
+    That is 100 batches, or a twentieth of the training by its steps or its time, whichever comes first: of
+    20 epochs each is validated, however few chips there are.
+    """
+
+    _KEPT = ("batches", "share")
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.batches = 0  # since the last validation
+        self.share = 0.0  # of the training, at the last validation
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._KEPT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        del pl_module
+        trainer.check_val_every_n_epoch = NEVER
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        del outputs, batch, batch_idx
+        self.batches += 1
+        share = self.budget.fraction(_own(pl_module).steps_done)
+        enough = self.batches >= _BATCHES_BETWEEN_VALIDATIONS
+        # Rounding of the shares is not to cost a validation.
+        if trainer.is_last_batch and (enough or share - self.share >= 1.0 / _VALIDATIONS - 1e-9):
+            trainer.check_val_every_n_epoch = 1
+            self.batches, self.share = 0, share
 
 
 class InStep(lightning.Callback):

@@ -18,7 +18,16 @@ from tasks.errors import TrainingDataError
 from tasks.tracking import Tracker
 from tasks.train.assembly import Samples, assemble, budget_of, collate_of, samples_of, with_file
 from tasks.train.beginning import Beginning, begin
-from tasks.train.callbacks import BestWeights, Curves, InStep, Progress, Thaw, TimeBudget
+from tasks.train.callbacks import (
+    NEVER,
+    BestWeights,
+    Curves,
+    InStep,
+    Progress,
+    Thaw,
+    TimeBudget,
+    Validations,
+)
 from tasks.train.characteristics import accuracy_tables
 from tasks.train.checkpoints import Checkpoints, KeepCheckpoints, settled_in
 from tasks.train.data_formats import check_agreement, check_format
@@ -41,9 +50,7 @@ from tasks.training_data import (
 )
 
 DEFAULT_LEARNING_RATE = 4e-3
-_PATIENCE = 5
-# Validating more often than this costs more than it tells.
-_STEPS_BETWEEN_VALIDATIONS = 100
+PATIENCE = 5
 _GRADIENT_NORM = 10.0
 _GPU_LOADERS = 4
 
@@ -218,7 +225,7 @@ def fit(
         rate = module.learning_rate = agree(find_learning_rate(module, tried, device, exactness))
 
     curves = Curves(lambda row, epoch: tracker.metrics(_plain(row), epoch), progress)
-    best = BestWeights(parameters.monitor, patience=_PATIENCE if parameters.stop_training else None)
+    best = BestWeights(parameters.monitor, patience=PATIENCE if parameters.stop_training else None)
     keeping = KeepCheckpoints(
         checkpoints,
         sampler,
@@ -230,6 +237,7 @@ def fit(
         work=work,
     )
     callbacks: list[lightning.Callback] = [InStep(budget)] if together.world > 1 else []
+    callbacks.append(Validations(budget))
     if parameters.unfreeze_after_epochs is not None:
         callbacks.append(Thaw(parameters.unfreeze_after_epochs))
     trainer = make_trainer(
@@ -237,7 +245,6 @@ def fit(
         [*callbacks, TimeBudget(budget), best, curves, keeping],
         accelerator=accelerator,
         together=together,
-        batches=batches,
         work=work,
     )
     started = time.monotonic()
@@ -332,13 +339,12 @@ def make_trainer(
     *,
     accelerator: str,
     together: Group,
-    batches: int,
     work: Path,
 ) -> lightning.Trainer:
     """Lightning's trainer as a training uses it.
 
     Args:
-        batches: per epoch and process.
+        callbacks: one of them says when to validate.
         work: a local folder.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -352,7 +358,7 @@ def make_trainer(
         max_epochs=parameters.max_epochs,
         precision=precision_of(parameters, accelerator),
         callbacks=callbacks,
-        check_val_every_n_epoch=min(parameters.max_epochs, -(-_STEPS_BETWEEN_VALIDATIONS // batches)),
+        check_val_every_n_epoch=NEVER,
         # Networks that take turns see to both themselves.
         accumulate_grad_batches=1 if parameters.kind in ADVERSARIAL else parameters.accumulate_batches,
         gradient_clip_val=None if parameters.kind in ADVERSARIAL else _GRADIENT_NORM,
