@@ -47,6 +47,18 @@ def train_model_on_node(plan_uri: str, node: int) -> None:
     run_node(plan_uri, node)
 
 
+@flow(name="assess_chips")
+def assess_chips(plan_uri: str) -> None:
+    """Apply one version of a model to the chips of an evaluation set.
+
+    Args:
+        plan_uri: the plan in the store.
+    """
+    from tasks.assess.task import run_chips
+
+    run_chips(plan_uri)
+
+
 @flow(name="infer_part")
 def infer_part(plan_uri: str, part: int) -> None:
     """Compute the shards of one part of an inference.

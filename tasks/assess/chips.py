@@ -15,6 +15,7 @@ from tasks.assess.pixel_accuracy import statistics_of
 REPLICATES = 500
 LEVEL = 0.95
 _CHIPS_PER_BLOCK = 2  # edge of a block, in chips
+_EDGE_PX = 1.0  # labels round boxes to whole pixels
 
 Footprint = tuple[float, float, float, float]
 Intervals = dict[str, dict[str, tuple[float, float]]]
@@ -38,6 +39,42 @@ def blocks_of(footprints: Sequence[Footprint | None]) -> npt.NDArray[np.int64]:
     return np.array([numbers[key] for key in keys], np.int64)
 
 
+def cut_off(bounds: Floats, rows: int, cols: int) -> npt.NDArray[np.bool_]:
+    """Objects that reach to the edge of a chip: they are cut there, often to a sliver, and are not assessed.
+
+    Args:
+        bounds: xmin, ymin, xmax, ymax, pixels  # (n, 4)
+        rows, cols: size of the chip, pixels.
+    """
+    inside = (bounds[:, :2] > _EDGE_PX).all(axis=1)
+    inside &= (bounds[:, 2] < cols - _EDGE_PX) & (bounds[:, 3] < rows - _EDGE_PX)
+    return np.asarray(~inside)
+
+
+def resampled_objects(
+    chips: Sequence[Matches], blocks: npt.NDArray[np.int64], labels: Sequence[int]
+) -> Resampled:
+    """The measures of ``labels`` and of all, from how often each block was drawn.
+
+    Args: see :func:`object_intervals`.
+    """
+    of_truths = np.repeat(blocks, [len(chip.truth_classes) for chip in chips])
+    of_found = np.repeat(blocks, [len(chip.classes) for chip in chips])
+    return Resampled(Matches.joined(chips), labels, of_truths, of_found, count_of(blocks))
+
+
+def count_of(blocks: npt.NDArray[np.int64]) -> int:
+    """How many blocks there are, by the numbers of chips' blocks."""
+    return int(blocks.max(initial=-1)) + 1
+
+
+def summed(confusions: npt.NDArray[np.int64], blocks: npt.NDArray[np.int64]) -> Floats:
+    """Counts of chips, added up by block  # (chips, ...) -> (blocks, ...)"""
+    stack = np.zeros((count_of(blocks), *confusions.shape[1:]))
+    np.add.at(stack, blocks, confusions)
+    return stack
+
+
 def pixel_intervals(
     confusions: npt.NDArray[np.int64], blocks: npt.NDArray[np.int64], names: Sequence[str]
 ) -> Intervals:
@@ -48,15 +85,13 @@ def pixel_intervals(
         blocks: of each chip  # (chips,)
         names: of the classes, the background first: it is left out of the means.
     """
-    count = int(blocks.max(initial=-1)) + 1
-    stack = np.zeros((count, *confusions.shape[1:]))
-    np.add.at(stack, blocks, confusions)
+    stack = summed(confusions, blocks)
     foreground = np.arange(len(names)) > 0
 
     def statistic(weights: Floats) -> Floats:
         return statistics_of(np.tensordot(weights, stack, axes=1), foreground)[:-1]
 
-    interval = block_bootstrap(count, statistic, replicates=REPLICATES, level=LEVEL)
+    interval = block_bootstrap(len(stack), statistic, replicates=REPLICATES, level=LEVEL)
     return _named(interval.low, interval.high, [*names, ALL], ("iou", "f1", "precision", "recall"))
 
 
@@ -70,16 +105,12 @@ def object_intervals(
         blocks: of each chip  # (chips,)
         labels, names: of the classes.
     """
-    joined = Matches.joined(chips)
-    of_truths = np.repeat(blocks, [len(chip.truth_classes) for chip in chips])
-    of_found = np.repeat(blocks, [len(chip.classes) for chip in chips])
-    count = int(blocks.max(initial=-1)) + 1
-    resampled = Resampled(joined, labels, of_truths, of_found, count)
+    resampled = resampled_objects(chips, blocks, labels)
 
     def statistic(weights: Floats) -> Floats:
         return resampled(weights).reshape(len(names) + 1, -1)[:, -1]
 
-    interval = block_bootstrap(count, statistic, replicates=REPLICATES, level=LEVEL)
+    interval = block_bootstrap(count_of(blocks), statistic, replicates=REPLICATES, level=LEVEL)
     return _named(interval.low, interval.high, [*names, ALL], ("ap",))
 
 

@@ -8,29 +8,25 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.assess.comparison import (
-    CHALLENGER,
-    CHAMPION,
-    DIFFERENCE,
-    Compared,
-    compare_objects,
-    compare_pixels,
-)
+from tasks.assess.chip_plan import load_results
+from tasks.assess.chip_results import Kind
+from tasks.assess.comparison import DIFFERENCE, Compared, compare_objects, compare_pixels
+from tasks.assess.comparison_chips import compare_chips
+from tasks.assess.contest import KIND, Contest
 from tasks.assess.decision import Decision, decide, first_champion
 from tasks.assess.inputs import vector_files
-from tasks.assess.parameters_compare import ComparisonParameters
+from tasks.assess.parameters_compare import ComparisonParameters, Measure
 from tasks.assess.report import FIELDS, page
 from tasks.assess.run import folder_or_raster
 from tasks.assess.tables import to_csv
-from tasks.errors import BadInputError, NotFoundError, RunError
+from tasks.errors import BadInputError
 from tasks.imagery import RasterInfo, expand_rasters, inspect_raster
-from tasks.imagery.identity import identity_of_files
+from tasks.imagery.identity import identity_of_files, on_record
 from tasks.labels.vector import split_layer
-from tasks.package.tags import TRAINING_DATA_TAG
 from tasks.store import (
     Manifest,
     ObjectStore,
@@ -42,68 +38,12 @@ from tasks.store import (
     run_key,
     set_current,
 )
-from tasks.tracking import ModelVersion, find_version
+from tasks.training_data.address import find_folder
 
-KIND = "outputs/compare_models"
 TABLE, DATA, REPORT = "comparison.csv", "comparison.json", "report.html"
 # Bumped by hand when the same inputs would give other numbers.
 SEMANTICS = 1
-
-Tool = Literal["detect_objects", "classify_pixels"]
-_TOOLS: dict[str, Tool] = {
-    "ImageClassification": "classify_pixels",
-    "ObjectDetection": "detect_objects",
-    "InstanceDetection": "detect_objects",
-}
-_TYPE_TAG = "chipline.type"
-
-
-class Version(BaseModel):
-    """A version that takes part.
-
-    Attributes:
-        uri: how tools name it.
-        number: in the registry.
-        package, digest: its package.
-        training_data: manifests of what it learnt from, as far as the registry names them.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    uri: str
-    number: str
-    package: str
-    digest: str
-    training_data: list[str] = []
-
-
-class Contest(BaseModel):
-    """Who meets whom.
-
-    Attributes:
-        model: name in the registry.
-        tool: that both are applied with.
-        challenger: the version that wants the alias.
-        champion: the version that has it; None where none has.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    tool: Tool
-    challenger: Version
-    champion: Version | None
-
-    @property
-    def over(self) -> bool:
-        """Whether the challenger is the champion already."""
-        return self.champion is not None and self.champion.digest == self.challenger.digest
-
-    @property
-    def versions(self) -> dict[str, Version]:
-        """By role; the champion first."""
-        both = {CHAMPION: self.champion, CHALLENGER: self.challenger}
-        return {role: found for role, found in both.items() if found is not None}
+_USUAL: Mapping[Kind, Measure] = {"objects": "AP", "pixels": "IOU", "labels": "F1_SCORE"}
 
 
 class Outcome(BaseModel):
@@ -117,97 +57,6 @@ class Outcome(BaseModel):
     already_done: bool
 
 
-def find_contest(parameters: ComparisonParameters) -> Contest:
-    """Look up both versions.
-
-    Raises:
-        NotFoundError: the challenger is not in the registry.
-        BadInputError: it is no package, or of a kind that cannot be compared; the two are of two kinds.
-    """
-    name = parameters.model_name
-    challenger = find_version(name, parameters.challenger)
-    if challenger is None:
-        raise NotFoundError(
-            f"The model {name!r} has no version or alias {parameters.challenger!r}, or this user may not "
-            "read it.",
-            "Look at MLflow's Models page for the names, versions and aliases that exist.",
-        )
-    champion = find_version(name, parameters.champion_alias)
-    tool = _tool_of(challenger)
-    if champion is not None and _tool_of(champion) != tool:
-        raise BadInputError(
-            f"{challenger.uri} is of the kind {challenger.tags[_TYPE_TAG]}, the champion {champion.uri} "
-            f"of the kind {champion.tags[_TYPE_TAG]}.",
-            "Compare versions of one kind; give models of another kind another name.",
-        )
-    return Contest(
-        model=name,
-        tool=tool,
-        challenger=_version(challenger),
-        champion=_version(champion) if champion is not None else None,
-    )
-
-
-def _tool_of(found: ModelVersion) -> Tool:
-    kind = found.tags.get(_TYPE_TAG, "")
-    if not found.package or kind not in _TOOLS:
-        raise BadInputError(
-            f"{found.uri} is {kind or 'no package of a known kind'}, which compare_models cannot compare.",
-            f"It compares packages of {', '.join(_TOOLS)}.",
-        )
-    return _TOOLS[kind]
-
-
-def _version(found: ModelVersion) -> Version:
-    listed = json.loads(found.tags.get(TRAINING_DATA_TAG, "[]"))
-    return Version(
-        uri=found.uri,
-        number=found.number,
-        package=found.package,
-        digest=found.digest,
-        training_data=[str(item["manifest"]) for item in listed if "manifest" in item],
-    )
-
-
-def refuse_learnt_from(store: ObjectStore, parameters: ComparisonParameters, contest: Contest) -> None:
-    """Refuse imagery that a version learnt from, unless a mask says what of it is meant.
-
-    Only training data that was exported here names its imagery; of other data nothing is known.
-
-    Raises:
-        BadInputError: with the raster and the version.
-    """
-    if parameters.mask_features:
-        return
-    rasters = [inspect_raster(uri) for uri in expand_rasters(parameters.input_raster)]
-    for contestant in contest.versions.values():
-        for address in contestant.training_data:
-            manifest = read_manifest(store, address.rsplit("/", 1)[0])
-            learnt = {item.get("identity") for item in manifest.inputs} if manifest is not None else set()
-            for info in rasters:
-                if info.identity in learnt:
-                    raise BadInputError(
-                        f"{contestant.uri} learnt from {info.uri}, which the versions are to be compared on.",
-                        "Name other imagery, or bound it by mask_features to ground that nobody learnt from.",
-                    )
-
-
-def check_champion(contest: Contest, parameters: ComparisonParameters) -> None:
-    """Refuse to move an alias that someone else moved during the comparison.
-
-    Raises:
-        RunError: the champion is another one now.
-    """
-    now = find_version(contest.model, parameters.champion_alias)
-    before = contest.champion.number if contest.champion is not None else None
-    if (now.number if now is not None else None) != before:
-        raise RunError(
-            f"The champion of {contest.model} changed during the comparison (from version {before} to "
-            f"{now.number if now is not None else None}).",
-            "Start the run again: it meets the new one.",
-        )
-
-
 def compare(
     store: ObjectStore,
     parameters: ComparisonParameters,
@@ -218,12 +67,13 @@ def compare(
     """Score the results of both versions, decide, and publish; the same results are compared once.
 
     Args:
-        results: URI of what the tool made, by role.
+        results: by role, URI of what the tool made; of chips, of the plan by which they were computed.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    rasters = [inspect_raster(uri) for uri in expand_rasters(parameters.input_raster)]
+    named = expand_rasters(parameters.input_raster) if parameters.input_raster else []
+    rasters = [inspect_raster(uri) for uri in named]
     inputs = _identities(store, parameters, rasters)
-    shown = parameters.model_dump(mode="json")
+    shown = on_record(parameters.model_dump(mode="json"))
     decides = {key: value for key, value in shown.items() if key != "move_alias"}
     key = run_key(
         {
@@ -284,7 +134,10 @@ def compare(
 def _identities(
     store: ObjectStore, parameters: ComparisonParameters, rasters: list[RasterInfo]
 ) -> list[dict[str, Any]]:
-    vectors = [parameters.ground_truth_features]
+    if parameters.evaluation_data is not None:
+        data = find_folder(store, parameters.evaluation_data)
+        return [{"role": "evaluation data", "uri": data.uri, "identity": data.identity}]
+    vectors = [parameters.truth]
     vectors += [parameters.mask_features] if parameters.mask_features else []
     for uri in (*vectors, *(info.uri for info in rasters)):
         check_allowed(split_layer(uri)[0])
@@ -300,7 +153,9 @@ def _compared(
     results: Mapping[str, str],
     rasters: list[RasterInfo],
 ) -> Compared:
-    if contest.tool == "detect_objects":
+    if parameters.evaluation_data is not None:
+        return compare_chips({role: load_results(store, uri) for role, uri in results.items()}, parameters)
+    if contest.kind == "objects":
         layers = {role: vector_files(store, uri)[0] for role, uri in results.items()}
         return compare_objects(layers, rasters, parameters)
     classified = {
@@ -313,11 +168,11 @@ def _compared(
 def _decided(compared: Compared, parameters: ComparisonParameters, contest: Contest) -> Decision:
     measure = parameters.measure
     if measure == "AUTO":
-        measure = "AP" if contest.tool == "detect_objects" else "IOU"
+        measure = _USUAL[contest.kind]
     by_field = {FIELDS[name].upper(): name for name in compared.measures}
     if measure not in by_field:
         raise BadInputError(
-            f"{measure} is not measured of {contest.tool}.", f"Choose AUTO or {', '.join(by_field)}."
+            f"{measure} is not measured of {contest.kind}.", f"Choose AUTO or {', '.join(by_field)}."
         )
     if contest.champion is None:
         return first_champion(measure)

@@ -68,7 +68,7 @@ def compare_objects(
         rasters: that both were applied to; they bound what is assessed.
         parameters: truth, mask, overlap and resampling.
     """
-    truth = read_vector_labels(parameters.ground_truth_features, parameters.ground_truth_class_value_field)
+    truth = read_vector_labels(parameters.truth, parameters.ground_truth_class_value_field)
     mask = read_vector_labels(parameters.mask_features) if parameters.mask_features else None
     classes = Classes(truth.schema)
     found: dict[str, ObjectAccuracy] = {}
@@ -94,7 +94,7 @@ def compare_objects(
     statistics: dict[str, Statistic] = {role: accuracy.resampled(values) for role, accuracy in found.items()}
     names = [classes.names.get(value, str(value)) for value in values]
     count = next(iter(found.values())).blocks
-    return _compared(statistics, [*names, ALL], OBJECT_MEASURES, count, parameters)
+    return paired(statistics, [*names, ALL], OBJECT_MEASURES, count, parameters)
 
 
 def compare_pixels(
@@ -112,7 +112,7 @@ def compare_pixels(
     Raises:
         BadInputError: the versions were computed on different grids.
     """
-    truth = read_vector_labels(parameters.ground_truth_features, parameters.ground_truth_class_value_field)
+    truth = read_vector_labels(parameters.truth, parameters.ground_truth_class_value_field)
     mask = read_vector_labels(parameters.mask_features) if parameters.mask_features else None
     _refuse_other_grids(list(results.values()))
     blocks = {
@@ -129,13 +129,18 @@ def compare_pixels(
         for number, place in enumerate(places):
             if place in found:
                 stack[number] = found[place].matrix(values)
-        statistics[role] = _PixelStatistics(stack, foreground)
+        statistics[role] = PixelStatistics(stack, foreground)
     names = _class_names(values, truth)
-    return _compared(statistics, [*names, ALL], PIXEL_MEASURES, len(places), parameters)
+    return paired(statistics, [*names, ALL], PIXEL_MEASURES, len(places), parameters)
 
 
-class _PixelStatistics:
-    """Measures of every class and their means, from how often each block was drawn."""
+class PixelStatistics:
+    """Measures of every class and their means, from how often each block was drawn.
+
+    Args:
+        stack: counts of each block, rows truth, columns prediction  # (blocks, classes, classes)
+        foreground: the classes that the means are over  # (classes,)
+    """
 
     def __init__(self, stack: Floats, foreground: npt.NDArray[np.bool_]) -> None:
         self._stack, self._foreground = stack, foreground
@@ -144,14 +149,22 @@ class _PixelStatistics:
         return statistics_of(np.tensordot(weights, self._stack, axes=1), self._foreground)[:-1]
 
 
-def _compared(
+def paired(
     statistics: Mapping[str, Statistic],
     names: list[str],
     measures: tuple[str, ...],
     blocks: int,
     parameters: ComparisonParameters,
 ) -> Compared:
-    """All versions, and their difference, from the same draws."""
+    """All versions, and their difference, from the same draws.
+
+    Args:
+        statistics: by role; measures of every class, then of all, one after the other.
+        names: of the classes, then of all.
+        measures: in order.
+        blocks: number of blocks.
+        parameters: of the resampling.
+    """
     roles = list(statistics)
     several = len(roles) == 2
 

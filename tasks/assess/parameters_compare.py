@@ -18,12 +18,21 @@ class ComparisonParameters(ToolParameters):
     model_name: str = Field(
         min_length=1, description="Name of the model in the registry, whose versions are compared"
     )
+    evaluation_data: str | None = Field(
+        default=None,
+        description="Chips to evaluate on, in place of input_raster and ground_truth_features: name or URI "
+        "of a folder of training data, ours or ArcGIS's, which no version may have learnt from",
+    )
     input_raster: list[str] = Field(
-        min_length=1,
+        default=[],
         description="Imagery to evaluate on, which no version may have learnt from: URIs of rasters, "
         "prefixes ending in '/', patterns. Both versions are applied to it",
     )
-    ground_truth_features: str = inherited(AccuracyParameters, "ground_truth_features")
+    ground_truth_features: str | None = Field(
+        default=None,
+        description="Truth of input_raster: URI of a GeoPackage, GeoJSON, Shapefile, FlatGeobuf or "
+        "GeoParquet file with polygons, in any coordinate system; append |layername=... to pick a layer",
+    )
     challenger: str = Field(
         default="current",
         pattern=r"^[A-Za-z0-9][\w.-]*$",
@@ -40,8 +49,9 @@ class ComparisonParameters(ToolParameters):
     )
     measure: Measure = Field(
         default="AUTO",
-        description="Value that decides, over all classes. AUTO is AP (mean over the classes) for objects "
-        "and IOU (mean over the classes without background) for pixels",
+        description="Value that decides, over all classes. AUTO is AP (mean over the classes) for objects, "
+        "IOU (mean over the classes without background) for pixels and F1_SCORE (mean over the classes) for "
+        "classes of chips",
     )
     least_gain: float = Field(
         default=0.0,
@@ -78,3 +88,38 @@ class ComparisonParameters(ToolParameters):
         if self.challenger == self.champion_alias:
             raise ValueError("challenger and champion_alias name the same version")
         return self
+
+    @model_validator(mode="after")
+    def _one_evaluation_set(self) -> ComparisonParameters:
+        imagery = {
+            "input_raster": self.input_raster,
+            "ground_truth_features": self.ground_truth_features,
+        }
+        if self.evaluation_data is None:
+            missing = [name for name, value in imagery.items() if not value]
+            if missing:
+                raise ValueError(
+                    f"give {' and '.join(missing)}, or evaluation_data in place of imagery and truth"
+                )
+            return self
+        bounds = {
+            "mask_features": self.mask_features,
+            "ground_truth_class_value_field": self.ground_truth_class_value_field,
+        }
+        given = [name for name, value in (imagery | bounds).items() if value]
+        if given:
+            raise ValueError(
+                f"evaluation_data brings its own imagery and truth: leave {', '.join(given)} empty"
+            )
+        return self
+
+    @property
+    def truth(self) -> str:
+        """The truth of the imagery; chips bring their own."""
+        assert self.ground_truth_features is not None
+        return self.ground_truth_features
+
+    @property
+    def evaluated_on(self) -> str:
+        """The evaluation set, in one word."""
+        return self.evaluation_data or self.truth

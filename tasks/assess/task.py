@@ -5,7 +5,7 @@ Heavy modules are loaded inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from prefect import task
@@ -15,13 +15,16 @@ from prefect.runtime import flow_run
 
 from tasks.assess.parameters import AccuracyParameters
 from tasks.assess.parameters_compare import ComparisonParameters
+from tasks.parameters import ModelArgument
 
 if TYPE_CHECKING:
-    from tasks.assess.compare import Contest, Outcome
+    from tasks.assess.compare import Outcome
+    from tasks.assess.contest import Contest
     from tasks.assess.run import AccuracyResult
     from tasks.store import ObjectStore
 
 _LINK_SECONDS = 7 * 24 * 3600
+_REPORT_SECONDS = 10.0
 
 
 @task(name="assess")
@@ -131,7 +134,7 @@ class PlannedComparison(TypedDict):
 @task(name="find versions")
 def find_versions(parameters: ComparisonParameters) -> PlannedComparison:
     """Look up champion and challenger in the registry."""
-    from tasks.assess.compare import find_contest, refuse_learnt_from
+    from tasks.assess.contest import find_contest, refuse_learnt_from
     from tasks.store import ObjectStore
 
     log = get_run_logger()
@@ -145,11 +148,69 @@ def find_versions(parameters: ComparisonParameters) -> PlannedComparison:
         log.info("The challenger is the champion: there is nothing to compare")
     return {
         "contest": contest.model_dump(mode="json"),
-        "tool": contest.tool,
+        "tool": contest.tool if parameters.evaluation_data is None else "",
         "packages": {role: version.package for role, version in contest.versions.items()},
         "outputs": {role: f"{contest.model}_v{version.number}" for role, version in contest.versions.items()},
         "over": contest.over,
     }
+
+
+@task(name="plan chips")
+def plan_on_chips(
+    parameters: ComparisonParameters,
+    planned: PlannedComparison,
+    model_arguments: Sequence[ModelArgument],
+    processor_type: str,
+) -> dict[str, str]:
+    """Say what is applied to which chips.
+
+    Args:
+        model_arguments: of the inference functions.
+        processor_type: AUTO, CPU or GPU.
+
+    Returns:
+        URI of each version's plan, by role.
+    """
+    from tasks.assess.chip_plan import plan_chips
+    from tasks.assess.contest import Contest
+    from tasks.store import ObjectStore
+
+    return plan_chips(
+        ObjectStore(),
+        parameters,
+        Contest.model_validate(planned["contest"]),
+        arguments=model_arguments,
+        processor_type=processor_type,
+    )
+
+
+@task(name="apply to chips")
+def run_chips(plan_uri: str) -> None:
+    """Apply one version to the chips of the evaluation set, unless that has been done."""
+    import time
+
+    from tasks.assess.chip_plan import compute_chips
+    from tasks.store import ObjectStore
+
+    log = get_run_logger()
+    reported = time.monotonic()
+
+    def progress(done: int, in_all: int) -> None:
+        nonlocal reported
+        if done == in_all or time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            log.info("%d of %d chips done", done, in_all)
+
+    found = compute_chips(ObjectStore(), plan_uri, progress=progress)
+    log.info("%d chips on %s", len(found.chips), found.device)
+
+
+def chips_done(plan_uri: str) -> bool:
+    """Whether a version has been applied to the chips of the evaluation set."""
+    from tasks.assess.chip_plan import is_computed
+    from tasks.store import ObjectStore
+
+    return is_computed(ObjectStore(), plan_uri)
 
 
 @task(name="decide")
@@ -159,13 +220,14 @@ def compare_and_decide(
     """Compare the results of both versions, move the alias where the interval says so, and show it all.
 
     Args:
-        results: URI of what the tool made, by role.
+        results: by role, URI of what the tool made; of chips, of their plan.
 
     Returns:
         ``champion``: the version that has the alias now; ``moved``: "true" where it moved in this run;
         ``reason``; ``report``, ``table``, ``data``: URIs.
     """
-    from tasks.assess.compare import DATA, REPORT, TABLE, Contest, check_champion, compare
+    from tasks.assess.compare import DATA, REPORT, TABLE, compare
+    from tasks.assess.contest import Contest, check_champion
     from tasks.store import ObjectStore, join
     from tasks.tracking import find_version, mark_version
 
@@ -226,7 +288,7 @@ def _track_comparison(
             **{f"chipline.{role}": version.uri for role, version in contest.versions.items()},
         },
     )
-    tracker.dataset(contest.model, parameters.ground_truth_features, manifest.run_key, context="evaluation")
+    tracker.dataset(contest.model, parameters.evaluated_on, manifest.run_key, context="evaluation")
     tracker.metrics(
         {
             f"{row['Class']}.{row['Measure']}.{part}": float(value)

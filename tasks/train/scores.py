@@ -10,6 +10,7 @@ import numpy.typing as npt
 import shapely
 from torch import Tensor
 
+from tasks.assess.chips import cut_off
 from tasks.assess.objects import (
     Detections,
     Matches,
@@ -26,7 +27,6 @@ from tasks.labels import ClassSchema
 
 Values = dict[str, float]
 
-_EDGE_PX = 1.0  # labels round boxes to whole pixels
 _SEVERAL_FROM = 0.5  # probability from which on a chip has a class, where it may have several
 _NO_OBJECT_THRESHOLD = 0.5  # of a package whose validation chips held nothing to tune it on
 
@@ -44,10 +44,8 @@ def chip_objects(
         rows, cols: size of the chip, pixels.
     """
     detections = Detections(_boxes(found), _labels(found), found["scores"].detach().cpu().double().numpy())
-    corners = truth["boxes"].detach().cpu()
-    inside = (corners[:, :2] > _EDGE_PX).all(dim=1)
-    inside &= (corners[:, 2] < cols - _EDGE_PX) & (corners[:, 3] < rows - _EDGE_PX)
-    return detections, Truths(_boxes(truth), _labels(truth), ~inside.numpy())
+    corners = truth["boxes"].detach().cpu().double().numpy().reshape(-1, 4)
+    return detections, Truths(_boxes(truth), _labels(truth), cut_off(corners, rows, cols))
 
 
 def mask_overlaps(boxes: Overlaps, found: Tensor, truth: Tensor) -> Overlaps:

@@ -13,18 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.assess import compare as compare_module
-from tasks.assess.compare import (
-    Contest,
-    Outcome,
-    Version,
-    check_champion,
-    compare,
-    find_contest,
-    refuse_learnt_from,
-    shown_rows,
-)
+from tasks.assess import contest as contest_module
+from tasks.assess.chip_results import Kind
+from tasks.assess.compare import Outcome, compare, shown_rows
 from tasks.assess.comparison import CHALLENGER, CHAMPION, DIFFERENCE, compare_objects
+from tasks.assess.contest import Contest, Version, check_champion, find_contest, refuse_learnt_from
 from tasks.assess.decision import decide
 from tasks.assess.parameters_compare import ComparisonParameters
 from tasks.errors import BadInputError, NotFoundError, RunError
@@ -138,10 +131,10 @@ def version(number: str) -> Version:
     )
 
 
-def contest(tool: Any = "detect_objects", champion: str | None = "1", challenger: str = "2") -> Contest:
+def contest(kind: Kind = "objects", champion: str | None = "1", challenger: str = "2") -> Contest:
     return Contest(
         model="trees",
-        tool=tool,
+        kind=kind,
         challenger=version(challenger),
         champion=version(champion) if champion else None,
     )
@@ -202,13 +195,13 @@ def test_classified_pixels_are_paired_block_by_block(
         return write_raster(name, np.where(noise, 0, true).astype(np.uint8), X, Y + SIDE)
 
     good, poor = classified("good.tif", 0.1), classified("poor.tif", 0.4)
-    meets = contest("classify_pixels")
+    meets = contest("pixels")
     better = run(here, {CHAMPION: poor, CHALLENGER: good}, meets)
     assert better.decision.promote
     assert better.decision.measure == "IOU"
     assert not run(here, {CHAMPION: good, CHALLENGER: good}, meets).decision.promote
     assert not run(here, {CHAMPION: good, CHALLENGER: poor}, meets).decision.promote
-    with pytest.raises(BadInputError, match="AP is not measured of classify_pixels"):
+    with pytest.raises(BadInputError, match="AP is not measured of pixels"):
         run(here, {CHAMPION: good, CHALLENGER: poor}, meets, measure="AP")
     coarse = write_raster("coarse.tif", true[::2, ::2].copy(), X, Y + SIDE, cell=2.0)
     with pytest.raises(BadInputError, match=r"different grids.*cell_size"):
@@ -236,7 +229,7 @@ def test_who_meets_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
     def meet(**versions: ModelVersion) -> Contest:
-        monkeypatch.setattr(compare_module, "find_version", Registry(**versions))
+        monkeypatch.setattr(contest_module, "find_version", Registry(**versions))
         return find_contest(parameters)
 
     found = meet(current=registered("3"), champion=registered("1"))
@@ -246,14 +239,23 @@ def test_who_meets_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     assert meet(current=registered("3", "ImageClassification")).champion is None
     with pytest.raises(NotFoundError, match="no version or alias 'current'"):
         meet(champion=registered("1"))
-    with pytest.raises(BadInputError, match="ObjectClassification, which compare_models cannot compare"):
-        meet(current=registered("3", "ObjectClassification"))
+    with pytest.raises(BadInputError, match="SuperResolution, which compare_models cannot compare"):
+        meet(current=registered("3", "SuperResolution"))
+    # Not on imagery, but on chips.
+    classes = meet(current=registered("3", "ObjectClassification"))
+    assert classes.kind == "labels"
+    with pytest.raises(BadInputError, match=r"classes of objects.* Give evaluation_data"):
+        _ = classes.tool
+    tags = {"chipline.type": "ImageClassification", "chipline.model_type": "CHANGEDETECTOR"}
+    dates = ModelVersion("trees", "3", "s3://b/p.dlpk", "3" * 8, tags)
+    with pytest.raises(BadInputError, match=r"compares two dates.* Give evaluation_data"):
+        _ = meet(current=dates).tool
     with pytest.raises(BadInputError, match="Compare versions of one kind"):
         meet(current=registered("3"), champion=registered("1", "ImageClassification"))
 
-    monkeypatch.setattr(compare_module, "find_version", Registry(current=registered("3")))
+    monkeypatch.setattr(contest_module, "find_version", Registry(current=registered("3")))
     check_champion(contest(champion=None), parameters)
-    monkeypatch.setattr(compare_module, "find_version", Registry(champion=registered("4")))
+    monkeypatch.setattr(contest_module, "find_version", Registry(champion=registered("4")))
     with pytest.raises(RunError, match="changed during the comparison"):
         check_champion(contest(), parameters)
     with pytest.raises(ValueError, match="name the same version"):
@@ -278,9 +280,48 @@ def test_imagery_that_a_version_learnt_from_is_refused(write_layer: Write, write
     )
     tags = {"chipline.type": "ObjectDetection"}
     tags["chipline.training_data"] = json.dumps([{"manifest": f"{folder}/manifest.json"}, {"and": "1 more"}])
-    learnt = compare_module._version(ModelVersion("trees", "2", "s3://b/2.dlpk", "d", tags))
+    learnt = contest_module._version(ModelVersion("trees", "2", "s3://b/2.dlpk", "d", tags))
     meets = contest().model_copy(update={"challenger": learnt})
     with pytest.raises(BadInputError, match=r"models:/trees/2 learnt from .*image3\.tif.*mask_features"):
         refuse_learnt_from(store, here.parameters(), meets)
     refuse_learnt_from(store, here.parameters(mask_features=here.truth), meets)
     refuse_learnt_from(store, here.parameters(), contest())
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_chips_that_a_version_learnt_from_are_refused(world: Path, bounded: bool) -> None:
+    from tasks.settings import settings
+    from tasks.store import Manifest, Publication
+
+    del world
+    store = ObjectStore()
+    folders = {}
+    for name, raster, mask in (("west", "w", None), ("east", "e", None), ("again", "w", "mask.gpkg")):
+        folders[name] = join(settings().root, "training-data", name, name)
+        Publication(store, folders[name]).finish(
+            Manifest(
+                kind="training-data",
+                name=name,
+                run_key=name,
+                parameters={"input_mask_polygons": mask if bounded else None},
+                inputs=[{"role": "raster", "uri": f"{raster}.tif", "identity": raster}],
+            )
+        )
+    tags = {"chipline.type": "ObjectClassification"}
+    listed = [{"manifest": f"{folders['west']}/manifest.json", "identity": "west"}]
+    tags["chipline.training_data"] = json.dumps(listed)
+    learnt = contest_module._version(ModelVersion("trees", "2", "s3://b/2.dlpk", "d", tags))
+    meets = contest("labels").model_copy(update={"challenger": learnt})
+
+    def judge(name: str) -> None:
+        chips = ComparisonParameters(model_name="trees", evaluation_data=folders[name])
+        refuse_learnt_from(store, chips, meets)
+
+    judge("east")
+    with pytest.raises(BadInputError, match=r"models:/trees/2 learnt from .*west, which"):
+        judge("west")
+    if bounded:
+        judge("again")
+    else:
+        with pytest.raises(BadInputError, match=r"learnt from w\.tif, .*input_mask_polygons"):
+            judge("again")

@@ -68,6 +68,7 @@ def test_every_deployment_has_a_pool_and_leaves_that_need_a_gpu_say_so() -> None
         "export_part",
         "train_model",
         "train_model_on_node",
+        "assess_chips",
         "infer_part",
         "infer_calibration",
     }
