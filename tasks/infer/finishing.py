@@ -10,7 +10,7 @@ from tasks.infer.describe import FunctionDescription
 from tasks.infer.parameters import (
     ClassifyObjectsParameters,
     ClassifyPixelsParameters,
-    DetectObjectsParameters,
+    DetectChangeParameters,
     InferenceTool,
 )
 from tasks.infer.parameters_outputs import LayerParameters
@@ -24,9 +24,10 @@ def finishing_of(parameters: InferenceTool) -> dict[str, Any]:
 
 
 def _of_tool(parameters: InferenceTool) -> dict[str, Any]:
-    if isinstance(parameters, ClassifyPixelsParameters):
+    if isinstance(parameters, (ClassifyPixelsParameters, DetectChangeParameters)):
         polygons = {"polygons": _layer(parameters)} if parameters.output_polygons else {}
-        space = {"pixelspace": {"out_sr": parameters.out_sr}} if parameters.use_pixelspace else {}
+        raw = isinstance(parameters, ClassifyPixelsParameters) and parameters.use_pixelspace
+        space = {"pixelspace": {"out_sr": parameters.out_sr}} if raw else {}
         return {"format": "COG", "name": output_name(parameters.output), **polygons, **space}
     if isinstance(parameters, ClassifyObjectsParameters):
         formats = {"output_formats": parameters.output_formats}
@@ -38,8 +39,6 @@ def _of_tool(parameters: InferenceTool) -> dict[str, Any]:
             "layer": formats,
             **({"out_sr": parameters.out_sr} if moved else {}),
         }
-    if not isinstance(parameters, DetectObjectsParameters):
-        return {"format": "COG", "name": output_name(parameters.output)}
     suppression = None
     if parameters.run_nms:
         suppression = {

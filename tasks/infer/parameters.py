@@ -57,8 +57,8 @@ class EngineParameters(ToolParameters):
     cell_size: float | None = Field(
         default=None,
         gt=0,
-        description="Cell size to compute on, in units of the imagery's coordinate system; empty: the "
-        "imagery's own",
+        description="Cell size to compute on, in units of the output's coordinate system: of out_sr where it "
+        "is given (degrees for EPSG:4326), else of the imagery's; empty: the imagery's own",
     )
     extent: list[float] | None = Field(
         default=None,
@@ -241,7 +241,9 @@ class DetectObjectsParameters(
         return self.output_objects
 
 
-class DetectChangeParameters(EngineParameters, ChangeImageryParameters):
+class DetectChangeParameters(
+    ClassPolygonParameters, ScoreParameters, EngineParameters, ChangeImageryParameters
+):
     """Parameters of ``detect_change``."""
 
     tool: ClassVar[Tool] = "detect_change"

@@ -21,8 +21,8 @@ class RefineParameters(ClassPolygonParameters):
 
     input_result: str = Field(
         min_length=1,
-        description="Result of classify_pixels (with keep_probabilities where thresholds are set) or of "
-        "detect_objects: the URI of its folder, or of its name, such as "
+        description="Result of classify_pixels or detect_change (with keep_probabilities where thresholds "
+        "are set) or of detect_objects: the URI of its folder, or of its name, such as "
         "s3://bucket/outputs/detect_objects/trees, for the newest",
     )
     output_name: str = Field(min_length=1, description="Name of the output, or the URI of a folder")

@@ -39,6 +39,7 @@ from tasks.infer.operators import pixel_format
 from tasks.infer.parameters import (
     ClassifyObjectsParameters,
     ClassifyPixelsParameters,
+    DetectChangeParameters,
     InferenceTool,
     ProcessorType,
     Tool,
@@ -245,7 +246,7 @@ def plan_with_features(
         )
         check_series(parameters, package.name, output_format, values)
     scoring = None
-    if isinstance(parameters, ClassifyPixelsParameters) and output_format is not None:
+    if isinstance(parameters, (ClassifyPixelsParameters, DetectChangeParameters)) and output_format:
         if parameters.output_polygons and output_format.of_values:
             raise BadInputError(
                 f"The function of {package.name} gives values, not classes, and values make no polygons.",

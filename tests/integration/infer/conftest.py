@@ -101,23 +101,33 @@ def detector(tmp_path: Path) -> Package:
     return open_package(path, tmp_path / "unpacked")
 
 
-@pytest.fixture
-def pairs(tmp_path: Path) -> Package:
-    """Classes Same (1) and Brighter (2) of two dates of two bands; see functions.py."""
+def _of_pairs(folder: Path, name: str, function: str, text: str) -> Package:
     definition = ModelDefinition.model_validate(
         {
             "ModelType": "ImageClassification",
             "ModelName": "ChangeDetector",
-            "InferenceFunction": "PairComparer.py",
+            "InferenceFunction": f"{function}.py",
             "ImageHeight": 72,
             "ImageWidth": 72,
             "ExtractBands": [0, 1, 2, 3],
             "Classes": [{"Value": 1, "Name": "Same"}, {"Value": 2, "Name": "Brighter", "Color": [250, 0, 0]}],
         }
     )
-    path = tmp_path / "pairs.dlpk"
-    write_dlpk(path, definition, {"PairComparer.py": functions.PAIRS.encode()})
-    return open_package(path, tmp_path / "unpacked")
+    path = folder / f"{name}.dlpk"
+    write_dlpk(path, definition, {f"{function}.py": text.encode()})
+    return open_package(path, folder / "unpacked")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Package:
+    """Classes Same (1) and Brighter (2) of two dates of two bands; see functions.py."""
+    return _of_pairs(tmp_path, "pairs", "PairComparer", functions.PAIRS)
+
+
+@pytest.fixture
+def pair_scorer(tmp_path: Path) -> Package:
+    """The same of means, offering scores."""
+    return _of_pairs(tmp_path, "pair_scorer", "PairScorer", functions.PAIRS + functions.PAIR_SCORER)
 
 
 @pytest.fixture

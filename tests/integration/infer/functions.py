@@ -149,6 +149,30 @@ class PairComparer:
         return {"output_pixels": values.astype(np.int32)[None, p : p + shape[0], p : p + shape[1]]}
 '''
 
+PAIR_SCORER = '''
+
+class PairScorer(PairComparer):
+    """The same comparison of means over 7 x 7 pixels, with scores: the larger the step, the surer."""
+
+    def getConfiguration(self, **scalars):
+        return {
+            **super().getConfiguration(**scalars),
+            "predict_scores": True,
+            "number_of_scores": 2,
+            "score_values": (1, 2),
+            "tile_size": 32 + 2 * int(scalars["padding"]),
+        }
+
+    def predict_scores(self, batch):
+        half = batch.shape[1] // 2
+        step = batch[:, half:].astype(np.int64).sum(axis=1) - batch[:, :half].astype(np.int64).sum(axis=1)
+        padded = np.pad(step, ((0, 0), (3, 3), (3, 3)))
+        rows, cols = step.shape[1:]
+        mean = sum(padded[:, r : r + rows, c : c + cols] for r in range(7) for c in range(7)) / 49
+        brighter = np.clip(0.5 + mean / 1024, 0, 1).astype(np.float32)
+        return np.stack([1 - brighter, brighter], axis=1)
+'''
+
 OBJECTS = '''
 import json
 import numpy as np

@@ -6,17 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
 import rasterio.transform
 import rasterio.warp
+from scipy import ndimage
 
 from tasks.infer import task
 from tasks.infer.finish import finish
 from tasks.infer.parameters import DetectChangeParameters
+from tasks.infer.parameters_refine import RefineParameters
 from tasks.infer.part import compute_part
 from tasks.infer.prepare import prepare
+from tasks.infer.refine import refine
 from tasks.package.publish import publish_package
 from tasks.store import join
 
@@ -57,6 +61,62 @@ def test_two_dates_become_one_raster_of_changes(
     assert set(np.unique(made)) == {0, 1, 2}
     roles = [(item["role"], Path(item["uri"]).stem) for item in result.manifest.inputs[:3]]
     assert roles == [("before", "early"), ("after", "late_north"), ("after", "late_süd")]
+
+
+def test_changes_blend_keep_probabilities_and_become_polygons(
+    store: Any, pair_scorer: Any, write_scene: Any, texture: Any, tmp_path: Path
+) -> None:
+    before = texture[:2]
+    after = before.copy()
+    after[:, 100:150, 40:90] = 255
+    after[:, :30] = 0
+    uris = [write_scene("early", before), write_scene("late", after, nodata=0)]
+    model = publish_package(store, tmp_path / "pair_scorer.dlpk", made_by="test")
+    step = (after.astype(np.int64) - before).sum(axis=0)
+    step[:30] = 0  # what one date does not show, the function does not see of the other
+    for axis in (0, 1):
+        step = ndimage.correlate1d(step, np.ones(7, np.int64), axis=axis, mode="constant")
+    share = np.clip(0.5 + step / 49 / 1024, 0, 1)
+    made = []
+    for size in (96, 512):
+        parameters = DetectChangeParameters.model_validate(
+            {
+                "from_raster": uris[:1],
+                "to_raster": uris[1:],
+                "model": model,
+                "output_classified_raster": f"changes{size}",
+                "shard_size": size,
+                "stitching": "BLEND",
+                "keep_probabilities": True,
+                "output_polygons": True,
+                "minimum_area": 1,
+            }
+        )
+        plan = prepare(parameters, store)
+        for part in range(len(plan.parts)):
+            compute_part(store, plan, part, package=pair_scorer)
+        finish(store, plan, {})
+        with rasterio.open(join(plan.folder, f"changes{size}.tif")) as dataset:
+            classes = dataset.read(1)
+        with rasterio.open(join(plan.folder, f"changes{size}_probability.tif")) as dataset:
+            made.append((classes, dataset.read()))
+        layer = geopandas.read_parquet(join(plan.folder, f"changes{size}_polygons.parquet"))
+        inside = layer[layer["Class"] == "Brighter"].area.sum() * 4
+        assert inside == pytest.approx((classes == 2).sum(), abs=0.03 * (classes == 2).sum())
+    for one, other in zip(*made, strict=True):
+        np.testing.assert_array_equal(one, other)
+    classes, probability = made[0]
+    inner = slice(40, -8), slice(8, -8)
+    second = np.where(classes == 2, probability[0], 255 - probability[0].astype(int))
+    assert np.abs(second - np.rint(share * 255))[inner].max() <= 1
+    assert not classes[:30].any()
+
+    # Thresholds of the kept probabilities need no model.
+    surer = {"input_result": plan.folder, "output_name": "surer", "threshold": 0.55}
+    again = refine(store, RefineParameters.model_validate(surer))
+    with rasterio.open(join(again.folder, "surer.tif")) as dataset:
+        found = dataset.read(1)
+    np.testing.assert_array_equal(found != 0, probability[0] + 0.5 >= 0.55 * 255)
 
 
 def test_collections_by_pattern_and_by_items_in_other_places_are_compared_on_the_first_ones_grid(
