@@ -70,8 +70,8 @@ def refine_raster(
         if f"{raster['name']}_probability" not in names:
             raise BadInputError(
                 f"The result {source.folder} kept no probabilities, so no threshold can be set.",
-                f"Run {source.manifest.kind.rsplit('/', 1)[-1]} with keep_probabilities, or leave the thresholds "
-                "empty.",
+                f"Run {source.manifest.kind.removeprefix('outputs/')} with keep_probabilities, or leave the "
+                "thresholds empty.",
             )
         uris["probability"] = f"{stem}_probability.tif"
         if f"{raster['name']}_alternatives" in names:
