@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks.errors import HostError
 from tasks.host.ring import Ring
 
 
@@ -33,6 +35,18 @@ class Expected:
     inner: tuple[int, int]
     number_of_scores: int
     limit: int
+
+
+@dataclass
+class Call:
+    """One block on its way."""
+
+    slot: int
+    expected: Expected
+    block: str
+    done: threading.Event = field(default_factory=threading.Event)
+    value: npt.NDArray[Any] | bytes | None = None
+    error: HostError | None = None
 
 
 def read_answer(frame: dict[str, Any], expected: Expected, ring: Ring, slot: int) -> npt.NDArray[Any] | bytes:

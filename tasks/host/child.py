@@ -1,9 +1,10 @@
 """The child: one process that runs one inference function and nothing of ours.
 
 Started by path with the interpreter that the function's framework needs; it imports the standard library,
-numpy and its siblings by path: ``wire.py``, ``arcpy_standin.py``, and ``containment.py`` with the kernel's
-means, which has to confine the process before any foreign code is read. The call order and the shapes are
-those of docs/formats/python-raster-function.md. What the function prints goes to the log pipe on stdout.
+numpy and its siblings by path: ``wire.py``, ``child_memory.py``, ``arcpy_standin.py``, and ``containment.py``
+with the kernel's means, which has to confine the process before any foreign code is read. The call order and
+the shapes are those of docs/formats/python-raster-function.md. What the function prints goes to the log pipe
+on stdout.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import functools
 import importlib.util
 import inspect
 import json
-import mmap
 import os
 import select
 import signal
@@ -27,7 +27,9 @@ from collections.abc import Callable
 from typing import Any
 
 _OPERATIONS = ("updatePixels", "vectorize", "predict_scores")
-_OTHER_METHODS = ("selectRasters", "updateKeyMetadata", "settle_engine", "limit_batch")
+_OTHER_METHODS = (
+    "selectRasters", "updateKeyMetadata", "settle_engine", "engine_identity", "engine_kept", "limit_batch",
+)  # fmt: skip
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 # The interface that is kept is that of this ArcGIS; functions compare the numbers (isLicensed).
 _PRODUCT = {"productName": "Chipline", "version": "11.5", "path": "", "major": 11, "minor": 5.0,
@@ -47,6 +49,9 @@ def _sibling(name: str) -> types.ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+memory = _sibling("child_memory")
 
 
 class ContractError(Exception):
@@ -136,37 +141,6 @@ def tuples(value: Any) -> Any:
     return value
 
 
-class Slot:
-    """One place of the ring: an input and an output memory file."""
-
-    def __init__(self, input_fd: int, output_fd: int) -> None:
-        self.output_fd = output_fd
-        self._input_fd = input_fd
-        self._map: mmap.mmap | None = None
-
-    def array(self, description: dict[str, Any]) -> Any:
-        """A writable array on the input memory, shape and dtype as described."""
-        import numpy
-
-        dtype = numpy.dtype(description["dtype"])
-        count = 1
-        for length in description["shape"]:
-            count *= length
-        end = description["offset"] + count * dtype.itemsize
-        if self._map is None or len(self._map) < end:
-            # The host has made the file longer; older arrays keep the older map alive by themselves.
-            self._map = mmap.mmap(self._input_fd, os.fstat(self._input_fd).st_size)
-        flat = numpy.frombuffer(self._map, dtype=dtype, count=count, offset=description["offset"])
-        return flat.reshape(description["shape"])
-
-    def write(self, data: memoryview) -> int:
-        """Puts a result into the output memory; its length in bytes."""
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self.output_fd, data[done:], done)
-        return done
-
-
 class Runner:
     """The function's life: load, configure, call."""
 
@@ -174,7 +148,7 @@ class Runner:
         self.frameworks: list[str] = list(start.get("frameworks", []))
         self._start = start
         self._arcpy = arcpy
-        self._slots = [Slot(*pair) for pair in start["slots"]]
+        self._slots = [memory.Slot(*pair) for pair in start["slots"]]
         self._function: Any = None
         self._scalars: dict[str, Any] = {}
         self._raster = "raster"
@@ -239,6 +213,8 @@ class Runner:
         }
         answer["output_info"] = self._output_info(frame["raster_info"])
         answer["key_metadata"] = self._key_metadata()
+        identity = getattr(self._function, "engine_identity", None)
+        answer["engine_identity"] = plain(identity()) if callable(identity) else None
         return answer
 
     def _output_info(self, raster_info: dict[str, Any]) -> Any:
@@ -278,10 +254,19 @@ class Runner:
         """``settle_engine``, which functions with a choice of execution engines have."""
         slot = self._slots[frame["slot"]]
         blocks = [slot.array(described) for described in frame["blocks"]]
-        report = self._function.settle_engine(blocks, frame["decided"])
+        size = frame["kept"]
+        kept = {"kept": memory.content(self._start["parcel"], size)} if size else {}
+        report = self._function.settle_engine(blocks, frame["decided"], **kept)
         if not isinstance(report, dict):
             raise ContractError(f"settle_engine() gave {type(report).__name__}, not a dict")
         return {"event": "settled", "report": plain(report)}
+
+    def keep(self, _frame: dict[str, Any]) -> dict[str, Any]:
+        """``engine_kept``, whose answer makes the engine quicker to make in another process."""
+        kept = self._function.engine_kept()
+        if not isinstance(kept, bytes):
+            raise ContractError(f"engine_kept() gave {type(kept).__name__}, not bytes")
+        return {"event": "kept", "bytes": memory.write(self._start["parcel"], memoryview(kept))}
 
     def call(self, frame: dict[str, Any]) -> dict[str, Any]:
         """One block through ``updatePixels``, ``vectorize`` or ``predict_scores``."""
@@ -339,7 +324,7 @@ class Runner:
         shape = ((self._output_bands,) if self._output_bands > 1 else ()) + tuple(frame["shape"])
         return tlc, shape, props, self._blocks(pixels, mask, tlc, shape, props)
 
-    def _pixels(self, slot: Slot, answer: Any) -> dict[str, Any]:
+    def _pixels(self, slot: Any, answer: Any) -> dict[str, Any]:
         """The answer of ``updatePixels``, put into the output memory."""
         import numpy
 
@@ -368,7 +353,7 @@ class Runner:
             return {f"{name}_pixels": tuple(pixels), f"{name}_mask": tuple(mask)}
         return {f"{name}_pixels": pixels, f"{name}_mask": mask}
 
-    def _array(self, slot: Slot, array: Any) -> dict[str, Any]:
+    def _array(self, slot: Any, array: Any) -> dict[str, Any]:
         import numpy
 
         if array.dtype.kind == "b":
@@ -379,7 +364,7 @@ class Runner:
         size = slot.write(memoryview(array).cast("B")) if array.size else 0
         return {"kind": "array", "shape": list(array.shape), "dtype": array.dtype.str, "bytes": size}
 
-    def _vectors(self, slot: Slot, answer: Any) -> dict[str, Any]:
+    def _vectors(self, slot: Any, answer: Any) -> dict[str, Any]:
         if not isinstance(answer, dict) or "output_vectors" not in answer:
             raise ContractError("vectorize() gave no dict with output_vectors")
         text = answer["output_vectors"]
@@ -503,6 +488,7 @@ def serve(connection: socket.socket, wire: types.ModuleType, runner: Runner) -> 
         "load": runner.load,
         "configure": runner.configure,
         "settle": runner.settle,
+        "keep": runner.keep,
         "call": runner.call,
     }
     begun: deque[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = deque()

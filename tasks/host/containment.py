@@ -125,6 +125,7 @@ def confine(
     # A change of user clears both: /proc/self must stay readable, and the host's end must be ours.
     libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
     namespaces.die_with_parent()
+    namespaces.close_guardians_lines()
     try:
         read, devices = _readable(asked, private_proc), list(_ORDINARY_DEVICES)
         if asked["gpu"]:

@@ -136,3 +136,18 @@ class GpuLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def insisted_gpu() -> Gpu:
+    """The first GPU that this process may use.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    gpus = visible_gpus()
+    if not gpus:
+        raise DeviceError(
+            "A GPU was asked for, and this machine shows none to this process.",
+            "Run on a worker with a GPU (driver and CUDA_VISIBLE_DEVICES), or set processor_type to CPU.",
+        )
+    return gpus[0]

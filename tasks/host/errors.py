@@ -6,7 +6,9 @@ from typing import Literal
 
 from tasks.errors import HostError
 
-FailureCause = Literal["exception", "out_of_memory", "crash", "hang", "memory", "contract", "protocol"]
+FailureCause = Literal[
+    "exception", "out_of_memory", "crash", "hang", "memory", "contract", "protocol", "closed"
+]
 
 
 class FunctionFailure(HostError):
@@ -15,7 +17,8 @@ class FunctionFailure(HostError):
     Attributes:
         cause: ``exception`` (it raised), ``out_of_memory`` (the device's or numpy's memory ran out),
             ``crash`` (the process ended), ``hang`` (over its time), ``memory`` (over its resident size),
-            ``contract`` (an answer of the wrong kind or shape), ``protocol`` (no valid frame).
+            ``contract`` (an answer of the wrong kind or shape), ``protocol`` (no valid frame),
+            ``closed`` (its host was closed meanwhile).
         block: the block it was working on, in words; empty while it was starting.
         function_traceback: the function's own traceback, empty when it has none.
     """
@@ -33,3 +36,8 @@ class FunctionFailure(HostError):
         self.cause: FailureCause = cause
         self.block = block
         self.function_traceback = function_traceback
+
+
+def closed_host() -> FunctionFailure:
+    """What whoever uses a host is told that was closed, or is being closed by another thread."""
+    return FunctionFailure("The host is closed.", "Submit blocks inside its with statement.", cause="closed")

@@ -30,6 +30,8 @@ _MEMORY_EVERY_S = 0.25
 _CLOSE_WAIT_S = 1.0
 _END_WAIT_S = 5.0
 _TRACE_WAIT_S = 0.5
+_LINE_WAIT_S = 1.0
+_SEND_WAIT_S = 60.0  # frames are small, and the kernel takes several before anybody reads them
 
 Frame = dict[str, Any]
 
@@ -71,6 +73,8 @@ class ChildLink:
         # Where the child says where it is; not the log, which a function may flood.
         self._trace_fd = os.memfd_create("chipline-trace", 0)
         self._socket, self._child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Whoever sends may hold what this thread needs: a child that reads nothing must not stop both.
+        self._socket.settimeout(_SEND_WAIT_S)
         self._send_lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._tail = bytearray()
@@ -88,7 +92,10 @@ class ChildLink:
         Raises:
             OSError: the interpreter cannot be started.
         """
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise OSError(f"no thread can be had: {error}") from error
         self._spawned.wait()
         if self._spawn_error is not None or self._process is None:
             raise self._spawn_error or OSError("the child was not started")
@@ -111,7 +118,10 @@ class ChildLink:
         """Ends the child and all it started; returns when they are gone."""
         self._closing = True
         self.send({"op": "close"})
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+        else:
+            self._child_socket.close()
         self._socket.close()
         if self._trace_fd >= 0:
             os.close(self._trace_fd)
@@ -120,7 +130,13 @@ class ChildLink:
     # -- the link's own thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
-        log_read, log_write = os.pipe()
+        try:
+            log_read, log_write = os.pipe()
+        except OSError as error:
+            self._spawn_error = error
+            self._child_socket.close()
+            self._spawned.set()
+            return
         try:
             # -I: no PYTHON* variables, no user site, and neither our folder nor the current one on the path.
             self._process = subprocess.Popen(
@@ -161,8 +177,7 @@ class ChildLink:
     def _listen(self, process: subprocess.Popen[bytes], log: int) -> None:
         os.set_blocking(log, False)
         frames = FrameBuffer()
-        next_memory = 0.0
-        close_by = 0.0
+        next_memory = close_by = give_up = 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             selector.register(log, selectors.EVENT_READ)
@@ -183,6 +198,12 @@ class ChildLink:
                     elif not self._drain(log):
                         selector.unregister(log)
                 now = time.monotonic()
+                if _exit_code(process.pid) is not None:
+                    # Its end of the line is closed with it, unless somebody whom it left behind holds it:
+                    # then no end of the line would ever come.
+                    give_up = give_up or now + _LINE_WAIT_S
+                    if now > give_up:
+                        return self._ended(process, log)
                 if self._closing:
                     close_by = close_by or now + _CLOSE_WAIT_S
                     if now > close_by:
@@ -239,11 +260,12 @@ class ChildLink:
     def _ended(self, process: subprocess.Popen[bytes], log: int) -> None:
         if self._closing:
             return
-        try:
-            code = process.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:
-            self._fail("protocol", "closed the line to the host")
-            return
+        give_up = time.monotonic() + _END_WAIT_S
+        while (code := _exit_code(process.pid)) is None:
+            if time.monotonic() > give_up:
+                self._fail("protocol", "closed the line to the host")
+                return
+            time.sleep(0.005)
         self._drain(log)
         # Told apart from anybody's kill -9: a smaller batch would mend the one, and change results for
         # nothing after the other.
@@ -270,6 +292,9 @@ class ChildLink:
             cause=cause,
             function_traceback=where,
         )
+        # The line is of no more use: whoever sends on it, and may hold what the next call needs, is let go.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._on_failure(self._failure)
 
 
@@ -328,6 +353,20 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
+def _exit_code(pid: int) -> int | None:
+    """A child's exit code, minus the signal's number where one ended it; None while it runs.
+
+    Leaves it unburied: so long its number, which is that of its group too, is nobody else's.
+    """
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0  # buried by somebody else, who alone knows
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kills the process, its group and its descendants, also those that left the group; waits for them."""
     members = []
@@ -340,8 +379,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for member in members:
         with contextlib.suppress(psutil.Error):
             member.kill()
-    process.wait()
     give_up = time.monotonic() + _END_WAIT_S
+    # One that is stuck in the kernel (a driver, a dead network file system) holds its host up no longer.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_END_WAIT_S)
     while any(map(_lives, members)) and time.monotonic() < give_up:
         time.sleep(0.005)
 

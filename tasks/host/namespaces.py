@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import threading
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+_guardians: list[int] = []  # lines that are closed when the guardians of this process end
 
 
 def enter(close_in_guardians: int, *, own_shm: bool) -> list[str]:
@@ -67,20 +70,37 @@ def _enter(line: int, own_shm: bool) -> list[str]:
 
 
 def die_with_parent() -> None:
-    """The kernel kills this process when the thread that started it ends."""
+    """The kernel kills this process when the thread that started it ends.
+
+    To be called again after a change of user, which makes the kernel forget it. A guardian that ended before
+    the kernel was told takes this process with it, too.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    for line in _guardians:
+        # Nothing is ever written there: it can be read where the other end is closed.
+        if select.select([line], [], [], 0)[0]:
+            os._exit(128 + signal.SIGKILL)
+
+
+def close_guardians_lines() -> None:
+    """The function gets none of our descriptors; from now on only the kernel tells of a guardian's end."""
+    while _guardians:
+        os.close(_guardians.pop())
 
 
 def _become_guarded(line: int) -> None:
     """Returns in a child; this process waits for it as its guardian and never returns."""
     # What the function leaves behind falls to the guardian, where the host finds it too.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guardian, held = os.pipe()  # only the guardian keeps the writing end, for as long as it lives
     worker = os.fork()
     if worker:
         os.close(line)
         status = _status_of(worker)
         _end_the_rest()
         os._exit(status)
+    os.close(held)
+    _guardians.append(guardian)
     die_with_parent()
 
 

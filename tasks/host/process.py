@@ -8,73 +8,38 @@ from __future__ import annotations
 import itertools
 import os
 import queue
-import shutil
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import BadInputError, DeviceError, HostError
-from tasks.host.answers import AnswerError, Expected, read_answer
+from tasks.host.answers import AnswerError, Call, Expected, read_answer
 from tasks.host.arguments import FunctionParameter, Scalar, read_parameters, scalars_for
 from tasks.host.blocks import check_dimensions, mask_for, output_props
 from tasks.host.classified import ClassifiedObject, read_classified
 from tasks.host.containment import clean_environment
 from tasks.host.detections import GEOMETRY_TYPES, Detection, DetectionsError, read_detections
-from tasks.host.devices import Gpu, GpuLock, visible_gpus
-from tasks.host.errors import FunctionFailure
+from tasks.host.devices import GpuLock, insisted_gpu
+from tasks.host.errors import FunctionFailure, closed_host
+from tasks.host.folders import HostFolder
 from tasks.host.frames import by_band, dicts, fields, mapping
 from tasks.host.interpreters import VARIABLE, framework_of, interpreter_for
 from tasks.host.limits import HostLimits
 from tasks.host.link import ChildLink, Frame
 from tasks.host.permission import permit
 from tasks.host.remedies import cause_and_remedy
-from tasks.host.ring import Ring
-from tasks.host.target import class_names, default_raster_info, function_path
+from tasks.host.ring import Parcel, Ring
+from tasks.host.target import RunnablePackage, class_names, default_raster_info, function_path
 from tasks.host.wire import PROTOCOL_VERSION, WireError
-from tasks.package.definition import ModelDefinition
 
 Operation = Literal["updatePixels", "vectorize", "predict_scores"]
 Pixels = npt.NDArray[Any]
 Ticket = int
-
-
-class RunnablePackage(Protocol):
-    """What the host needs of an unpacked package (``tasks.package.Package`` has it)."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its files lie."""
-
-    @property
-    def definition(self) -> ModelDefinition:
-        """Its ``.emd``."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its file."""
-
-    @property
-    def emd_path(self) -> Path:
-        """The ``.emd`` file."""
-
-
-@dataclass
-class _Call:
-    """One block on its way."""
-
-    slot: int
-    expected: Expected
-    block: str
-    done: threading.Event = field(default_factory=threading.Event)
-    value: Pixels | bytes | None = None
-    error: HostError | None = None
 
 
 class HostProcess:
@@ -96,6 +61,7 @@ class HostProcess:
             their ``batch_size``, with the same blocks. None: as the arguments say.
 
     Attributes:
+        package_digest: SHA-256 of the package's file.
         folder: the only place where the function can write; removed at the end.
         device: the device that is really used, e.g. ``cpu`` or ``cuda:0 NVIDIA H100``.
         parameters: the arguments the function publishes, without rasters, model and device.
@@ -108,6 +74,7 @@ class HostProcess:
         operations: methods that the function offers.
         offers_scores: whether ``predict_scores`` is offered.
         number_of_scores: scores per pixel that it gives; 0 without.
+        engine_identity: all that decides, beside the package, what ``engine_kept`` gives; None without.
         takes_batches: whether the raster argument is ``rasters``: ``vectorize`` takes a batch of arrays,
             one per feature, and answers with one ``ClassifiedObject`` each, in their order.
         key_metadata: what ``updateKeyMetadata`` gave, by output band; -1 is the dataset.
@@ -139,7 +106,7 @@ class HostProcess:
         self._class_names = class_names(package.definition)
 
         self._answers: queue.SimpleQueue[Frame | FunctionFailure] = queue.SimpleQueue()
-        self._calls: dict[Ticket, _Call] = {}
+        self._calls: dict[Ticket, Call] = {}
         self._tickets = itertools.count(1)
         self._changed = threading.Condition()
         self._free_slots: list[int] = []
@@ -148,8 +115,11 @@ class HostProcess:
         self._writing = 0
         self._link: ChildLink | None = None
         self._ring: Ring | None = None
+        self._parcel: Parcel | None = None
         self._gpu_lock: GpuLock | None = None
+        self._folder: HostFolder | None = None
 
+        self.package_digest = package.digest
         self.folder: Path | None = None
         self.device = ""
         self.parameters: list[FunctionParameter] = []
@@ -162,6 +132,7 @@ class HostProcess:
         self.offers_scores = False
         self.number_of_scores = 0
         self.takes_batches = False
+        self.engine_identity: dict[str, Any] | None = None
         self.key_metadata: dict[int, dict[str, Any]] = {}
         self.containment: dict[str, Any] = {}
 
@@ -201,21 +172,29 @@ class HostProcess:
         if self._link is not None:
             self._link.close()
             self._link = None
+            # Another thread may wait for a block that nobody works on any more.
+            self._on_failure(closed_host())
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+        if self._parcel is not None:
+            self._parcel.close()
+            self._parcel = None
         if self._gpu_lock is not None:
             self._gpu_lock.release()
             self._gpu_lock = None
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder = None
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = self.folder = None
 
     def _start(self) -> None:
-        gpu = self._insisted_gpu()
-        self.folder = Path(tempfile.mkdtemp(prefix="chipline-host-"))
+        gpu = insisted_gpu() if self._processor_type == "GPU" else None
+        self._folder = HostFolder()
+        self.folder = self._folder.path
         self._ring = Ring(max(2, self._limits.slots))
+        self._parcel = Parcel()
         inherit = [descriptor for pair in self._ring.descriptors for descriptor in pair]
+        inherit.append(self._parcel.descriptor)
         if gpu is not None:
             self._gpu_lock = GpuLock(gpu)
             inherit.append(self._gpu_lock.acquire(self._limits.start_timeout_s))
@@ -245,17 +224,6 @@ class HostProcess:
         self._link.expect_within(None, "")
         self._free_slots = list(range(len(self._ring.descriptors)))
 
-    def _insisted_gpu(self) -> Gpu | None:
-        if self._processor_type == "CPU":
-            return None
-        gpus = visible_gpus()
-        if not gpus:
-            raise DeviceError(
-                "A GPU was asked for, and this machine shows none to this process.",
-                "Run on a worker with a GPU (driver and CUDA_VISIBLE_DEVICES), or set processor_type to CPU.",
-            )
-        return gpus[0]
-
     def _load(self, link: ChildLink) -> None:
         device = -1 if self._processor_type == "CPU" else 0
         link.send(
@@ -267,6 +235,7 @@ class HostProcess:
                 "device": device,
                 "processor_type": self._processor_type,
                 "slots": self._ring.descriptors if self._ring is not None else [],
+                "parcel": self._parcel.descriptor if self._parcel is not None else -1,
                 "frameworks": list(self._framework.modules) if self._framework is not None else [],
                 "containment": self._containment_asked(),
             }
@@ -296,6 +265,8 @@ class HostProcess:
         self.output_info = mapping(ready.get("output_info"))
         operations = ready.get("operations")
         self.operations = tuple(map(str, operations)) if isinstance(operations, list) else ()
+        if "engine_kept" in self.operations and ready.get("engine_identity") is not None:
+            self.engine_identity = mapping(ready.get("engine_identity"))
         self.fields = fields(ready.get("fields"))
         self.key_metadata = by_band(ready.get("key_metadata"))
         geometry = ready.get("geometry_type")
@@ -346,12 +317,16 @@ class HostProcess:
 
     # -- blocks -------------------------------------------------------------------------------------------
 
-    def settle_engine(self, blocks: Sequence[Pixels], decided: Frame | None = None) -> Frame:
+    def settle_engine(
+        self, blocks: Sequence[Pixels], decided: Frame | None = None, kept: bytes = b""
+    ) -> Frame:
         """Has the function decide which execution engine computes; before the first block.
 
         Args:
-            blocks: pixels as ``updatePixels`` takes them, to compare engines on.
+            blocks: pixels as ``updatePixels`` takes them, of one tile or of several, to compare engines on.
             decided: what another process of the same run decided, to be followed.
+            kept: what :meth:`engine_kept` gave in an earlier process of the same package and
+                ``engine_identity``.
 
         Returns:
             What the function says: ``execution_engine``, ``precision``, ``agreement``, ``fell_back`` …; empty
@@ -363,18 +338,40 @@ class HostProcess:
         if "settle_engine" not in self.operations:
             return {}
         link, ring, slot = self._take_slot()
+        assert self._parcel is not None  # there is one as long as there is a ring
         try:
             frame = {"op": "settle", "slot": slot, "blocks": ring.write(slot, list(blocks))}
+            self._parcel.write(kept)
         finally:
             with self._changed:
                 self._writing -= 1
                 self._free_slots.append(slot)
                 self._changed.notify_all()
         link.expect_within(self._limits.start_timeout_s, "to settle its execution engine")
-        link.send({**frame, "decided": decided})
+        link.send({**frame, "decided": decided, "kept": len(kept)})
         report = mapping(self._answer("settled").get("report"))
         link.expect_within(None, "")
+        self._parcel.clear()
         return report
+
+    def engine_kept(self) -> bytes:
+        """What makes the settled engine quicker to make in another process; empty where nothing does.
+
+        It is the function's own, and for nobody but the same package: nothing here reads it.
+        """
+        if self.engine_identity is None or self._link is None or self._parcel is None:
+            return b""
+        self._link.expect_within(self._limits.start_timeout_s, "to hand over its execution engine")
+        self._link.send({"op": "keep"})
+        size = self._answer("kept").get("bytes")
+        self._link.expect_within(None, "")
+        kept = None
+        if isinstance(size, int) and 0 <= size <= self._limits.result_mb * 1024 * 1024:
+            kept = self._parcel.read(size)
+        self._parcel.clear()
+        if kept is None:
+            raise self._contract(f"engine_kept() of {size!r:.40} bytes", "none, at the start")
+        return kept
 
     def submit(
         self,
@@ -436,7 +433,7 @@ class HostProcess:
             ticket = next(self._tickets)
             if not any(not call.done.is_set() for call in self._calls.values()):
                 link.expect_within(self._limits.block_timeout_s, f"in {operation}, on the block at {block}")
-            self._calls[ticket] = _Call(slot, expected, block)
+            self._calls[ticket] = Call(slot, expected, block)
             try:
                 # Within the lock, so that frames leave in the order of the tickets.
                 link.send({**frame, "ticket": ticket})
@@ -499,7 +496,7 @@ class HostProcess:
             if self._failure is not None:
                 raise self._failure
             if self._closed or self._link is None or self._ring is None:
-                raise HostError("The host is closed.", "Submit blocks inside its with statement.")
+                raise closed_host()
             self._writing += 1
             return self._link, self._ring, self._free_slots.pop()
 
@@ -582,7 +579,7 @@ class HostProcess:
             block=block,
         )
 
-    def _vectors(self, text: bytes, call: _Call) -> list[Detection] | list[ClassifiedObject]:
+    def _vectors(self, text: bytes, call: Call) -> list[Detection] | list[ClassifiedObject]:
         announced = {str(entry.get("name", "")).lower() for entry in self.fields}
         unsure = bool(announced) and "confidence" not in announced
         names = self._class_names

@@ -62,6 +62,33 @@ class Ring:
         self._slots = []
 
 
+class Parcel:
+    """One memory file for bytes that a function gives at the end of its start, or gets at its beginning.
+
+    Apart from the ring, so that what is as large as a network's weights does not stay in one of its slots.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("chipline-parcel", 0)
+
+    def write(self, data: bytes) -> None:
+        """Puts bytes into it."""
+        _write_all(self.descriptor, memoryview(data), 0)
+
+    def read(self, count: int) -> bytes | None:
+        """A copy of what the child put into it; None when that is shorter than the child said."""
+        data = bytearray(count)
+        return bytes(data) if _read_all(self.descriptor, memoryview(data)) else None
+
+    def clear(self) -> None:
+        """Gives the memory back. The child reads it and never maps it."""
+        os.ftruncate(self.descriptor, 0)
+
+    def close(self) -> None:
+        """Closes the host's side of it."""
+        os.close(self.descriptor)
+
+
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):

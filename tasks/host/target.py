@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tasks.errors import PackageError
 from tasks.package.builtin import NotBuiltIn, resolve
 from tasks.package.definition import ModelDefinition
+
+
+class RunnablePackage(Protocol):
+    """What the host needs of an unpacked package (``tasks.package.Package`` has it)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+
+    @property
+    def definition(self) -> ModelDefinition:
+        """Its ``.emd``."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its file."""
+
+    @property
+    def emd_path(self) -> Path:
+        """The ``.emd`` file."""
 
 
 def function_path(folder: Path, definition: ModelDefinition) -> Path:

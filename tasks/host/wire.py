@@ -9,6 +9,7 @@ Frames, host to child (``op``):
     load       load and initialise the function; answered by ``loaded`` (its parameters)
     configure  all scalars; answered by ``ready`` (configuration, output, fields)
     settle     decide on the execution engine; answered by ``settled`` (its report)
+    keep       put what makes the engine quicker to make again into the parcel; answered by ``kept``
     call       one block in one slot; answered by ``result``
     close      end
 Frames, child to host (``event``): the answers above, or ``failed`` with the function's own traceback.

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tasks.settings import settings
-from tests.fault.work import Work, end, functions_of, make_work
+from tests.fault.work import Work, end, functions_of, lives, make_work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -30,11 +30,11 @@ def test_the_process_killed_three_times(work: Work) -> None:
     for shards in (3, 9, 13):
         process = work.start()
         work.wait_begun(shards)
-        function = list(functions_of(process))
+        function = list(functions_of(process.pid))
         end(process)
         assert function, "it had started its function"
         psutil.wait_procs(function, timeout=10)
-        assert not any(map(_lives, function)), "the function dies with its host"
+        assert not any(map(lives, function)), "the function dies with its host"
     assert work.start().wait(60) == 0, work.log()
     work.check_finished(interruptions=3)
 
@@ -42,7 +42,7 @@ def test_the_process_killed_three_times(work: Work) -> None:
 def test_the_function_killed(work: Work) -> None:
     process = work.start()
     work.wait_begun(6)
-    for victim in functions_of(process):
+    for victim in functions_of(process.pid):
         victim.kill()
     assert process.wait(60) != 0
     assert "killed by SIGKILL" in work.log()
@@ -53,10 +53,10 @@ def test_the_function_killed(work: Work) -> None:
 def test_terminated_politely(work: Work) -> None:
     process = work.start()
     work.wait_begun(6)
-    function = list(functions_of(process))
+    function = list(functions_of(process.pid))
     end(process, signal.SIGTERM)
     psutil.wait_procs(function, timeout=10)
-    assert not any(map(_lives, function))
+    assert not any(map(lives, function))
     assert work.start().wait(60) == 0, work.log()
     work.check_finished(interruptions=1)
 
@@ -108,10 +108,3 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "after").rename(root)
     work.check_finished(interruptions=1)
     settings.cache_clear()
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -8,6 +8,7 @@ in ``begun``, so that it can be told how often a shard was computed.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,11 @@ class Work:
     environment: dict[str, str]
     image: NDArray[np.uint8]
     plan_uri: str = ""
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    logs: int = 0
 
     def start(self, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         """A process that computes what is missing and puts the output together."""
-        log = (self.folder / f"log-{len(self.started)}").open("wb")
+        log = self.next_log().open("wb")
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "tests.fault.work", "part", self.plan_uri],
             env={**os.environ, **self.environment},
@@ -97,8 +98,12 @@ class Work:
             stderr=log,
         )
         log.close()
-        self.started.append(process)
         return process
+
+    def next_log(self) -> Path:
+        """Where the next process says what it does."""
+        self.logs += 1
+        return self.folder / f"log-{self.logs - 1}"
 
     def wait_begun(self, count: int, *, within_s: float = 60) -> None:
         """Until so many shards have been begun in all."""
@@ -110,12 +115,16 @@ class Work:
 
     def begun(self) -> Counter[str]:
         """How often each shard was begun, by its key."""
+        return Counter(self.begun_list())
+
+    def begun_list(self) -> list[str]:
+        """The keys of the shards that were begun, in that order."""
         path = self.folder / "begun"
-        return Counter(path.read_text().split()) if path.exists() else Counter()
+        return path.read_text().split() if path.exists() else []
 
     def log(self) -> str:
         """What the last process said."""
-        return (self.folder / f"log-{len(self.started) - 1}").read_text()[-3000:]
+        return (self.folder / f"log-{self.logs - 1}").read_text()[-3000:]
 
     def check_finished(self, *, interruptions: int) -> None:
         """One object per shard, the pixels of the whole array, and little computed twice."""
@@ -220,12 +229,20 @@ def make_work(folder: Path, *, root: str | None = None, edge: int = 256, seconds
     return Work(folder, environment, image, save_plan(store, plan))
 
 
-def functions_of(process: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
+def functions_of(worker: int) -> Iterator[psutil.Process]:
     """The processes of the inference function that a worker has started, the guardians among them."""
     try:
-        yield from psutil.Process(process.pid).children(recursive=True)
+        yield from psutil.Process(worker).children(recursive=True)
     except psutil.NoSuchProcess:
         return
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is there, and not only waits to be buried."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
@@ -234,8 +251,17 @@ def end(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
     process.wait(30)
 
 
+def run_part(plan_uri: str, log: str) -> None:
+    """``main`` in a process that was forked, with what it says in a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    main(plan_uri)
+
+
 def main(plan_uri: str) -> None:
-    """One process: the part, then the output."""
+    """One process: the part, then the output. On SIGUSR1 it says where all of its threads are."""
+    faulthandler.register(signal.SIGUSR1)
     from tasks.infer import part
     from tasks.infer.finish import finish
     from tasks.infer.operators import PixelOperator
