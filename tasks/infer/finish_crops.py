@@ -13,13 +13,13 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from tasks.imagery.identity import unsigned
 from tasks.infer.crops import PlannedCrops, read_labels
 from tasks.infer.features import CAPTION, GRID, RECORD, table_of_plan
 from tasks.infer.finish_features import dates_of, origin_of
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
 from tasks.infer.layer import reprojected
 from tasks.infer.mask import geometry_px
+from tasks.infer.origins import origins_of
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_features import areas_m2
 from tasks.infer.outputs_formats import write_formats
@@ -150,7 +150,7 @@ def _areas(frame: geopandas.GeoDataFrame, crs_wkt: str) -> NDArray[np.float64]:
 
 
 def _sources(plan: Plan, frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:
-    """Per feature, the first raster of its grid whose footprint holds the middle of its envelope."""
+    """Per feature, the raster of its grid that the middle of its envelope is taken from."""
     crops = plan.crops
     assert crops is not None
     found = np.full(len(frame), None, dtype=object)
@@ -161,13 +161,8 @@ def _sources(plan: Plan, frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:
         if not len(mine):
             continue
         bounds = shapely.bounds(geometry_px(shapes[mine], crops.crs_wkt, planned.grid))
-        middle = shapely.points((bounds[:, :2] + bounds[:, 2:]) / 2)
-        boxes = np.array([(col, row, col + cols, row + rows) for row, col, rows, cols in planned.footprints])
-        points, rasters = shapely.STRtree(shapely.box(*boxes.T)).query(middle, predicate="intersects")
-        first = np.full(len(mine), len(planned.rasters))
-        np.minimum.at(first, points, rasters)
-        uris = [*(unsigned(plan.rasters[index].uri) for index in planned.rasters), None]
-        found[mine] = [uris[index] for index in first.tolist()]
+        middle = np.asarray(shapely.points((bounds[:, :2] + bounds[:, 2:]) / 2), dtype=object)
+        found[mine] = origins_of(plan, planned, middle)
     return found
 
 

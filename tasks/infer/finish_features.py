@@ -20,8 +20,9 @@ from tasks.infer.candidates import above, confidence_scale
 from tasks.infer.dates import acquired
 from tasks.infer.image_grids import in_picture, read_as
 from tasks.infer.items import ITEM, MOST_PREVIEWS, label_classes, layer_item, preview_name
-from tasks.infer.layer import Layer, gather_layer, reprojected, sources_of, taken, to_pixels
+from tasks.infer.layer import Layer, gather_layer, reprojected, taken, to_pixels
 from tasks.infer.objects import Objects
+from tasks.infer.origins import origins_of
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_features import FeatureFiles, Features, write_features
 from tasks.infer.picture import PREVIEW_BYTES, Outlines, picture
@@ -129,8 +130,8 @@ def write_polygons(
     geometry, values = polygons_of_file(raster, nodata)
     names = {item.value: item.name for item in plan.package.classes}
     features = class_polygons(geometry, values, names, planned.output_grid, wishes)
-    on_grid = to_pixels(features.geometry, planned)
-    features = with_origin(plan, replace(features, source_raster=sources_of(plan, planned, on_grid)))
+    middles = shapely.centroid(to_pixels(features.geometry, planned))
+    features = with_origin(plan, replace(features, source_raster=origins_of(plan, planned, middles)))
     return write_features(folder, name, planned.crs_wkt, features, wishes["output_formats"])
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from tasks.errors import BadInputError
 from tasks.imagery.collection import same_crs
-from tasks.imagery.identity import unsigned
 from tasks.infer.image_grids import map_crs, to_map
 from tasks.infer.objects import Objects
+from tasks.infer.origins import origins_of
 from tasks.infer.outputs_features import Features, FieldType
 from tasks.infer.planned import Plan, PlannedGrid
 from tasks.infer.suppression import suppress
@@ -58,7 +58,7 @@ def gather_layer(plan: Plan, found: Sequence[Objects]) -> Layer:
         for planned, objects in zip(plan.grids, found, strict=True)
     ]
     sources = [
-        sources_of(plan, planned, objects.geometry)
+        origins_of(plan, planned, shapely.centroid(objects.geometry))
         for planned, objects in zip(plan.grids, found, strict=True)
     ]
     together = Objects.joined(found)
@@ -122,17 +122,6 @@ def reprojected(geometry: NDArray[np.object_], source: str, target: str) -> NDAr
             moved[across], lambda points: np.column_stack([points[:, 0] % 360, points[:, 1]])
         )
     return moved
-
-
-def sources_of(plan: Plan, planned: PlannedGrid, geometry: NDArray[np.object_]) -> list[str | None]:
-    """Per object, in pixels of the grid, the first raster of the collection that covers its centroid."""
-    boxes = np.array([(col, row, col + cols, row + rows) for row, col, rows, cols in planned.footprints])
-    tree = shapely.STRtree(shapely.box(*boxes.T))
-    points, rasters = tree.query(shapely.centroid(geometry), predicate="intersects")
-    first = np.full(len(geometry), len(planned.rasters))
-    np.minimum.at(first, points, rasters)
-    uris = [*(unsigned(plan.rasters[index].uri) for index in planned.rasters), None]
-    return [uris[index] for index in first]
 
 
 def _extra_columns(texts: NDArray[np.object_]) -> tuple[dict[str, list[Any]], dict[str, FieldType]]:

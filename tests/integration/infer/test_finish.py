@@ -73,6 +73,25 @@ def layer(plan: Plan, suffix: str = "parquet") -> Any:
     return geopandas.read_parquet(path) if suffix == "parquet" else geopandas.read_file(path)
 
 
+def test_an_object_comes_from_the_raster_whose_pixels_are_there(
+    store: Any, detector: Any, write_scene: Any, dots: Any
+) -> None:
+    """Both scenes cover the same rectangle; of the first, only the left side and a corner hold data."""
+    image = np.where(dots == 0, 1, dots)[:, :200, :200]
+    collar = image.copy()
+    collar[:, :, 90:] = 0
+    collar[:, 160:, 150:] = image[:, 160:, 150:]
+    uris = [write_scene("first", collar, nodata=0), write_scene("second", image, nodata=0)]
+    plan, _ = applied(store, detector, uris)
+    found = layer(plan)
+    middle = found.geometry.centroid
+    col = np.floor((middle.x.to_numpy() - 500_000) * 2).astype(int)
+    row = np.floor((4_900_000 - middle.y.to_numpy()) * 2).astype(int)
+    wanted = [uris[0] if held else uris[1] for held in collar[0, row, col] != 0]
+    assert found["source_raster"].tolist() == wanted
+    assert set(wanted) == set(uris)
+
+
 def test_a_mosaic_becomes_one_coloured_cog(
     store: Any, classifier: Any, write_scene: Any, texture: Any
 ) -> None:
