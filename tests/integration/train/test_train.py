@@ -101,7 +101,14 @@ def trained(given: TrainParameters) -> tuple[plan.TrainPlan, str, plan.TrainReco
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
-    ("model_type", "folder"), [("FCOS", "crowns"), ("RETINANET", "crowns"), ("UNET", "cover")]
+    ("model_type", "folder"),
+    [
+        ("FCOS", "crowns"),
+        ("RETINANET", "crowns"),
+        ("RTDETRV2", "crowns"),
+        pytest.param("DFINE", "crowns", marks=pytest.mark.slow),
+        ("UNET", "cover"),
+    ],
 )
 def test_one_epoch_gives_a_package_that_predicts(model_type: str, folder: str) -> None:
     given = parameters(model_type=model_type, in_folder=[folder], output_name=f"one-{model_type.lower()}")
@@ -144,7 +151,10 @@ def test_one_epoch_gives_a_package_that_predicts(model_type: str, folder: str) -
 
 
 @pytest.mark.usefixtures("root")
-@pytest.mark.parametrize(("model_type", "folder"), [("FCOS", "crowns"), ("UNET", "cover")])
+@pytest.mark.parametrize(
+    ("model_type", "folder"),
+    [("FCOS", "crowns"), pytest.param("DFINE", "crowns", marks=pytest.mark.slow), ("UNET", "cover")],
+)
 def test_the_same_seed_gives_the_same_package(
     model_type: str, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
