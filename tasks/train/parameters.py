@@ -64,11 +64,11 @@ Kind = Literal[
 ]
 # What is thin; and classes of pixels, in whatever way they are learnt.
 LINE_KINDS: frozenset[Kind] = frozenset({"edges", "roads", "connected roads"})
-PIXEL_KINDS: frozenset[Kind] = frozenset({"pixels", "change"}) | LINE_KINDS
+PIXEL_KINDS: frozenset[Kind] = frozenset({"pixels", "change", *LINE_KINDS})
 # Pictures from others of the same place; what has a network that judges; and all that makes pictures.
 TRANSLATIONS: frozenset[Kind] = frozenset({"translation", "fine translation"})
-ADVERSARIAL: frozenset[Kind] = TRANSLATIONS | {"cycle"}
-IMAGE_KINDS: frozenset[Kind] = ADVERSARIAL | {"resolution"}
+ADVERSARIAL: frozenset[Kind] = frozenset({*TRANSLATIONS, "cycle"})
+IMAGE_KINDS: frozenset[Kind] = frozenset({*ADVERSARIAL, "resolution"})
 
 PIXEL_MODELS = frozenset(
     {"UNET", "UNETPLUSPLUS", "MANET", "LINKNET", "FPN", "PSPNET", "DEEPLAB", "UPERNET", "SEGFORMER"}

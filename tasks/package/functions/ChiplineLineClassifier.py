@@ -100,7 +100,8 @@ class ChiplineLineClassifier(ChiplineImageClassifier):  # type: ignore[misc]
         if self.rounds:
             _, valid = runtime.cleaned(pixelBlocks["raster_pixels"], pixelBlocks.get("raster_mask"))
             self._shown = self._windows(valid)
-        return super().begin_pixels(tlc, shape, props, **pixelBlocks)
+        begun: dict[str, Any] = super().begin_pixels(tlc, shape, props, **pixelBlocks)
+        return begun
 
     def _windows(self, valid: np.ndarray) -> Iterator[np.ndarray]:
         """Where each chip of a block shows imagery, in the order of the chips."""
@@ -117,7 +118,8 @@ class ChiplineLineClassifier(ChiplineImageClassifier):  # type: ignore[misc]
         one into the next as if both were one picture.
         """
         if self._plain:
-            return super()._best(chips, middle)
+            plain: torch.Tensor = super()._best(chips, middle)
+            return plain
         with torch.inference_mode():
             if self.threshold == _EVEN:
                 lines = super()._best(chips, slice(None)) > 0
@@ -129,4 +131,5 @@ class ChiplineLineClassifier(ChiplineImageClassifier):  # type: ignore[misc]
             if self.rounds:
                 shown = np.stack([next(self._shown) for _ in chips])
                 lines = chipline_lines.thinned(lines & torch.from_numpy(shown).to(lines.device), self.rounds)
-            return lines[:, middle, middle].to(torch.uint8)
+            best: torch.Tensor = lines[:, middle, middle].to(torch.uint8)
+            return best

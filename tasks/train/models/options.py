@@ -301,7 +301,7 @@ class HighResolutionOptions(TranslationOptions):
     @property
     def least_size(self) -> int:
         """Pixels that a chip needs for the coarsest judge to see something of it."""
-        return 32 * 2 ** (self.discriminators - 1)
+        return 32 << (self.discriminators - 1)
 
 
 class CycleOptions(ImageOptions):

@@ -144,9 +144,8 @@ def test_a_threshold_decides_what_is_a_line(
 @pytest.mark.slow
 def test_thinned_lines_have_no_scores(store: Any, liner: Package, write_scene: Any, texture: Any) -> None:
     uri = write_scene("scene", texture)
-    wish = {"stitching": "BLEND", "thinning": "True"}
     message = "gives lines, not scores, with threshold 0.5 and thinning True"
     with pytest.raises(BadInputError, match=re.escape(message)):
-        lines_of(store, liner, uri, **wish)
+        lines_of(store, liner, uri, stitching="BLEND", thinning="True")
     with pytest.raises(ChiplineError, match="give a padding of 4 pixels or more"):
         describe(liner, {"thinning": "True", "padding": "3"}, store, foreign=False)

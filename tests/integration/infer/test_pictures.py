@@ -154,7 +154,7 @@ def test_a_picture_becomes_one_of_another_kind(
     model_type: str, arguments: dict[str, str], store: Any, tmp_path: Path
 ) -> None:
     data = paired_data(tmp_path / "data")
-    model = packaged(store, model_type, data, tmp_path / "work", discriminator="8", **arguments)
+    model = packaged(store, model_type, data, tmp_path / "work", 1, discriminator="8", **arguments)
     path = scene(tmp_path / "scene.tif", scene_chips(1, size=160)[0])
     values, mask, transform, _ = output_of(store, classified(path, model))
     assert values.shape == (1, 160, 160)
