@@ -166,17 +166,22 @@ def _item(
             further=further_inputs(plan),
             package_uri=unsigned(plan.package.uri),
             package_digest=plan.package.digest,
-            software={
-                "chipline": version("chipline"),
-                "gdal": rasterio.__gdal_version__,
-                "python": platform.python_version(),
-            },
+            software=software(),
             parameters=plan.parameters,
         ),
         acquired=_acquired(plan.rasters[index].acquired for index in indices),
         title=f"{what}: {name}, by {plan.package.name}",
     )
     return (json.dumps(item, indent=1) + "\n").encode()
+
+
+def software() -> dict[str, str]:
+    """Versions of what puts results together."""
+    return {
+        "chipline": version("chipline"),
+        "gdal": rasterio.__gdal_version__,
+        "python": platform.python_version(),
+    }
 
 
 def further_inputs(plan: Plan) -> list[tuple[str, str]]:

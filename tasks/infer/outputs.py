@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.infer.stac import ResultAsset
 from tasks.store import FileRecord, Publication
 
 
@@ -17,11 +18,15 @@ class Outputs:
         publication: the folder, which stays invisible until its manifest is put.
         records: one per file.
         described: one per output, for the manifest; see ``docs/how-it-works.md``.
+        assets: of the one item of a result that is made of another one.
+        remarks: what a person should know.
     """
 
     publication: Publication
     records: list[FileRecord] = field(default_factory=list)
     described: list[dict[str, Any]] = field(default_factory=list)
+    assets: dict[str, ResultAsset] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def put(self, path: Path, media_type: str) -> None:
         """Upload a file and remove it here: the disk holds one output at a time."""

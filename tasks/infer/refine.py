@@ -13,14 +13,14 @@ from typing import Any
 
 from tasks.imagery import Bounds
 from tasks.imagery.identity import on_record
-from tasks.infer.items import ITEM
+from tasks.infer.items import ITEM, software
 from tasks.infer.outputs import Outputs
 from tasks.infer.parameters_refine import RefineParameters
 from tasks.infer.planned import output_name
 from tasks.infer.refine_objects import refine_layer
 from tasks.infer.refine_pixels import refine_raster
 from tasks.infer.refine_source import Source, source_of
-from tasks.infer.stac import Lineage, ResultAsset, stac_item
+from tasks.infer.stac import Lineage, stac_item
 from tasks.store import (
     Manifest,
     ObjectStore,
@@ -33,7 +33,7 @@ from tasks.store import (
 
 KIND = "outputs/refine_results"
 # Raised by hand when the result of an unchanged input changes.
-SEMANTICS = 1
+SEMANTICS = 2
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def refine(
                 refine_layer(source, parameters, key, outputs, Path(scratch))
             else:
                 for raster in _classified(source):
-                    refine_raster(source, raster, parameters, key, outputs, Path(scratch))
-        item = _item(source, parameters, key, outputs.described)
+                    refine_raster(store, source, raster, parameters, key, outputs, Path(scratch))
+        item = _item(store, source, parameters, key, outputs)
         outputs.put_bytes(f"{output_name(parameters.output_name)}.stac.json", item, ITEM)
         manifest = outputs.publication.finish(
             Manifest(
@@ -89,6 +89,7 @@ def refine(
                 details={
                     "package": source.manifest.details["package"],
                     "classes": source.manifest.details["classes"],
+                    "remarks": outputs.remarks,
                     "outputs": outputs.described,
                 },
                 provenance=dict(provenance or {}),
@@ -112,13 +113,13 @@ def _classified(source: Source) -> Sequence[dict[str, Any]]:
 
 
 def _item(
-    source: Source, parameters: RefineParameters, key: str, described: Sequence[Mapping[str, Any]]
+    store: ObjectStore, source: Source, parameters: RefineParameters, key: str, outputs: Outputs
 ) -> bytes:
     name = output_name(parameters.output_name)
     package = next(item for item in source.manifest.inputs if item["role"] == "package")
     bounds: list[Bounds] = []
-    crs_wkt = next((item["crs_wkt"] for item in described), None)
-    for item in described:
+    crs_wkt = next((item["crs_wkt"] for item in outputs.described), None)
+    for item in outputs.described:
         if item.get("bounds") is not None and item["crs_wkt"] == crs_wkt:
             xmin, ymin, xmax, ymax = item["bounds"]
             bounds.append((xmin, ymin, xmax, ymax))
@@ -127,17 +128,30 @@ def _item(
         crs_wkt=crs_wkt,
         footprints=bounds,
         created=datetime.now(UTC),
-        assets={
-            item["path"]: ResultAsset(f"./{item['path']}", item["media_type"], item["path"])
-            for item in described
-        },
+        assets=outputs.assets,
         lineage=Lineage(
             inputs=[source.folder],
             package_uri=str(package["uri"]),
             package_digest=str(package["identity"]),
-            software={"chipline": version("chipline")},
+            software=software(),
             parameters=on_record(parameters.model_dump(mode="json")),
+            kind="result",
         ),
+        acquired=_acquired(store, source),
         title=f"Refined: {name}",
     )
     return (json.dumps(made, indent=1) + "\n").encode()
+
+
+def _acquired(store: ObjectStore, source: Source) -> tuple[datetime, datetime] | None:
+    """When the imagery was taken, as the items of the result say; None where one of them does not know."""
+    times = []
+    for found in store.list(source.folder + "/"):
+        if not found.uri.endswith(".stac.json") or found.uri.removeprefix(source.folder + "/").count("/"):
+            continue
+        properties = json.loads(store.get(found.uri))["properties"]
+        stated = [properties.get(key) for key in ("start_datetime", "end_datetime", "datetime")]
+        if properties.get("datetime") == properties["created"]:
+            return None
+        times += [datetime.fromisoformat(text) for text in stated if text is not None]
+    return (min(times), max(times)) if times else None

@@ -14,6 +14,7 @@ import pandas as pd
 from tasks.errors import BadInputError
 from tasks.infer.candidates import above, confidence_scale
 from tasks.infer.finish_features import put_layer
+from tasks.infer.items import layer_assets
 from tasks.infer.layer import taken
 from tasks.infer.outputs import Outputs
 from tasks.infer.outputs_features import OWN_FIELDS, Features, write_features
@@ -87,6 +88,8 @@ def _refine_one(
     features = replace(taken(features, kept), geometry=outlines, run=key)
     files = write_features(folder, name, crs_wkt, features, parameters.output_formats)
     put_layer(outputs, name, crs_wkt, files, {"objects_before_refining": before})
+    for kind, asset in layer_assets(name, "Objects", wishes).items():
+        outputs.assets[f"{name}_{kind}"] = asset
 
 
 def features_of(frame: geopandas.GeoDataFrame, fields: dict[str, Any]) -> Features:

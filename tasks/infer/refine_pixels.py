@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio.windows
+import shapely
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
-from tasks.errors import BadInputError
+from tasks.errors import BadInputError, NotFoundError, RasterError
 from tasks.imagery import Grid, Window, inspect_raster
 from tasks.imagery.raster import open_raster, raster_environment
-from tasks.infer.finish_features import class_polygons, polygons_of_file, put_layer
-from tasks.infer.items import label_classes
+from tasks.infer.finish_features import class_polygons, dates_of, polygons_of_file, put_layer
+from tasks.infer.items import label_classes, layer_assets, raster_assets
+from tasks.infer.layer import to_pixels
+from tasks.infer.origins import origins_of
 from tasks.infer.outputs import Outputs
-from tasks.infer.outputs_features import write_features
+from tasks.infer.outputs_features import Features, write_features
 from tasks.infer.outputs_raster import RasterFormat, write_raster
 from tasks.infer.parameters_outputs import LayerParameters
 from tasks.infer.parameters_refine import RefineParameters
 from tasks.infer.planned import output_name
-from tasks.infer.refine_source import Source
+from tasks.infer.refine_source import Source, plan_of
 from tasks.infer.stac import COG_TYPE
-from tasks.store import join
+from tasks.store import ObjectStore, join
 
 BLOCK = 2048
 
 
 def refine_raster(
+    store: ObjectStore,
     source: Source,
     raster: Mapping[str, Any],
     parameters: RefineParameters,
@@ -41,6 +46,7 @@ def refine_raster(
     """Put one classified raster with other thresholds, and its polygons, into the result's folder.
 
     Args:
+        store: holds the result's plan, which says what its polygons come from.
         source: the published result.
         raster: what its manifest says of the raster.
         parameters: of the tool.
@@ -93,6 +99,7 @@ def refine_raster(
             package=f"{source.manifest.details['package']} {package['identity'][:12]}",
             run=key,
         )
+        features = _with_sources(store, source, str(raster["name"]), features, outputs)
         made = write_features(folder, f"{name}_polygons", grid.crs_wkt, features, parameters.output_formats)
     outputs.put(files.cog, COG_TYPE)
     for path in files.side_cars:
@@ -110,8 +117,33 @@ def refine_raster(
             "pixels_per_class": {str(value): count for value, count in files.counts.items()},
         }
     )
+    outputs.assets |= raster_assets(name, name, "Refined raster", grid, form)
     if made is not None:
         put_layer(outputs, f"{name}_polygons", grid.crs_wkt, made, {})
+        for kind, asset in layer_assets(f"{name}_polygons", "Polygons", wishes).items():
+            outputs.assets[f"{name}_polygons_{kind}"] = asset
+
+
+def _with_sources(
+    store: ObjectStore, source: Source, name: str, features: Features, outputs: Outputs
+) -> Features:
+    """The polygons with the rasters that they come from and their dates, as far as both can still be told."""
+    plan = plan_of(store, source)
+    planned = next((grid for grid in plan.grids if grid.name == name), None) if plan is not None else None
+    if plan is None or planned is None:
+        outputs.remarks.append(f"source_raster of the polygons of {name} is empty: the plan is gone.")
+        return features
+    place = planned.published
+    middles = shapely.centroid(to_pixels(features.geometry, place))
+    try:
+        origins = origins_of(plan, place, middles)
+        dates = dates_of(plan, origins)
+    except (RasterError, NotFoundError) as error:
+        outputs.remarks.append(f"source_raster of the polygons of {name} is empty: {error}")
+        return features
+    return replace(
+        features, source_raster=origins, source_date=[None if uri is None else dates[uri] for uri in origins]
+    )
 
 
 def thresholds_of(parameters: RefineParameters, classes: Mapping[str, int]) -> dict[int | None, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import BadInputError, NotFoundError
-from tasks.infer.planned import PlannedClass
-from tasks.store import Manifest, ObjectStore, check_allowed, read_manifest
+from tasks.errors import BadInputError, NotFoundError, StoreError
+from tasks.infer.part import load_plan
+from tasks.infer.planned import Plan, PlannedClass
+from tasks.store import Manifest, ObjectStore, check_allowed, join, read_manifest
 from tasks.store.pointer import resolve_folder
 
 
@@ -28,6 +30,14 @@ class Source:
     def outputs(self, ending: str) -> list[dict[str, Any]]:
         """What the manifest says of the files with this ending."""
         return [item for item in self.manifest.details["outputs"] if item["path"].endswith(ending)]
+
+
+def plan_of(store: ObjectStore, source: Source) -> Plan | None:
+    """The plan that the result was made by; None where another version of Chipline made it."""
+    for found in store.list(join(source.folder, "plan-")):
+        with suppress(StoreError):
+            return load_plan(store, found.uri)
+    return None
 
 
 def source_of(store: ObjectStore, uri: str) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from tasks.infer import task
 from tasks.infer.finish import finish
 from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
 from tasks.infer.parameters_refine import RefineParameters
-from tasks.infer.part import compute_part
+from tasks.infer.part import compute_part, load_plan, save_plan
 from tasks.infer.planned import Plan
 from tasks.infer.prepare import prepare
 from tasks.infer.refine import Refined, refine
 from tasks.infer.refine_pixels import reclassified
 from tasks.package import ModelDefinition, Package, open_package, write_dlpk
-from tasks.store import join
+from tasks.store import iter_files, join
 
 SURE = '''
 
@@ -66,7 +67,7 @@ def sure(tmp_path: Path, detector: Package, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def applied(store: Any, package: Package, parameters: Any) -> Plan:
-    plan = prepare(parameters, store)
+    plan = load_plan(store, save_plan(store, prepare(parameters, store)))
     for part in range(len(plan.parts)):
         compute_part(store, plan, part, package=package)
     finish(store, plan, {})
@@ -146,6 +147,8 @@ def test_pixels_are_reclassified_and_vectorised(
 ) -> None:
     monkeypatch.setattr("tasks.infer.prepare.fetch_package", lambda *_args: scorer)
     uri = write_scene("scene", texture)
+    with rasterio.open(uri, "r+") as dataset:
+        dataset.update_tags(TIFFTAG_DATETIME="2024:07:01 10:20:30")
     values: dict[str, Any] = {
         "input_raster": [uri],
         "model": f"{uri}.dlpk",
@@ -177,6 +180,20 @@ def test_pixels_are_reclassified_and_vectorised(
     for name, value in (("Dark", 1), ("Bright", 2)):
         assert layer[layer["Class"] == name].area.sum() == pytest.approx((again == value).sum() / 4)
     assert layer["package"].unique().tolist() == [f"scorer {scorer.digest[:12]}"]
+    assert set(layer["source_raster"]) == {uri}
+    assert set(layer["source_date"]) == {"2024-07-01T10:20:30"}
+    assert made.details["remarks"] == []
+    item = json.loads(store.get(join(made.folder, "again.stac.json")))
+    assert item["assets"]["again"]["proj:shape"] == list(again.shape)
+    assert [one["value"] for one in item["assets"]["again"]["classification:classes"]] == [1, 2]
+    found = {asset["href"].removeprefix("./") for asset in item["assets"].values()}
+    assert found == {one.path for one in iter_files(store, made.folder)} - {"again.stac.json"}
+
+    # Without the imagery the result can still be refined, and says what it cannot say.
+    Path(uri).rename(f"{uri}.away")
+    later = refined(store, plan.folder, **{**wishes, "minimum_area": 1})
+    assert "source_raster of the polygons of classes is empty" in later.details["remarks"][0]
+    Path(f"{uri}.away").rename(uri)
 
     bare = applied(
         store, scorer, ClassifyPixelsParameters.model_validate({**values, "keep_probabilities": False})
