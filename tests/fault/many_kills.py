@@ -1,14 +1,14 @@
 """Kill the engine a thousand times, at random moments, and see that each work ends the same.
 
-    python -m tests.fault.many_kills [--kills 1000] [--minutes 60] [--seed 0]
+    python -m tests.fault.many_kills [--kills 1000] [--minutes 60] [--seed 0] [--side-by-side 3]
 
-One small Classify Pixels is done again and again, each time from nothing. Its worker, its inference function,
-one process of the function or both are killed with -9 (now and then the worker is terminated politely), at a
-moment drawn from the time that it takes undisturbed, until it has been killed five times or is done; then it
-is left alone, and its pixels, its shards and how often they were computed are judged. Workers are forked from
-a process that has all modules loaded, so that they work when they are killed; one of ten is an interpreter of
-its own. Prints the fault log as Markdown. Nothing stops it: what hangs is asked where it is (the stacks of
-all threads and of the function are kept in a folder), killed, and counted.
+A small Classify Pixels is done again and again, each time from nothing, three of them side by side. Its
+worker, its function, one process of the function or both are killed with -9 (now and then the worker
+is terminated politely), at a moment drawn from the time that it takes undisturbed, until it has been killed
+five times or is done; then it is left alone, and its pixels, its shards and how often they were computed are
+judged. Workers are forked from a process that has all modules loaded, so that they work when they are killed;
+one of thirty is an interpreter of its own. Prints the fault log as Markdown. Nothing stops it: what hangs is
+asked where it is (the stacks of all threads and of the function are kept in a folder), killed, and counted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -38,7 +39,7 @@ from tests.fault.work import Work, functions_of, lives, make_work, run_part
 
 KILLS_PER_WORK = 5
 WORKS_PER_MEASURE = 20
-SHARE_OF_INTERPRETERS = 0.1
+SHARE_OF_INTERPRETERS = 1 / 30
 # What is waited for may take so many times what it takes undisturbed, and never less than that.
 PATIENCE, LEAST_PATIENCE_S = 20, 90.0
 VICTIMS = {
@@ -127,6 +128,17 @@ class Log:
         path.write_text(f"{what}\n\n{evidence}\n")
         self.problems.append(what)
         sys.stderr.write(f"{what}: see {path}\n")
+
+    def __add__(self, other: Log) -> Log:
+        return Log(
+            self.kept,
+            self.kills + other.kills,
+            self.starts + other.starts,
+            self.works + other.works,
+            self.identical + other.identical,
+            self.twice + other.twice,
+            self.problems + other.problems,
+        )
 
     def markdown(self) -> str:
         """The fault log."""
@@ -225,7 +237,7 @@ class Ground:
         begun = len(self.work.begun_list())
         forked = chance.random() >= SHARE_OF_INTERPRETERS
         worker = self.start(forked=forked)
-        code = worker.ends_within(chance.uniform(0, 0.5) * self.undisturbed_s[forked])
+        code = worker.ends_within(chance.uniform(0, 0.4) * self.undisturbed_s[forked])
         victim = chance.choices(list(VICTIMS), [weight for _, weight in VICTIMS.values()])[0]
         functions: list[psutil.Process] = []
         if code is None and victim not in ("worker", "terminated"):
@@ -322,15 +334,26 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side-by-side", type=int, default=3)
     chosen = parser.parse_args()
+    count = chosen.side_by_side
+    shares = [chosen.kills // count + (number < chosen.kills % count) for number in range(count)]
+    # Each has settings, an environment and a process to fork from of its own.
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        seeds = [chosen.seed * count + number for number in range(count)]
+        logs = list(pool.map(kill_many, shares, [60 * chosen.minutes] * count, seeds))
+    log = sum(logs[1:], logs[0])
+    sys.stdout.write(log.markdown())
+    if log.problems:
+        raise SystemExit(f"{len(log.problems)} problems: see {', '.join(str(one.kept) for one in logs)}")
+
+
+def kill_many(kills: int, seconds: float, seed: int) -> Log:
+    """Make so many kills, or as many as there is time for."""
     log = Log(Path(tempfile.gettempdir()) / f"many-kills-problems-{os.getpid()}")
     with tempfile.TemporaryDirectory(prefix="many-kills-", ignore_cleanup_errors=True) as folder:
-        try:
-            _kill_many(_ground(Path(folder), log), chosen.kills, 60 * chosen.minutes, chosen.seed)
-        finally:
-            sys.stdout.write(log.markdown())
-    if log.problems:
-        raise SystemExit(f"{len(log.problems)} problems: see {log.kept}")
+        _kill_many(_ground(Path(folder), log), kills, seconds, seed)
+    return log
 
 
 def _ground(folder: Path, log: Log) -> Ground:
@@ -387,4 +410,7 @@ def _stack(pid: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, by which other processes find it.
+    from tests.fault import many_kills
+
+    many_kills.main()
