@@ -21,6 +21,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("planning", "infer_planning.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),
     ("engines", "execution_engines.py", ()),
+    ("engine-starts", "engine_starts.py", ()),
     ("engine", "infer_engine.py", ("--size", "8192", "--naive", "--s3", "OPENVINO/BFLOAT16")),
     ("borders", "infer_borders.py", ()),
     ("memory", "infer_memory.py", ()),

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
         description="GDAL raster drivers that may open a caller's file; WMS stands for image services",
     )
     cache: Path = Field(default=Path.home() / ".cache" / "chipline", description="local cache")
+    engine_cache_mb: int = Field(
+        default=2_000,
+        ge=0,
+        description="what networks that were made ready for an execution engine may take of the cache; "
+        "0: none are kept",
+    )
     host_block_timeout_s: float = Field(default=300.0, description="longest time for one block")
     host_start_timeout_s: float = Field(default=180.0, description="longest time to load a function")
     host_memory_mb: int = Field(default=12_000, description="resident size that stops a host's child")

@@ -35,6 +35,7 @@ from tasks.store import ObjectStore, join
 
 BATCH_SIZE = "batch_size"
 _LOOKS_AT_ONCE = 16
+_ROW_BITS = 24  # more than any grid has rows of tiles
 _OUT_OF_MEMORY = ("out_of_memory", "memory")
 _REMEDY = (
     "Give a smaller tile_size or padding among the model arguments where the function has them, run it on "
@@ -70,18 +71,14 @@ def smaller_batch(failure: FunctionFailure, plan: Plan, running: Started) -> int
             block=failure.block,
             function_traceback=failure.function_traceback,
         ) from failure
-    if not (
-        plan.scoring is not None
-        or "limit_batch" in running.host.operations
-        or (
-            BATCH_SIZE in plan.description.scalars
-            and (plan.crops is not None or plan.pixel_format is not None)
-        )
-    ):
+    if plan.scoring is None and not {BATCH_SIZE, "limit_batch"} & {
+        *plan.description.scalars,
+        *running.host.operations,
+    }:
         raise FunctionFailure(
-            f"{failure.problem}\nIts blocks are planned for batches of {used}, and it cannot be given "
-            "smaller ones within them.",
-            f"Start again with the model argument {BATCH_SIZE} {used // 2}.",
+            f"{failure.problem}\nIt takes batches of {used}, and has no argument {BATCH_SIZE} to be given "
+            "smaller ones by.",
+            _REMEDY,
             cause=failure.cause,
             block=failure.block,
             function_traceback=failure.function_traceback,
@@ -175,12 +172,35 @@ class Started:
     Attributes:
         planned: tiles per call of its network, as planned.
         batch: and as it is now.
+        geometry: the blocks that it takes; a whole number of them fills a planned one.
     """
 
     host: HostProcess
     given: Host
     planned: int
     batch: int
+    geometry: TileGeometry
+
+    def first_tile(self, plan: Plan) -> int:
+        """What rows of tiles are numbered from: tiles of another size than planned have other numbers."""
+        if self.geometry == plan.geometry:
+            return 0
+        return (plan.geometry.rows // self.geometry.rows) << _ROW_BITS
+
+    def in_its_blocks(self, plan: Plan, shards: Sequence[Shard]) -> list[Shard]:
+        """The shards as they are computed now, with the same windows and keys."""
+        down, across = plan.geometry.rows // self.geometry.rows, plan.geometry.cols // self.geometry.cols
+        return [
+            shard.model_copy(
+                update={
+                    "tile_row": shard.tile_row * down,
+                    "tile_rows": shard.tile_rows * down,
+                    "tile_col": shard.tile_col * across,
+                    "tile_cols": shard.tile_cols * across,
+                }
+            )
+            for shard in shards
+        ]
 
 
 @contextmanager
@@ -188,7 +208,8 @@ def started(plan: Plan, package: Package, batch: int | None) -> Iterator[Started
     """The planned function, in a process of its own, with at most ``batch`` tiles per call of its network.
 
     Ours are told (``limit_batch``), scores are asked for in smaller batches, and other functions are started
-    with the argument ``batch_size``; the blocks that they then take must divide the planned ones.
+    with the argument ``batch_size``; the blocks that they then take must divide the planned ones, so that
+    half a batch may have to be a quarter.
 
     Raises:
         HostError: the function fails to start, is not the planned one, or does not take smaller batches.
@@ -203,14 +224,38 @@ def started(plan: Plan, package: Package, batch: int | None) -> Iterator[Started
         planned = planned_batch(plan, host)
         used = planned if batch is None else min(batch, planned)
         if plan.scoring is not None:
-            yield Started(host, ChipHost(host, plan.geometry, plan.scoring.layout, used), planned, used)
+            given = ChipHost(host, plan.geometry, plan.scoring.layout, used)
+            yield Started(host, given, planned, used, plan.geometry)
             return
         if used == planned or "limit_batch" in host.operations:
-            yield Started(host, host, planned, used)
+            yield Started(host, host, planned, used, plan.geometry)
             return
-    with _process(plan, package, {**plan.arguments, BATCH_SIZE: str(used)}, None) as host:
-        given = _in_smaller_blocks(plan, description_of(host, package), host, used)
-        yield Started(host, given, planned, used)
+    while True:
+        with _process(plan, package, {**plan.arguments, BATCH_SIZE: str(used)}, None) as host:
+            now = description_of(host, package)
+            if plan.crops is not None and now.crops == {**plan.description.crops, BATCH_SIZE: used}:
+                yield Started(host, SmallerCropBatches(host, used), planned, used, plan.geometry)
+                return
+            if plan.crops is None and _fills(plan.description, now):
+                yield Started(host, host, planned, used, now.geometry)
+                return
+        if used == 1:
+            raise HostError(
+                f"Memory ran out, and with {BATCH_SIZE} 1 the function of {package.name} takes blocks "
+                "that do not divide those that were planned.",
+                f"Start again with a model argument {BATCH_SIZE} of less than {planned}.",
+            )
+        used //= 2
+
+
+def _fills(planned: FunctionDescription, now: FunctionDescription) -> bool:
+    """Whether a whole number of the blocks that a function takes now fills a planned one."""
+    return (
+        now.geometry.padding == planned.geometry.padding
+        and now.extract_bands == planned.extract_bands
+        and planned.geometry.rows % now.geometry.rows == 0
+        and planned.geometry.cols % now.geometry.cols == 0
+    )
 
 
 def _process(plan: Plan, package: Package, arguments: Mapping[str, str], batch: int | None) -> HostProcess:
@@ -221,86 +266,6 @@ def _process(plan: Plan, package: Package, arguments: Mapping[str, str], batch: 
         foreign=plan.package.foreign,
         batch=batch,
     )
-
-
-def _in_smaller_blocks(plan: Plan, now: FunctionDescription, host: HostProcess, batch: int) -> Host:
-    planned, geometry = plan.description, now.geometry
-    if plan.crops is not None and now.crops == {**planned.crops, BATCH_SIZE: batch}:
-        return SmallerCropBatches(host, batch)
-    alike = geometry.padding == planned.geometry.padding and now.extract_bands == planned.extract_bands
-    if alike and geometry == planned.geometry:
-        return host
-    divides = planned.geometry.rows % geometry.rows == 0 and planned.geometry.cols % geometry.cols == 0
-    if plan.crops is None and plan.pixel_format is not None and alike and divides:
-        return SmallerBlocks(host, planned.geometry, geometry)
-    raise HostError(
-        f"Memory ran out, and with {BATCH_SIZE} {batch} the function takes blocks that do not divide those "
-        "that were planned.",
-        f"Start again with the model argument {BATCH_SIZE} {batch}.",
-    )
-
-
-@dataclass
-class SmallerBlocks:
-    """A host that takes planned blocks, of a function that takes smaller ones: pixels of the same places.
-
-    Attributes:
-        planned: the blocks that come.
-        geometry: the blocks that the function takes; a whole number of them fills a planned one.
-    """
-
-    host: Host
-    planned: TileGeometry
-    geometry: TileGeometry
-    _tickets: Iterator[int] = field(default_factory=itertools.count)
-    _waiting: dict[int, list[int]] = field(default_factory=dict)
-
-    def submit(
-        self,
-        operation: Operation,
-        pixels: NDArray[Any],
-        mask: NDArray[np.uint8],
-        *,
-        tlc: tuple[float, float],
-        shape: tuple[int, int],  # noqa: ARG002 - that of the planned geometry
-        props: Mapping[str, Any],
-    ) -> int:
-        """Hand over one planned block, in pieces."""
-        pad, rows, cols = self.geometry.padding, self.geometry.rows, self.geometry.cols
-        xmin, ymin, xmax, ymax = props["extent"]
-        wide, high = (xmax - xmin) / self.planned.cols, (ymax - ymin) / self.planned.rows
-        pieces = []
-        for row, col in self._places():
-            part = (..., slice(row, row + rows + 2 * pad), slice(col, col + cols + 2 * pad))
-            left, top = xmin + col * wide, ymax - row * high
-            here = {**props, "width": cols, "height": rows}
-            here["extent"] = (left, top - rows * high, left + cols * wide, top)
-            place = (tlc[0] + col, tlc[1] + row)
-            pieces.append(
-                self.host.submit(
-                    operation, pixels[part], mask[part], tlc=place, shape=(rows, cols), props=here
-                )
-            )
-        ticket = next(self._tickets)
-        self._waiting[ticket] = pieces
-        return ticket
-
-    def result(self, ticket: int) -> Any:
-        """The pixels of a planned block.  # (bands, rows, cols)"""
-        whole: NDArray[Any] | None = None
-        for piece, (row, col) in zip(self._waiting.pop(ticket), self._places(), strict=True):
-            values = self.host.result(piece)
-            if whole is None:
-                whole = np.empty((len(values), self.planned.rows, self.planned.cols), values.dtype)
-            whole[:, row : row + self.geometry.rows, col : col + self.geometry.cols] = values
-        return whole
-
-    def _places(self) -> list[tuple[int, int]]:
-        return [
-            (row, col)
-            for row in range(0, self.planned.rows, self.geometry.rows)
-            for col in range(0, self.planned.cols, self.geometry.cols)
-        ]
 
 
 @dataclass

@@ -4,34 +4,44 @@ Our own pixel classifiers and detectors can compute with torch, compiled torch, 
 (``tasks/package/functions``). The choice is made once, by the plan, and is part of every shard key. Whether
 an engine gives the classes, or the objects, of torch in float32 is seen by the first part, on tiles that the
 plan decides; what it finds is kept beside the plan and followed by all others, so that one result is
-computed by one engine.
+computed by one engine. What a start makes is left to the next one (``engine_cache.py``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import BadInputError, PreconditionFailedError, StoreError
 from tasks.host import HostProcess
 from tasks.host.interpreters import interpreter_for
 from tasks.imagery import Pixels, Window
 from tasks.infer.describe import FunctionDescription
+from tasks.infer.engine_cache import EngineCache
 from tasks.infer.parameters import ExecutionEngine, Precision
 from tasks.infer.planned import Plan, Processor
-from tasks.infer.shards import Shard
+from tasks.infer.shards import Shard, TileGeometry
 from tasks.package import Package
 from tasks.store import ObjectStore, join
 
 # Below this, AUTO stays with torch: making and checking another engine would take longer than it saves.
 FEWEST_PIXELS = 20_000_000
-# Super-tiles that engines are compared on, and places that are tried until so many hold imagery.
-COMPARED_TILES = 3
-PLACES_TRIED = 16
+# Tiles that engines are compared on: a quarter of all, within these bounds. A clear verdict takes the fewest
+# (``chipline_agreement.py``), and functions that were packaged before there was one are given no more.
+FEWEST_TILES, MOST_TILES = 16, 64
+COMPARED_BYTES = 256 * 2**20
+# Places in each piece of the work until one is half full of imagery, or has some at all.
+_PLACES_TRIED = 4
+_READ_AT_ONCE = 8
 
 _ARGUMENTS = {"execution_engine": "TORCH", "precision": "FLOAT32"}
 REFERENCE = tuple(_ARGUMENTS.values())
@@ -162,14 +172,26 @@ def settle_engine(store: ObjectStore, plan: Plan, host: HostProcess, read: Read)
     """
     if tuple(plan.arguments.get(name, default) for name, default in _ARGUMENTS.items()) == REFERENCE:
         return host.settle_engine([])
+    cache = EngineCache(store, host, foreign=plan.package.foreign)
+    kept = cache.engine()
     uri = join(plan.folder, "execution.json")
-    if store.exists(uri):
-        return host.settle_engine([], _decided(store, uri))
-    report = host.settle_engine(_blocks_to_compare(plan, read))
-    try:
-        store.put(uri, json.dumps(report).encode(), content_type="application/json", if_none_match=True)
-    except PreconditionFailedError:
-        return host.settle_engine([], _decided(store, uri))
+    report = None
+    decided = _decided(store, uri) if store.exists(uri) else None
+    if decided is None:
+        tiles = tiles_to_compare(plan, host, read)
+        decided = cache.verdict(tiles)
+        if decided is None:
+            decided = report = host.settle_engine(tiles, kept=kept)
+            cache.keep_verdict(tiles, report)
+        try:
+            text = json.dumps(decided).encode()
+            store.put(uri, text, content_type="application/json", if_none_match=True)
+        except PreconditionFailedError:  # another part was first
+            decided, report = _decided(store, uri), None
+    if report is None:
+        report = host.settle_engine([], decided, kept)
+    if not report.get("kept"):
+        cache.keep_engine(host.engine_kept())
     return report
 
 
@@ -189,18 +211,64 @@ def _decided(store: ObjectStore, uri: str) -> dict[str, Any]:
     return decided
 
 
-def _blocks_to_compare(plan: Plan, read: Read) -> list[Any]:
-    count = len(plan.shards)
-    # Spread over all shards; every part of the plan takes the same ones.
-    order = sorted(range(PLACES_TRIED), key=lambda place: place * 7 % PLACES_TRIED)
-    chosen = dict.fromkeys((2 * place + 1) * count // (2 * PLACES_TRIED) for place in order)
-    blocks: list[Any] = []
-    for number in chosen:
-        if len(blocks) == COMPARED_TILES:
-            break
-        shard = plan.shards[number]
-        tile = (shard.tile_row + shard.tile_rows // 2, shard.tile_col + shard.tile_cols // 2)
-        pixels = read(shard, plan.geometry.inner(*tile).expand(plan.geometry.padding))
-        if pixels.valid.any():
-            blocks.append(pixels.values)
-    return blocks
+def tiles_to_compare(plan: Plan, host: HostProcess, read: Read) -> list[NDArray[Any]]:
+    """Tiles with their padding on which engines are compared: a fair sample of the work.
+
+    The work is cut into as many pieces of equal length as there are tiles to take, in the order of the
+    shards, and each piece gives one from a place that is drawn in it: neither corners nor anything that
+    repeats in the imagery are met again and again. The first ones alone are spread over the work, too. Every
+    part of a plan takes the same ones.
+
+    Returns:
+        Raw values, each (bands, rows, cols).
+    """
+    geometry, inner = plan.geometry, _tile_inner(plan.geometry, host.configuration)
+    ends = np.cumsum([_tile_count(shard, geometry, inner) for shard in plan.shards])
+    if not len(ends):
+        return []
+    every, most = int(ends[-1]), MOST_TILES if host.engine_identity is not None else FEWEST_TILES
+    count = min(every, max(FEWEST_TILES, min(most, every // 4)))
+    seed = hashlib.sha256("".join([plan.shards[0].key, plan.shards[-1].key, str(every)]).encode())
+    random = np.random.default_rng(int.from_bytes(seed.digest()[:8], "big"))
+    # Each piece has places of its own, whatever became of the others.
+    drawn = (np.arange(count)[:, None] + random.random((count, _PLACES_TRIED))) * every / count
+
+    def tile(places: NDArray[np.float64]) -> NDArray[Any] | None:
+        found: NDArray[Any] | None = None
+        for place in dict.fromkeys(places.astype(np.int64).tolist()):
+            number = int(np.searchsorted(ends, place, side="right"))
+            shard = plan.shards[number]
+            within = place - int(ends[number]) + _tile_count(shard, geometry, inner)
+            pixels = read(shard, _window(shard, geometry, inner, within))
+            if pixels.valid.mean() >= 0.5:
+                return pixels.values
+            if found is None and pixels.valid.any():
+                found = pixels.values
+        return found
+
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        found = [one for one in pool.map(tile, drawn[random.permutation(count)]) if one is not None]
+    return found[: max(1, COMPARED_BYTES // max((one.nbytes for one in found), default=1))]
+
+
+def _tile_inner(geometry: TileGeometry, configuration: Mapping[str, Any]) -> int | None:
+    """Edge of what one tile contributes; None where blocks are no whole number of square tiles."""
+    size = configuration.get("tile_size")
+    inner = size - 2 * geometry.padding if isinstance(size, int) else 0
+    return inner if inner > 0 and not (geometry.rows % inner or geometry.cols % inner) else None
+
+
+def _steps(geometry: TileGeometry, inner: int | None) -> tuple[int, int]:
+    return (geometry.rows, geometry.cols) if inner is None else (inner, inner)
+
+
+def _tile_count(shard: Shard, geometry: TileGeometry, inner: int | None) -> int:
+    rows, cols = _steps(geometry, inner)
+    return shard.tile_rows * geometry.rows // rows * (shard.tile_cols * geometry.cols // cols)
+
+
+def _window(shard: Shard, geometry: TileGeometry, inner: int | None, number: int) -> Window:
+    rows, cols = _steps(geometry, inner)
+    row, col = divmod(number, shard.tile_cols * geometry.cols // cols)
+    top, left = shard.tile_row * geometry.rows + row * rows, shard.tile_col * geometry.cols + col * cols
+    return Window(top, left, rows, cols).expand(geometry.padding)

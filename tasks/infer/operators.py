@@ -193,11 +193,14 @@ class ObjectOperator:
     Attributes:
         regions: per grid, the (row, col, rows, cols) outside of which objects are left out.
         masks: per grid, what the centroid of an object must lie in; empty: there is no mask.
+        first_tile: added to the rows of tiles where they are smaller than planned (``tasks.infer.batches``),
+            since some shards of the plan have tiles of the planned size, and a tile's place is its name.
     """
 
     geometry: TileGeometry
     regions: Mapping[int, tuple[int, int, int, int]]
     masks: Mapping[int, GridMask] = field(default_factory=dict)
+    first_tile: int = 0
     operation: Operation = "vectorize"
 
     def needs(self, valid: NDArray[np.bool_], geometry: TileGeometry) -> bool:  # noqa: ARG002
@@ -255,7 +258,7 @@ class ObjectOperator:
         shifted = shapely.transform(polygons, lambda points: points + offset)
         count = len(items)
         return Objects(
-            tile_row=np.full(count, tile.row, np.int32),
+            tile_row=np.full(count, self.first_tile + tile.row, np.int32),
             tile_col=np.full(count, tile.col, np.int32),
             class_name=np.array([item.class_name for item in items], dtype=object),
             confidence=np.array([item.confidence_raw for item in items], dtype=np.float64),

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -145,8 +145,6 @@ def compute_part(
     """
     begun = time.monotonic()
     masks = masks_of_plan(store, plan)
-    operator = operator_for(plan, masks)
-    cutter = cutter_for(store, plan, operator, masks)
     # Each reading thread has its own handle with its own cache of blocks: with one, what a halo shares with
     # the next strip is fetched and decoded once. Only a GPU outruns a single thread.
     readers = 1 if plan.processor == "CPU" else min(len(os.sched_getaffinity(0)), MOST_READERS)
@@ -159,17 +157,20 @@ def compute_part(
             shards = found_shards(store, plan, shards_of(plan, part), missing=batch)
             with started(plan, package, batch) as running:
                 counters.shards_found = -counters.shards  # those of an earlier attempt are found again
+                taken = plan.model_copy(update={"geometry": running.geometry})
+                operator = operator_for(taken, masks, running.first_tile(plan))
+                size = {"width": taken.geometry.cols, "height": taken.geometry.rows}
                 try:
                     execution = settle_engine(store, plan, running.host, partial(read_window, plan))
                     ready = time.monotonic()
                     run_shards(
-                        shards,
-                        sources,
+                        running.in_its_blocks(plan, shards),
+                        {key: replace(one, props={**one.props, **size}) for key, one in sources.items()},
                         running.given,
                         operator,
                         ShardStore(store, settings().root),
-                        geometry=plan.geometry,
-                        cutter=cutter,
+                        geometry=taken.geometry,
+                        cutter=cutter_for(store, taken, operator, masks),
                         progress=progress,
                         read_threads=readers,
                         strips_ahead=max(3, readers + 1),
@@ -232,13 +233,15 @@ def cutter_for(
     return TileCutter(plan.geometry, operator.needs, wanted)
 
 
-def operator_for(plan: Plan, masks: Mapping[int, GridMask] | None = None) -> Operator[Any]:
-    """The operator of the plan's tool."""
+def operator_for(
+    plan: Plan, masks: Mapping[int, GridMask] | None = None, first_tile: int = 0
+) -> Operator[Any]:
+    """The operator of the plan's tool; ``first_tile``: see ``tasks.infer.operators.ObjectOperator``."""
     if plan.crops is not None:
         return CropOperator()
     regions = {number: planned.region for number, planned in enumerate(plan.grids)}
     if plan.pixel_format is None:
-        return ObjectOperator(plan.geometry, regions, masks or {})
+        return ObjectOperator(plan.geometry, regions, masks or {}, first_tile)
     if plan.scoring is None:
         kind = PictureOperator if plan.pixel_format.masked else PixelOperator
         return kind(plan.geometry, plan.pixel_format)

@@ -18,7 +18,7 @@ from tasks.imagery import Window
 from tasks.store import ObjectStore, join
 
 # Bumped by hand whenever the engine, the operators or the reconciliation change a shard's content.
-SEMANTICS_VERSION = 3
+SEMANTICS_VERSION = 4
 
 
 class TileGeometry(BaseModel):

@@ -46,7 +46,7 @@ _TYPE_OF: dict[Kind, str] = {
     "labels": "ObjectClassification",
     "images": "Pix2Pix",
 }
-_RUNTIME = ("chipline_runtime.py", "chipline_engines.py")
+_RUNTIME = ("chipline_runtime.py", "chipline_engines.py", "chipline_agreement.py")
 
 
 class InputNormalisation(Protocol):

@@ -17,6 +17,7 @@ import torch
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - packages have no parents
 
+import chipline_agreement
 import chipline_runtime as runtime
 
 try:
@@ -28,7 +29,7 @@ except ImportError:  # a host without it decides by the device number alone
 _MERGES = ("mean", "max", "min")
 
 
-class ChiplineImageClassifier:
+class ChiplineImageClassifier(runtime.ChosenEngine):
     """Gives every pixel the value of its most probable class; 0 is NoData and background."""
 
     def __init__(self) -> None:
@@ -53,7 +54,11 @@ class ChiplineImageClassifier:
         implied = listed if 0 in listed else [0, *listed]
         self.score_values = [int(value) for value in self.network.own.get("ScoreValues", implied)]
         self.tiles = runtime.super_tile(self.network, {})
-        self.execution = runtime.execution(self.network, self.tiles, {})
+        self.execution = self._execution({})
+
+    def _execution(self, scalars: dict[str, Any]) -> Any:
+        judge = chipline_agreement.Classes(self.score_values)
+        return runtime.execution(self.network, self.tiles, scalars, judge=judge)
 
     def getParameterInfo(self) -> list[dict[str, Any]]:
         """The arguments a person may set, after raster, model and device."""
@@ -93,7 +98,7 @@ class ChiplineImageClassifier:
         value of each score in order.
         """
         self.tiles = runtime.super_tile(self.network, scalars)
-        self.execution = runtime.execution(self.network, self.tiles, scalars)
+        self.execution = self._execution(scalars)
         background = runtime.as_bool(self.network.own.get("PredictBackground", True))
         self.predict_background = runtime.flag(scalars, "predict_background", background)
         self.test_time_augmentation = runtime.augments(self.network, scalars)
@@ -144,27 +149,6 @@ class ChiplineImageClassifier:
             ],
             "features": features,
         }
-
-    def settle_engine(
-        self, blocks: list[np.ndarray], decided: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Decides which engine computes, before the first result; see ``chipline_engines.Execution.settle``.
-
-        Args:
-            blocks: (bands, ty + 2 padding, tx + 2 padding), raw values, to compare engines on.
-            decided: what another process of the same run decided, to be followed.
-
-        Returns:
-            ``execution_engine``, ``precision``, ``asked``, ``agreement``, ``pixels``, ``fell_back``.
-        """
-        with torch.inference_mode():
-            images = runtime.images_of(self.network, self.tiles, blocks)
-            report: dict[str, Any] = self.execution.settle(images, decided)
-        return report
-
-    def limit_batch(self, batch: int) -> None:
-        """Has the network take at most ``batch`` tiles at a time; blocks stay as they are."""
-        self.tiles.limit(batch)
 
     def predict_scores(self, batch: np.ndarray) -> np.ndarray:
         """Probability of each class for each pixel.

@@ -20,6 +20,7 @@ from torchvision.ops import batched_nms, box_iou
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - packages have no parents
 
+import chipline_agreement
 import chipline_runtime as runtime
 
 try:
@@ -30,10 +31,12 @@ except ImportError:  # a host without it decides by the device number alone
 _Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Boxes (n, 4) xmin, ymin, xmax, ymax, labels (n,), scores (n,) 0-1."""
 
+# IoU from which two boxes, of neighbouring chips or of positions of one chip, are of the same object.
+_SAME_OBJECT = 0.5
 _FIELDS = (("FID", "OID"), ("Class", "String"), ("Confidence", "Double"))
 
 
-class ChiplineObjectDetector:
+class ChiplineObjectDetector(runtime.ChosenEngine):
     """Finds objects; each is a box with the name of its class and a confidence from 0 to 100."""
 
     def __init__(self) -> None:
@@ -79,7 +82,8 @@ class ChiplineObjectDetector:
                 "GPDouble",
                 self._default("NmsOverlap", 0.5),
                 "Overlap of one tile's boxes",
-                "Of two boxes of a class that overlap by more than this (0-1), the weaker one is left out.",
+                "Of two boxes of a class that overlap by more than this (0-1), the weaker one is left out; "
+                "1: none is.",
                 [0.0, 1.0],
             ),
             runtime.parameter(
@@ -130,27 +134,6 @@ class ChiplineObjectDetector:
         self.execution = runtime.execution(self.network, self.tiles, scalars, self.trunk, _Objects(self))
         if self.asked is not None:
             self.asked.use(self.execution.outputs)
-
-    def settle_engine(
-        self, blocks: list[np.ndarray], decided: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Decides which engine computes, before the first result; see ``chipline_engines.Execution.settle``.
-
-        Args:
-            blocks: (bands, ty + 2 padding, tx + 2 padding), raw values, to compare engines on.
-            decided: what another process of the same run decided, to be followed.
-
-        Returns:
-            ``execution_engine``, ``precision``, ``asked``, ``agreement``, ``objects``, ``fell_back``.
-        """
-        with torch.inference_mode():
-            images = runtime.images_of(self.network, self.tiles, blocks)
-            report: dict[str, Any] = self.execution.settle(images, decided)
-        return report
-
-    def limit_batch(self, batch: int) -> None:
-        """Has the network take at most ``batch`` tiles at a time; blocks stay as they are."""
-        self.tiles.limit(batch)
 
     def getFields(self) -> str:
         """The output table's fields, as Esri JSON."""
@@ -222,7 +205,8 @@ class ChiplineObjectDetector:
 
         Boxes of a class that overlap by more than ``nms_overlap`` with the most confident one are one object:
         its box is their mean, weighted by confidence, and its confidence is the mean over the positions,
-        where a position that does not see the object counts as 0.
+        where a position that does not see the object counts as 0. Where nothing is suppressed, boxes are one
+        object from half of their union on.
         """
         size = float(images.shape[-1])
         views: list[list[_Found]] = [[] for _ in range(len(images))]
@@ -231,7 +215,8 @@ class ChiplineObjectDetector:
                 views, self._found(runtime.turned(images, position))
             ):
                 view.append((runtime.boxes_turned_back(boxes, position, size), labels, scores))
-        return [_fused(view, self.nms_overlap) for view in views]
+        overlap = self.nms_overlap if self.nms_overlap < 1 else _SAME_OBJECT
+        return [_fused(view, overlap) for view in views]
 
     def _features(self, found: _Boxes, valid: np.ndarray) -> list[dict[str, Any]]:
         padding = self.tiles.padding
@@ -388,27 +373,25 @@ class _Objects:
         finally:
             self._detector.asked.use(before)
 
-    def size(self, answers: tuple[_Seen, list[np.ndarray]]) -> int:
-        """Number of objects."""
-        return sum(len(scores) for _, _, scores in answers[0])
+    def compare(self, wanted: Any, found: Any) -> list[tuple[float, int, float]]:
+        """Per image the sum of the objects' IoUs, their number, and how far the head's answers are apart.
 
-    def agreement(self, wanted: list[Any], found: list[Any]) -> float:
-        """Mean IoU of the objects, where one that only one side has, or scores otherwise, counts 0.
-
-        Without objects on either side: 1 less the largest difference between the head's answers, as a part of
-        the largest of them.
+        An object that only one side has, or that scores otherwise, counts 0.
         """
-        pairs = [pair for one, other in zip(wanted, found) for pair in zip(one[0], other[0])]  # noqa: B905
-        count = sum(max(len(one[2]), len(other[2])) for one, other in pairs)
-        if count:
-            return sum(self._together(one, other) for one, other in pairs) / count
-        worst = 0.0
-        for (_, one), (_, other) in zip(wanted, found):  # noqa: B905
-            for first, second in zip(one, other):  # noqa: B905
-                if first.size:
-                    apart = float(np.abs(first - second).max()) / max(float(np.abs(first).max()), 1e-6)
-                    worst = max(worst, apart if np.isfinite(apart) else 1.0)
-        return 1.0 - worst
+        (wanted_objects, wanted_raw), (found_objects, found_raw) = wanted, found
+        apart = _apart(wanted_raw, found_raw)
+        return [
+            (self._together(one, other), max(len(one[2]), len(other[2])), apart)
+            for one, other in zip(wanted_objects, found_objects)  # noqa: B905
+        ]
+
+    def judged(self, entries: list[tuple[float, int, float]]) -> chipline_agreement.Judged:
+        """By the mean IoU of the objects; where neither side has one, by the worst of the head's answers."""
+        same, every, apart = np.array(entries, np.float64).reshape(-1, 3).T
+        if every.sum():
+            return chipline_agreement.ratio(same, every)
+        worst = 1.0 - float(apart.max(initial=0.0))
+        return chipline_agreement.Judged(worst, worst, worst, len(entries), 0)
 
     def _together(self, one: Any, other: Any) -> float:
         """Sum of the IoUs of the objects that both sides have, each with its best partner."""
@@ -426,6 +409,16 @@ class _Objects:
             overlap[row, :] = 0
             overlap[:, col] = 0
         return total
+
+
+def _apart(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
+    """The largest difference between answers, as a part of the largest of them; 1 where one is no number."""
+    worst = 0.0
+    for first, second in zip(wanted, found):  # noqa: B905
+        if first.size:
+            apart = float(np.abs(first - second).max()) / max(float(np.abs(first).max()), 1e-6)
+            worst = max(worst, apart if np.isfinite(apart) else 1.0)
+    return worst
 
 
 class _Boxes:
@@ -514,7 +507,7 @@ def _same_objects(found: _Boxes) -> np.ndarray:
     if len(found.scores) == 0:
         return np.zeros((0, 0), dtype=bool)
     boxes = torch.from_numpy(found.boxes).float()
-    overlap = box_iou(boxes, boxes).numpy() > 0.5
+    overlap = box_iou(boxes, boxes).numpy() > _SAME_OBJECT
     same_class = found.labels[:, None] == found.labels[None, :]
     other_chip = (found.chips[:, None, :] != found.chips[None, :, :]).any(axis=2)
     pairs: np.ndarray = overlap & same_class & other_chip

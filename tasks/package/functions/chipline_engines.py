@@ -4,17 +4,24 @@ This file travels inside packages beside ``chipline_runtime.py``. Torch alone is
 looked up when one is asked for, and are made from the torch network in this process. What an engine gives is
 compared with what torch gives in float32 before its first result is used (``Execution.settle``): one that
 disagrees, or is not there, gives way to the next slower one, and ``Execution.report`` says so. Pixels are
-compared by their classes, objects by their boxes (``ChiplineObjectDetector``).
+compared by their classes, objects by their boxes (``ChiplineObjectDetector``); how is stated in
+``chipline_agreement.py``. Making an engine takes seconds: what was made can be kept (``Execution.kept``) and
+given to the next process of the same package on the same machine.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import io
+import json
+import os
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import chipline_agreement
 import numpy as np
 import torch
 
@@ -22,10 +29,6 @@ ENGINES = ("TORCH", "COMPILED", "ONNXRUNTIME", "OPENVINO")
 PRECISIONS = ("FLOAT32", "BFLOAT16")
 REFERENCE = ("TORCH", "FLOAT32")
 
-# An engine is used where the mean IoU of its classes with those of torch in float32 is at least this.
-LEAST_AGREEMENT = 0.999
-# The IoU of a class with fewer pixels than this says little; those count by the pixels that agree.
-LEAST_PIXELS = 1000
 # Compiled models are made for one shape each; a host sends one or two.
 _MOST_SHAPES = 4
 
@@ -38,22 +41,19 @@ class EngineError(Exception):
     """An execution engine cannot run this network here."""
 
 
-class Classes:
-    """Compares engines by the class of each pixel: the highest of one tensor of logits."""
+class _Made:
+    """An engine that runs a network.
 
-    unit = "pixels"
+    Args:
+        run: what it computes.
+        kept: gives what would make it quicker to make again; None: nothing would.
+        from_kept: whether it was made of such.
+    """
 
-    def answers(self, run: Run, images: torch.Tensor) -> Any:
-        """What is compared: class numbers (n, rows, cols)."""
-        return best(run(images)[0]).cpu().numpy().astype(np.uint16)
-
-    def size(self, answers: Any) -> int:
-        """How much was compared."""
-        return int(answers.size)
-
-    def agreement(self, wanted: list[Any], found: list[Any]) -> float:
-        """From 0 to 1; see the function of this name."""
-        return agreement(wanted, found)
+    def __init__(
+        self, run: Run, kept: Callable[[], list[bytes]] | None = None, *, from_kept: bool = False
+    ) -> None:
+        self.run, self.kept, self.from_kept = run, kept, from_kept
 
 
 class Execution:
@@ -67,10 +67,12 @@ class Execution:
         judge: what is compared, and how; classes of pixels by default.
 
     Attributes:
-        report: ``execution_engine`` and ``precision`` that really compute, ``asked`` (both), ``agreement``
-            (mean IoU with torch in float32, None where nothing was compared), number of ``pixels`` (or of
-            what else the judge compares) and ``fell_back``: why faster ones were left, in words; empty where
-            the wish was granted.
+        report: ``execution_engine`` and ``precision`` that really compute, ``asked`` (both), ``fell_back``:
+            why faster ones were left, in words, empty where the wish was granted; ``refused``: what was
+            measured of those that disagree; ``kept``: whether what an earlier process kept was used. Of the
+            engine that computes ``agreement`` (mean IoU with torch in float32 on the sample, None where
+            nothing was compared), ``at_least`` (what that makes sure of, with ``certainty``), number of
+            ``tiles`` and of ``pixels`` (or of what else the judge compares) and, for classes, ``by_class``.
     """
 
     def __init__(
@@ -87,11 +89,24 @@ class Execution:
                 f"one of {', '.join(PRECISIONS)}"
             )
         self._module, self._shape, self._asked = module, shape, (engine, precision)
-        self._judge: Any = judge or Classes()
-        self._run: Run | None = None
+        self._judge: Any = judge or chipline_agreement.Classes()
+        self._made: _Made | None = None
+        self._given: bytes | None = None
         self.report: dict[str, Any] = {}
         if self._asked == REFERENCE:
-            self._use(REFERENCE, None, 0, [])
+            self._use(REFERENCE, _make(module, shape, REFERENCE), None, [], [])
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides, beside the package, what is kept and how engines compare."""
+        device = next(self._module.parameters()).device
+        return {
+            "asked": list(self._asked),
+            "shape": list(self._shape),
+            "gate": chipline_agreement.GATE_VERSION,
+            "threads": torch.get_num_threads(),
+            "versions": {name: _version(name) for name in ("torch", "openvino", "onnxruntime", "numpy")},
+            "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        }
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """The first of :meth:`outputs`: of pixel classification logits (n, scores, rows, cols)."""
@@ -103,108 +118,199 @@ class Execution:
         It is to be used up before the next call. A host that never calls ``settle`` has the engine compared
         on the first images it sends.
         """
-        if self._run is None:
+        if self._made is None:
             self.settle([images])
-        assert self._run is not None
-        return self._run(images)
+        assert self._made is not None
+        return self._made.run(images)
+
+    def kept(self) -> bytes:
+        """What makes the engine quicker to make in another process; empty where nothing does.
+
+        It is known once the engine is settled. Only :meth:`settle` reads it, of the same package on the same
+        kind of machine (:meth:`identity`).
+        """
+        if self._made is None or self._made.kept is None:
+            return b""
+        choice = [self.report["execution_engine"], self.report["precision"]]
+        parts = self._made.kept()
+        head = json.dumps({"engine": choice, "sizes": [len(part) for part in parts]})
+        return b"".join([head.encode(), b"\n", *parts]) if parts else b""
 
     def settle(
-        self, batches: Iterable[torch.Tensor], decided: dict[str, Any] | None = None
+        self,
+        batches: Sequence[torch.Tensor],
+        decided: dict[str, Any] | None = None,
+        kept: bytes | None = None,
     ) -> dict[str, Any]:
         """Decides which engine computes; the report.
 
         Args:
-            batches: normalised images (n, bands, rows, cols) to compare on.
+            batches: normalised images (n, bands, rows, cols) to compare on, in an order in which the first
+                ones are a fair sample of all. No more of them are looked at than a clear verdict takes.
             decided: the report of another process of the same run, which is followed without comparing.
+            kept: what :meth:`kept` gave in an earlier process.
 
         Raises:
             EngineError: what was decided elsewhere cannot be had here.
         """
-        if decided is not None:
-            chosen = (str(decided["execution_engine"]), str(decided["precision"]))
-            self._run = _make(self._module, self._shape, *chosen)
-            self.report = dict(decided)
-            return self.report
-        reference = _make(self._module, self._shape, *REFERENCE)
-        wanted: list[Any] = []
-        chips = list(batches)
+        self._given = kept
+        try:
+            return self._follow(decided) if decided is not None else self._decide(batches)
+        finally:
+            self._given = None  # as large as the network
+
+    def _follow(self, decided: dict[str, Any]) -> dict[str, Any]:
+        chosen = (str(decided["execution_engine"]), str(decided["precision"]))
+        self._made = made = self._make(chosen)
+        if made.kept is not None and chosen[0] == "COMPILED" and not made.from_kept:
+            # What is compiled can be kept once it has run.
+            with torch.inference_mode():
+                made.run(torch.zeros(self._shape, device=next(self._module.parameters()).device))
+        self.report = {**decided, "kept": made.from_kept}
+        return self.report
+
+    def _decide(self, batches: Sequence[torch.Tensor]) -> dict[str, Any]:
         reasons: list[str] = []
-        if not chips:
+        refused: list[dict[str, Any]] = []
+        if not len(batches):
             reasons.append("there was no imagery to compare engines on")
+        reference = _Answers(self._judge, _make(self._module, self._shape, REFERENCE).run, batches)
         for choice in _ladder(self._asked):
-            if choice == REFERENCE or not chips:
+            if choice == REFERENCE or not len(batches):
                 break
             words = " in ".join(choice)
-            with torch.inference_mode():
-                # Not guarded: where torch in float32 fails, for want of memory say, nothing else is better.
-                wanted = wanted or [self._judge.answers(reference, batch) for batch in chips]
+            # Not guarded: where torch in float32 fails, for want of memory say, nothing else is better.
+            reference.of(0)
             try:
-                run = _make(self._module, self._shape, *choice)
-                with torch.inference_mode():
-                    found = [self._judge.answers(run, batch) for batch in chips]
-            # Engines raise what they like; the run goes on without them, and says so.
-            except Exception as error:  # noqa: BLE001
-                text = str(error).strip().splitlines() or [""]
-                reasons.append(
-                    f"{words} does not run this network here: {type(error).__name__}: {text[0][:300]}"
-                )
+                made = _guarded(lambda choice=choice: self._make(choice))  # type: ignore[misc]
+                judged = self._compared(made.run, reference, batches)
+            except _FailedError as failure:
+                reasons.append(f"{words} does not run this network here: {failure}")
                 continue
-            same = self._judge.agreement(wanted, found)
-            if same >= LEAST_AGREEMENT:
-                self._use(choice, same, sum(map(self._judge.size, wanted)), reasons, run)
+            if judged.passes:
+                self._use(choice, made, judged, reasons, refused)
                 return self.report
-            reasons.append(
-                f"{words} agrees with {' in '.join(REFERENCE)} to {same:.5f} only; {LEAST_AGREEMENT} is asked"
+            refused.append(
+                {
+                    "execution_engine": choice[0],
+                    "precision": choice[1],
+                    **judged.report(self._judge.unit),
+                }
             )
-        self._use(REFERENCE, None, sum(map(self._judge.size, wanted)), reasons)
+            reasons.append(f"{words} agrees with {' in '.join(REFERENCE)} to {judged.words()}")
+        self._use(REFERENCE, _make(self._module, self._shape, REFERENCE), None, reasons, refused)
         return self.report
+
+    def _compared(self, run: Run, reference: _Answers, batches: Sequence[torch.Tensor]) -> Any:
+        """What the judge says of an engine, on as many tiles as a clear verdict takes."""
+        entries: list[Any] = []
+        look = chipline_agreement.FIRST_LOOK
+        for number in range(len(batches)):
+            wanted, images = reference.of(number), batches[number]
+            with torch.inference_mode():
+                found = _guarded(lambda images=images: self._judge.answers(run, images))  # type: ignore[misc]
+            entries += self._judge.compare(wanted, found)
+            if len(entries) >= look:
+                judged = self._judge.judged(entries)
+                if judged.clear:
+                    return judged
+                look *= 2
+        return self._judge.judged(entries)
+
+    def _make(self, choice: tuple[str, str]) -> _Made:
+        parts = _parts_of(self._given, choice)
+        if parts is not None:
+            try:
+                return _make(self._module, self._shape, choice, parts)
+            except Exception:  # noqa: BLE001 - a shortcut that leads nowhere: below is the whole way
+                self._given = None
+        return _make(self._module, self._shape, choice)
 
     def _use(
         self,
         choice: tuple[str, str],
-        same: float | None,
-        compared: int,
+        made: _Made,
+        judged: Any,
         reasons: list[str],
-        run: Run | None = None,
+        refused: list[dict[str, Any]],
     ) -> None:
-        self._run = run or _make(self._module, self._shape, *choice)
+        self._made = made
+        measured = {"agreement": None, self._judge.unit: 0}
+        if judged is not None:
+            measured = judged.report(self._judge.unit)
         self.report = {
             "execution_engine": choice[0],
             "precision": choice[1],
             "asked": list(self._asked),
-            "agreement": same,
-            self._judge.unit: compared,
+            **measured,
             "fell_back": reasons,
+            "refused": refused,
+            "kept": made.from_kept,
         }
 
 
-def agreement(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
-    """Mean IoU over the classes; where all are rare, the part of the pixels that agree; the smaller of both.
-
-    Args:
-        wanted, found: class numbers from 0 to 65535, arrays of the same shapes.
-    """
-    classes = 1 + max((int(max(a.max(), b.max())) for a, b in zip(wanted, found) if a.size), default=0)  # noqa: B905
-    together = np.zeros((classes, classes), np.int64)
-    for one, other in zip(wanted, found):  # noqa: B905
-        pairs = one.astype(np.int64).ravel() * classes + other.ravel()
-        together += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    total = int(together.sum())
-    if total == 0:
-        return 1.0
-    right = together.diagonal()
-    union = together.sum(axis=0) + together.sum(axis=1) - right
-    told = union >= LEAST_PIXELS
-    pixels = float(right.sum() / total)
-    return min(pixels, float((right[told] / union[told]).mean())) if told.any() else pixels
+class _FailedError(Exception):
+    """An engine failed; the text says how."""
 
 
-def best(scores: torch.Tensor) -> torch.Tensor:
-    """Number of the highest score: (n, scores, rows, cols) -> (n, rows, cols); of equal ones the first.
+def _guarded(work: Callable[[], Any]) -> Any:
+    """What ``work`` gives. Engines raise what they like; the run goes on without them, and says so."""
+    try:
+        return work()
+    except Exception as error:
+        text = str(error).strip().splitlines() or [""]
+        raise _FailedError(f"{type(error).__name__}: {text[0][:300]}") from error
 
-    ``max`` gives the same as ``argmax`` over this axis and takes a tenth of its time on a CPU.
-    """
-    return scores.max(dim=1).indices
+
+class _Answers:
+    """What torch in float32 answers, computed when it is first asked for."""
+
+    def __init__(self, judge: Any, run: Run, batches: Sequence[torch.Tensor]) -> None:
+        self._judge, self._run, self._batches = judge, run, batches
+        self._found: list[Any] = []
+
+    def of(self, number: int) -> Any:
+        while len(self._found) <= number:
+            with torch.inference_mode():
+                self._found.append(self._judge.answers(self._run, self._batches[len(self._found)]))
+        return self._found[number]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """What a processor can do, in the kernel's words."""
+    told = ("model name", "cpu part", "flags", "features")
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:  # noqa: PTH123
+            lines = {line.strip() for line in stream if line.lower().startswith(told)}
+    except OSError:
+        lines = set()
+    return "\n".join([torch.backends.cpu.get_cpu_capability(), *sorted(lines)])
+
+
+def _parts_of(kept: bytes | None, choice: tuple[str, str]) -> list[bytes] | None:
+    """The parts of what was kept of this engine; None where there is nothing of it."""
+    head, found, rest = (kept or b"").partition(b"\n")
+    if not found:
+        return None
+    try:
+        described = json.loads(head)
+        engine, sizes = tuple(described["engine"]), [int(size) for size in described["sizes"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if engine != choice or sum(sizes) != len(rest) or min(sizes, default=-1) < 0:
+        return None
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(rest[start : start + size])
+        start += size
+    return parts
 
 
 def _ladder(asked: tuple[str, str]) -> list[tuple[str, str]]:
@@ -212,20 +318,28 @@ def _ladder(asked: tuple[str, str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys([asked, (asked[0], "FLOAT32"), REFERENCE]))
 
 
-def _make(module: torch.nn.Module, shape: tuple[int, int, int, int], engine: str, precision: str) -> Run:
+def _make(
+    module: torch.nn.Module,
+    shape: tuple[int, int, int, int],
+    choice: tuple[str, str],
+    kept: list[bytes] | None = None,
+) -> _Made:
+    engine, precision = choice
     if engine in ("TORCH", "COMPILED"):
-        return _torch(module, shape, precision, compiled=engine == "COMPILED")
+        return _torch(module, shape, precision, compiled=engine == "COMPILED", kept=kept)
     if next(module.parameters()).device.type != "cpu":
         raise EngineError(f"{engine} is used on a CPU; on a GPU torch computes")
     make = _openvino if engine == "OPENVINO" else _onnxruntime
-    # One image of the real size: what a network computes from its input's size is traced as it will be.
-    example = torch.zeros(1, *shape[1:])
+    return make(module, shape, precision, kept)
+
+
+def _traced(module: torch.nn.Module, example: torch.Tensor) -> Any:
     # Tracing outside of inference mode, and of a copy: the weights' layout is torch's alone.
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every number that it takes for a constant
         plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         trace: Any = torch.jit.trace
-        return make(trace(plain, example, check_trace=False), example, precision)
+        return trace(plain, example, check_trace=False)
 
 
 def _tensors(given: Any) -> Outputs:
@@ -233,11 +347,18 @@ def _tensors(given: Any) -> Outputs:
 
 
 def _torch(
-    module: torch.nn.Module, shape: tuple[int, int, int, int], precision: str, *, compiled: bool
-) -> Run:
+    module: torch.nn.Module,
+    shape: tuple[int, int, int, int],
+    precision: str,
+    *,
+    compiled: bool,
+    kept: list[bytes] | None,
+) -> _Made:
     narrow = precision == "BFLOAT16"
     network: Any = _narrowed(module, shape) if narrow else module
     if compiled:
+        if kept is not None:
+            torch.compiler.load_cache_artifacts(kept[0])
         # Shapes are few and fixed: a kernel each, as for the other engines.
         network = torch.compile(network, dynamic=False)
 
@@ -245,7 +366,11 @@ def _torch(
         given = images.to(torch.bfloat16) if narrow else images
         return tuple(one.float() for one in _tensors(network(given)))
 
-    return run
+    def compiler_cache() -> list[bytes]:
+        saved = torch.compiler.save_cache_artifacts()
+        return [] if saved is None else [saved[0]]
+
+    return _Made(run, compiler_cache if compiled else None, from_kept=kept is not None)
 
 
 def _narrowed(module: torch.nn.Module, shape: tuple[int, int, int, int]) -> torch.nn.Module:
@@ -305,13 +430,13 @@ def last_layers(module: torch.nn.Module, shape: tuple[int, int, int, int]) -> li
     ]
 
 
-def _openvino(traced: Any, example: torch.Tensor, precision: str) -> Run:
+def _openvino(
+    module: torch.nn.Module, shape: tuple[int, int, int, int], precision: str, kept: list[bytes] | None
+) -> _Made:
     try:
         import openvino  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError as error:
         raise EngineError("the Python that runs the package has no openvino") from error
-    free = openvino.PartialShape([-1, example.shape[1], -1, -1])
-    model = openvino.convert_model(traced, example_input=example, input=[free])
     core = openvino.Core()
     settings = {
         # Stated in float32, too: by itself OpenVINO takes bfloat16 where the processor has it.
@@ -320,6 +445,14 @@ def _openvino(traced: Any, example: torch.Tensor, precision: str) -> Run:
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_HYPER_THREADING": True,
     }
+    if kept is not None:
+        model = core.read_model(kept[0], openvino.Tensor(np.frombuffer(kept[1], np.uint8)))
+    else:
+        # One image of the real size: what a network computes from its input's size is traced as it will be.
+        example = torch.zeros(1, *shape[1:])
+        free = openvino.PartialShape([-1, shape[1], -1, -1])
+        traced = _traced(module, example)
+        model = openvino.convert_model(traced, example_input=example, input=[free])
     requests: dict[tuple[int, ...], Any] = {}
 
     def run(images: torch.Tensor) -> Outputs:
@@ -334,42 +467,66 @@ def _openvino(traced: Any, example: torch.Tensor, precision: str) -> Run:
         found = requests[shape].infer([given], share_inputs=True, share_outputs=True)
         return tuple(torch.from_numpy(found[number]) for number in range(len(model.outputs)))
 
-    return run
+    def converted() -> list[bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [os.path.join(folder, name) for name in ("model.xml", "model.bin")]  # noqa: PTH118
+            model.reshape([-1, shape[1], -1, -1])
+            openvino.serialize(model, *paths)
+            return [_content(path) for path in paths]
+
+    return _Made(run, converted, from_kept=kept is not None)
 
 
-def _onnxruntime(traced: Any, example: torch.Tensor, precision: str) -> Run:
+def _content(path: str) -> bytes:
+    with open(path, "rb") as stream:  # noqa: PTH123
+        return stream.read()
+
+
+def _onnxruntime(
+    module: torch.nn.Module, shape: tuple[int, int, int, int], precision: str, kept: list[bytes] | None
+) -> _Made:
     if precision != "FLOAT32":
         raise EngineError("ONNX Runtime computes in float32 on a CPU")
     try:
         import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError as error:
         raise EngineError("the Python that runs the package has no onnxruntime") from error
-    stream: Any = io.BytesIO()
-    free = {0: "n", 2: "rows", 3: "cols"}
-    outputs = {f"output{number}": one.ndim for number, one in enumerate(_tensors(traced(example)))}
-    torch.onnx.export(
-        traced,
-        (example,),
-        stream,
-        dynamo=False,
-        opset_version=17,
-        input_names=["images"],
-        output_names=list(outputs),
-        dynamic_axes={
-            "images": free,
-            **{name: free if axes == 4 else {0: "n"} for name, axes in outputs.items()},
-        },
-    )
+    exported = kept[0] if kept is not None else _exported(module, torch.zeros(1, *shape[1:]))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Threads that spin while they wait would take the reader's and the writer's time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(stream.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
 
     def run(images: torch.Tensor) -> Outputs:
         found = session.run(None, {"images": images.contiguous().numpy()})
         return tuple(torch.from_numpy(one) for one in found)
 
-    return run
+    return _Made(run, lambda: [exported], from_kept=kept is not None)
+
+
+def _exported(module: torch.nn.Module, example: torch.Tensor) -> bytes:
+    """The network as ONNX."""
+    traced = _traced(module, example)
+    stream: Any = io.BytesIO()
+    free = {0: "n", 2: "rows", 3: "cols"}
+    outputs = {f"output{number}": one.ndim for number, one in enumerate(_tensors(traced(example)))}
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            traced,
+            (example,),
+            stream,
+            dynamo=False,
+            opset_version=17,
+            input_names=["images"],
+            output_names=list(outputs),
+            dynamic_axes={
+                "images": free,
+                **{name: free if axes == 4 else {0: "n"} for name, axes in outputs.items()},
+            },
+        )
+    exported: bytes = stream.getvalue()
+    return exported

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import chipline_agreement
 import chipline_engines
 import numpy as np
 import torch
@@ -299,9 +300,52 @@ class Fetched:
         return [one.numpy() for one in self._tensors]
 
 
-def images_of(network: PackagedNetwork, tiles: SuperTile, blocks: list[np.ndarray]) -> list[torch.Tensor]:
-    """The chips of blocks (bands, rows, cols) with their padding, normalised, without batches of nothing."""
-    return [network.normalised(chips) for block in blocks for _, chips in tiles.batches(block) if chips.any()]
+class ChosenEngine:
+    """What functions share that compute with an execution engine; a host calls these if it knows them.
+
+    A function sets ``network``, ``tiles`` and ``execution``.
+    """
+
+    network: Any
+    tiles: Any
+    execution: Any
+
+    def engine_identity(self) -> dict[str, Any]:
+        """All that decides, beside the package, what ``engine_kept`` gives and how engines compare."""
+        identity: dict[str, Any] = self.execution.identity()
+        return identity
+
+    def settle_engine(
+        self,
+        blocks: list[np.ndarray],
+        decided: dict[str, Any] | None = None,
+        kept: bytes | None = None,
+    ) -> dict[str, Any]:
+        """Decides which engine computes, before the first result; see ``chipline_engines.Execution.settle``.
+
+        Args:
+            blocks: (bands, rows, cols) of one tile with its padding, or of several as ``updatePixels`` takes
+                them; raw values, to compare engines on.
+            decided: what another process of the same run decided, to be followed.
+            kept: what ``engine_kept`` gave in an earlier process of the same identity.
+
+        Returns:
+            ``chipline_engines.Execution.report``.
+        """
+        with torch.inference_mode():
+            report: dict[str, Any] = self.execution.settle(
+                chipline_agreement.Sample(self.network, self.tiles, blocks), decided, kept
+            )
+        return report
+
+    def engine_kept(self) -> bytes:
+        """What makes the settled engine quicker to make in another process; empty where nothing does."""
+        kept: bytes = self.execution.kept()
+        return kept
+
+    def limit_batch(self, batch: int) -> None:
+        """Has the network take at most ``batch`` tiles at a time; blocks stay as they are."""
+        self.tiles.limit(batch)
 
 
 def cleaned(pixels: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -136,8 +136,9 @@ BOXES = (
     + """
 
 class GreedyBoxes(Limits, BlobDetector):
-    def vectorize(self, **blocks):
-        fill(self.batch, self.most, self.hog_mb)
+    def vectorize(self, tlc, **blocks):
+        if tlc[1] >= self.from_row:
+            fill(self.batch, self.most, self.hog_mb)
         return super().vectorize(**blocks)
 """
 )
@@ -243,7 +244,7 @@ def test_a_process_that_is_ended_for_its_memory_is_started_again_with_less(
 
 
 def test_without_a_smaller_batch_the_remedy_is_named(
-    store: Any, plan_with: Any, write_scene: Any, texture: Any, dots: Any
+    store: Any, plan_with: Any, write_scene: Any, texture: Any
 ) -> None:
     uri = write_scene("scene", texture[:, :100, :100])
     values = {"input_raster": [uri], "output_classified_raster": "out"}
@@ -251,11 +252,37 @@ def test_without_a_smaller_batch_the_remedy_is_named(
     with pytest.raises(FunctionFailure, match="one tile at a time") as caught:
         compute_part(store, plan, 0, package=package)
     assert all(word in str(caught.value) for word in ("CUDA out of memory", "tile_size", "another device"))
-    # A detector settles duplicates within its block: smaller ones are other work.
+
+
+def test_a_detector_from_elsewhere_takes_smaller_blocks(
+    store: Any, plan_with: Any, write_scene: Any, dots: Any
+) -> None:
+    values = {"input_raster": [write_scene("dots", dots)], "output_objects": "boxes", "shard_size": 100}
+    tables = []
+    # From row 100 on, so that some shards are as planned and objects lie between blocks of both sizes.
+    for from_row in (10**6, 100):
+        plan, package = plan_with("GreedyBoxes", DetectObjectsParameters, values, tile=40, from_row=from_row)
+        report = compute_part(store, plan, 0, package=package)
+        assert report.batch["used"] == (4 if from_row > 1000 else 1), report.batch
+        details = finish(store, plan, {}).manifest.details
+        counts = details.get("shards_by_smaller_batches", {})
+        assert sum(counts.values()) == sum("-batch-" in s.key for s in found_shards(store, plan, plan.shards))
+        assert (0 < sum(counts.values()) < len(plan.shards)) is (from_row == 100)
+        frame = geopandas.read_parquet(join(plan.folder, "boxes.parquet"))
+        tables.append(sorted(shapely.to_wkb(frame.geometry.normalize(), hex=True)))
+    assert tables[0] == tables[1]
+    assert len(tables[0]) > 20
+
+
+def test_a_batch_whose_blocks_do_not_divide_is_passed_over(
+    store: Any, plan_with: Any, write_scene: Any, dots: Any
+) -> None:
     values = {"input_raster": [write_scene("dots", dots)], "output_objects": "boxes"}
-    plan, package = plan_with("GreedyBoxes", DetectObjectsParameters, values, tile=32)
-    with pytest.raises(FunctionFailure, match="Start again with the model argument batch_size 2"):
-        compute_part(store, plan, 0, package=package)
+    # Nine tiles to a block, then four, which do not fill nine, then one for a batch of two.
+    plan, package = plan_with("GreedyBoxes", DetectObjectsParameters, values, tile=40, batch_size=9, most=2)
+    assert plan.geometry.rows == 120
+    report = compute_part(store, plan, 0, package=package)
+    assert (report.batch["used"], report.counters["batch_reductions"]) == (2, 1)
 
 
 def test_scores_are_asked_for_in_smaller_batches(

@@ -164,7 +164,7 @@ def test_agreement_counts_what_one_side_lacks_and_what_scores_otherwise() -> Non
     one = (boxes, np.array([1, 2, 1]), np.array([0.9, 0.8, 0.7]))
 
     def agreement(other: Any) -> float:
-        return float(judge.agreement([([one], [])], [([other], [])]))
+        return float(judge.judged(judge.compare(([one], []), ([other], []))).point)
 
     assert agreement(copy.deepcopy(one)) == 1
     order = [2, 0, 1]

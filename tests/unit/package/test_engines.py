@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import jaccard_score
 
 import tasks.package.functions as home
 
@@ -111,18 +109,97 @@ def test_words_that_name_no_engine_are_refused(network: Tiny) -> None:
         engines.Execution(network, SHAPE, "TENSORRT")
 
 
-def test_agreement_is_the_mean_iou_and_rare_classes_count_by_pixels() -> None:
-    generator = np.random.default_rng(0)
-    wanted = generator.integers(0, 3, (4, 50, 60)).astype(np.uint16)
-    found = wanted.copy()
-    found[0, :10] = generator.integers(0, 3, (10, 60))
-    oracle = jaccard_score(wanted.ravel(), found.ravel(), average="macro")
-    assert engines.agreement([wanted[:2], wanted[2:]], [found[:2], found[2:]]) == pytest.approx(oracle)
-    # A class of three pixels, all wrong: its IoU of 0 says little, the three pixels count.
-    rare = np.zeros((1, 100, 100), np.uint16)
-    other = rare.copy()
-    other[0, 0, :3] = 1
-    assert engines.agreement([rare], [other]) == pytest.approx(0.9997)
+def near_ties() -> Any:
+    """Two scores that differ by a thousandth of themselves, over texture."""
+    torch.manual_seed(5)
+    body: Any = torch.nn.Conv2d(3, 8, 3, padding=1)
+    head: Any = torch.nn.Conv2d(8, 2, 1)
+    with torch.no_grad():
+        head.weight[1] = head.weight[0] * 1.001
+        head.bias.zero_()
+    return torch.nn.Sequential(body, torch.nn.ReLU(), head).eval().requires_grad_(False)
+
+
+def test_near_ties_are_refused_and_a_sure_network_passes_with_a_bound() -> None:
+    generator = torch.Generator().manual_seed(2)
+    batches = [torch.randn(2, 3, 48, 48, generator=generator) for _ in range(16)]
+    unsure = engines.Execution(near_ties(), (2, 3, 48, 48), "TORCH", "BFLOAT16").settle(batches)
+    assert (unsure["precision"], unsure["agreement"]) == ("FLOAT32", None)
+    (refused,) = unsure["refused"]
+    assert refused["at_least"] <= refused["agreement"] < engines.chipline_agreement.LEAST_AGREEMENT
+    assert refused["tiles"] == 16, "a clear verdict looks no further"
+    steep: Any = torch.nn.Conv2d(3, 2, 1)
+    with torch.no_grad():
+        # The second class where the first band is above 0, by far.
+        steep.weight.zero_()
+        steep.weight[1, 0] = 50
+        steep.bias.zero_()
+    bands = [(batch > 0).float() * 2 - 1 for batch in batches]
+    sure = engines.Execution(steep.eval(), (2, 3, 48, 48), "TORCH", "BFLOAT16").settle(bands)
+    assert (sure["precision"], sure["agreement"], sure["at_least"]) == ("BFLOAT16", 1.0, 1.0)
+    assert (sure["tiles"], sure["by_class"], sure["refused"]) == (16, {"0": 1.0, "1": 1.0}, [])
+
+
+def test_a_verdict_that_is_not_clear_takes_more_tiles(images: torch.Tensor) -> None:
+    seen: list[int] = []
+
+    class Judge(engines.chipline_agreement.Classes):  # type: ignore[misc]
+        def judged(self, entries: list[Any]) -> Any:
+            seen.append(len(entries))
+            low, high = (0.9985, 0.9999) if len(entries) < 60 else (0.9992, 0.9998)
+            return engines.chipline_agreement.Judged(0.9995, low, high, len(entries), 1)
+
+    module = torch.nn.Conv2d(3, 2, 1).eval()
+    report = engines.Execution(module, SHAPE, "TORCH", "BFLOAT16", Judge()).settle([images] * 40)
+    assert seen == [16, 32, 64]
+    assert (report["precision"], report["tiles"], report["at_least"]) == ("BFLOAT16", 64, 0.9992)
+    few = engines.Execution(module, SHAPE, "TORCH", "BFLOAT16", Judge()).settle([images] * 20)
+    assert few["precision"] == "FLOAT32"
+    assert "0.99950 on 40 tiles, which makes sure of 0.99850 only" in few["fell_back"][0]
+
+
+@pytest.mark.parametrize(
+    "engine", ["ONNXRUNTIME", "OPENVINO", pytest.param("COMPILED", marks=pytest.mark.slow)]
+)
+def test_what_is_kept_makes_the_same_engine_again(
+    network: Tiny, images: torch.Tensor, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = engines.Execution(network, SHAPE, engine)
+    with torch.inference_mode():
+        report = first.settle([images])
+        assert (report["execution_engine"], report["kept"]) == (engine, False)
+        wanted, kept = first.logits(images), first.kept()
+        assert len(kept) > 1000
+        assert first.kept() == kept or engine == "COMPILED"
+
+        def refuse(*_given: Any) -> Any:
+            raise AssertionError("traced again")
+
+        monkeypatch.setattr(engines, "_traced", refuse)
+        again = engines.Execution(network, SHAPE, engine)
+        assert again.settle([], report, kept)["kept"] is True
+        assert torch.equal(again.logits(images), wanted)
+        assert torch.equal(again.logits(images[:1, :, :16]), first.logits(images[:1, :, :16]))
+        monkeypatch.undo()
+        # What is of no use is passed over: another engine's, cut off, no such thing at all.
+        for useless in (b"", b"none", kept[:-1], kept.replace(b"FLOAT32", b"BFLOAT1", 1)):
+            other = engines.Execution(network, SHAPE, engine)
+            assert other.settle([], report, useless)["kept"] is False
+            torch.testing.assert_close(other.logits(images), wanted)
+
+
+def test_the_identity_of_what_is_kept_names_all_that_decides_it(network: Tiny) -> None:
+    def identity(*how: Any) -> Any:
+        return engines.Execution(network, *how).identity()
+
+    one = identity(SHAPE, "OPENVINO", "BFLOAT16")
+    assert one == identity(SHAPE, "OPENVINO", "BFLOAT16")
+    assert one["versions"]["torch"]
+    assert one["processor"]
+    assert one != identity((1, *SHAPE[1:]), "OPENVINO", "BFLOAT16")
+    assert one != identity(SHAPE, "OPENVINO", "FLOAT32")
+    assert one != identity(SHAPE, "ONNXRUNTIME", "BFLOAT16")
+    assert engines.Execution(network, SHAPE).kept() == b""
 
 
 class TwoHeads(torch.nn.Module):
@@ -156,11 +233,11 @@ def test_scores_far_from_zero_keep_their_order_in_bfloat16(images: torch.Tensor)
         head.bias.fill_(100.0)  # bfloat16 tells scores apart by halves here
     network: Any = torch.nn.Sequential(body, torch.nn.ReLU(), head).eval().requires_grad_(False)
     with torch.inference_mode():
-        wanted = engines.best(network(images))
-        rounded = engines.best(network(images).to(torch.bfloat16))
+        wanted = network(images).max(dim=1).indices
+        rounded = network(images).to(torch.bfloat16).max(dim=1).indices
         execution = engines.Execution(network, SHAPE, "TORCH", "BFLOAT16")
         execution.settle([], {"execution_engine": "TORCH", "precision": "BFLOAT16"})
-        found = engines.best(execution.logits(images))
+        found = execution.logits(images).max(dim=1).indices
     assert (rounded == wanted).float().mean() < 0.9
     assert (found == wanted).float().mean() > 0.98
     assert execution.logits(images).dtype == torch.float32
