@@ -29,7 +29,7 @@ except ImportError:  # a host without it decides by the device number alone
 _MERGES = ("mean", "max", "min")
 
 
-class ChiplineImageClassifier(runtime.ChosenEngine):
+class ChiplineImageClassifier(runtime.ChosenEngine):  # type: ignore[misc, unused-ignore]
     """Gives every pixel the value of its most probable class; 0 is NoData and background."""
 
     def __init__(self) -> None:

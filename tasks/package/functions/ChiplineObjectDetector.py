@@ -36,7 +36,7 @@ _SAME_OBJECT = 0.5
 _FIELDS = (("FID", "OID"), ("Class", "String"), ("Confidence", "Double"))
 
 
-class ChiplineObjectDetector(runtime.ChosenEngine):
+class ChiplineObjectDetector(runtime.ChosenEngine):  # type: ignore[misc, unused-ignore]
     """Finds objects; each is a box with the name of its class and a confidence from 0 to 100."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ class Sample:
         ]
 
     def __len__(self) -> int:
-        return -(-len(self._chips) // self._size)
+        return int(-(-len(self._chips) // self._size))
 
     def __getitem__(self, number: int) -> Any:
         chosen = self._chips[number * self._size : (number + 1) * self._size]
