@@ -1,15 +1,21 @@
 """One worker against two, each pinned to a core of its own; and what orchestration costs per shard.
 
-    python benchmarks/infer_scaling.py [--size 4096] [--parts 8] [--bare-seconds 10]
+    python -m benchmarks.infer_scaling [--size 6144] [--parts N] [--bare-seconds 10] [--one-core]
 
 Boots a stack of its own, replaces its worker of the pool ``gpu`` by workers that are pinned to one core each
 (affinity of the worker and of all that it starts; one torch thread), and runs the same Classify Pixels (U-Net
 on a ResNet-18, torch, float32, 512 px tiles) with two of them and with one, as a deployment, from and to the
-S3 server. The shard phase lasts from the first part's start to the last part's end; processes of parts start
-within it. The servers and the run that watches share the cores with the workers.
+S3 server. The parts are cut as the tool does for its users, unless ``--parts`` says how many. The shard phase
+lasts from the first part's start to the last part's end; processes of parts start within it.
 
 Two cores may be two threads of one: the limit is what two bare forward passes on the two cores give together,
-over what one gives alone. A run whose function costs nothing shows the orchestration. Prints Markdown.
+over what one gives alone. The servers (Prefect, S3, MLflow) and the run that watches have to live on the
+same two cores: beside one worker they have the other core for themselves, beside two they take from both. How
+many processor seconds they take stands in the table, and the limit less their share of the two cores.
+``--one-core`` adds a column in which everything, servers and watcher too, has one core: one core against two
+for the same work.
+
+A run whose function costs nothing shows the orchestration. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -23,24 +29,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.inference_scene import publish
-from benchmarks.scenes import make_raster
+from benchmarks.scenes import CELL, TRANSFORM, make_raster
 from infra.local import LocalStack, free_port_base
 from infra.local.health import client
-from infra.local.processes import marked, stop
+from infra.local.processes import SERVICE_MARK, marked, stop
 from infra.local.services import Service, workers
 
 TOOL = "classify_pixels"
 PADDING = 64
 TILE = 512
+LIGHT = 4096
+SERVERS = ("prefect", "s3", "mlflow")
 SCENE = "s3://chipline/imagery/benchmark/scene.tif"
 # A function that costs nothing: what is left is orchestration, reading and writing.
 NOTHING = """
@@ -92,8 +102,10 @@ class Timed:
 
     Attributes:
         starting: seconds of each part's run that its engine did not take, on average.
+        between: seconds per part in which a worker had no part that Prefect calls running.
         planning, finishing: seconds of these tasks.
         watching: of the run that were neither planning, finishing nor a part's.
+        processor: processor seconds during the run, by what took them.
     """
 
     shards: int
@@ -102,16 +114,19 @@ class Timed:
     shard_phase: float
     engines: float
     starting: float
+    between: float
     planning: float
     finishing: float
     watching: float
+    processor: dict[str, float]
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=4096, help="edge of the scene, px")
-    parser.add_argument("--parts", type=int, default=8)
+    parser.add_argument("--size", type=int, default=6144, help="edge of the scene, px")
+    parser.add_argument("--parts", type=int, help="number of parts; by default as many as the tool chooses")
+    parser.add_argument("--one-core", action="store_true", help="also one worker and all else on one core")
     parser.add_argument("--bare-seconds", type=float, default=10.0)
     chosen = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
@@ -132,13 +147,20 @@ def main() -> None:
         # Two workers first: what is only done once, such as unpacking the package, counts against them.
         for count in (2, 1):
             with _pinned(stack, cores[:count]):
-                times[count] = _run(stack, work, size=chosen.size, parts=chosen.parts)
+                times[count] = _run(stack, work, count, size=chosen.size, parts=chosen.parts)
+        alone_on_core = None
         with _pinned(stack, cores[:1]):
-            light = _run(stack, {"model": nothing, "shard_size": 128}, size=chosen.size, parts=2)
+            edge = min(LIGHT, chosen.size)
+            corner = [TRANSFORM.c, TRANSFORM.f - edge * CELL, TRANSFORM.c + edge * CELL, TRANSFORM.f]
+            small = {"model": nothing, "shard_size": 128, "extent": corner}
+            light = _run(stack, small, 1, size=edge, parts=2)
+            if chosen.one_core:
+                _pin(marked(stack.secrets.stack_id), cores[:1])
+                alone_on_core = _run(stack, work, 1, size=chosen.size, parts=chosen.parts)
     finally:
         stack.down()
         shutil.rmtree(home, ignore_errors=True)
-    _print(chosen, times, light, limit=sum(both) / alone[0])
+    _print(chosen, times, light, alone_on_core, limit=sum(both) / alone[0])
 
 
 def _bare(cores: list[int], seconds: float) -> list[float]:
@@ -242,6 +264,32 @@ def _pinned(stack: LocalStack, cores: list[int]) -> Iterator[None]:
             process.wait()
 
 
+def _pin(processes: list[psutil.Process], cores: list[int]) -> None:
+    """Keep processes, and what they start, on some cores: each of their threads."""
+    for process in processes:
+        for thread in process.threads():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, set(cores))
+
+
+def _processor_seconds(stack: LocalStack) -> dict[str, float]:
+    """Processor seconds so far: of the parts' processes, of their workers, of servers, of who watches."""
+    seconds = dict.fromkeys(("parts", "workers", *SERVERS, "watching"), 0.0)
+    for process in marked(stack.secrets.stack_id):
+        with suppress(psutil.NoSuchProcess):
+            service = process.environ()[SERVICE_MARK]
+            times = process.cpu_times()
+            own, ended = times.user + times.system, times.children_user + times.children_system
+            if not service.startswith("gpu-"):
+                seconds[service if service in SERVERS else "watching"] += own + ended
+            elif "PREFECT__FLOW_RUN_ID" in process.environ():
+                seconds["parts"] += own + ended
+            else:  # a worker has waited for the processes of its parts, and they for their functions'
+                seconds["workers"] += own
+                seconds["parts"] += ended
+    return seconds
+
+
 def _gpu_workers(stack: LocalStack, count: int) -> list[Service]:
     """The workers that the stack would have with so many GPUs."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -255,22 +303,23 @@ def _gpu_workers(stack: LocalStack, count: int) -> list[Service]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _run(stack: LocalStack, work: dict[str, Any], *, size: int, parts: int) -> Timed:
-    """One run from an empty store."""
+def _run(stack: LocalStack, work: dict[str, Any], workers: int, *, size: int, parts: int | None) -> Timed:
+    """One run from an empty store, by so many workers."""
     with _as(stack, "admin") as store:
         for kind in ("shards", f"outputs/{TOOL}"):
             for item in list(store.list(f"s3://chipline/{kind}/")):
                 store.delete(item.uri)
-    shards = math.ceil(size / work["shard_size"]) ** 2
     parameters: dict[str, Any] = {
         "input_raster": [SCENE],
         "output_classified_raster": "scaling",
         "processor_type": "CPU",
         "execution_engine": "TORCH",
         "precision": "FLOAT32",
-        "shards_per_part": -(-shards // parts),
         **work,
     }
+    if parts is not None:
+        parameters["shards_per_part"] = -(-(math.ceil(size / work["shard_size"]) ** 2) // parts)
+    before = _processor_seconds(stack)
     url = f"{stack.layout.prefect_url}/api"
     with client(url, stack.secrets.prefect_auth_string, patience_s=90) as http:
         deployment = http.get(f"/deployments/name/{TOOL}/{TOOL}").json()["id"]
@@ -289,17 +338,25 @@ def _run(stack: LocalStack, work: dict[str, Any], *, size: int, parts: int) -> T
         asked = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
         children = http.post("/flow_runs/filter", json=asked).json()
         tasks = http.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": [run]}}}).json()
-    return _timed(stack, state, children, tasks)
+    processor = {name: spent - before[name] for name, spent in _processor_seconds(stack).items()}
+    return _timed(stack, state, children, tasks, workers, processor)
 
 
-def _timed(stack: LocalStack, run: Any, children: list[Any], tasks: list[Any]) -> Timed:
+def _timed(
+    stack: LocalStack,
+    run: Any,
+    children: list[Any],
+    tasks: list[Any],
+    workers: int,
+    processor: dict[str, float],
+) -> Timed:
     from tasks.infer.part import load_plan, reports
 
     with _as(stack, "admin") as store:
         uri = next(
             item.uri
             for item in store.list(f"s3://chipline/outputs/{TOOL}/scaling/")
-            if item.uri.endswith(f"/plan-{len(children)}.json")
+            if item.uri.endswith((f"/plan-{len(children)}.json", "/plan-auto.json"))
         )
         plan = load_plan(store, uri)
         engines = sum(report.seconds for report in reports(store, plan))
@@ -320,9 +377,11 @@ def _timed(stack: LocalStack, run: Any, children: list[Any], tasks: list[Any]) -
         shard_phase=phase,
         engines=engines,
         starting=(sum(map(took, children)) - engines) / len(children),
+        between=(workers * phase - sum(map(took, children))) / len(children),
         planning=planning,
         finishing=finishing,
         watching=took(run) - planning - finishing - sum(map(took, children)),
+        processor=processor,
     )
 
 
@@ -330,31 +389,57 @@ def _when(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _print(chosen: argparse.Namespace, times: dict[int, Timed], light: Timed, *, limit: float) -> None:
+def _others(timed: Timed) -> float:
+    """Processor seconds of all but the parts and their workers."""
+    return sum(spent for name, spent in timed.processor.items() if name not in ("parts", "workers"))
+
+
+def _print(
+    chosen: argparse.Namespace,
+    times: dict[int, Timed],
+    light: Timed,
+    alone_on_core: Timed | None,
+    *,
+    limit: float,
+) -> None:
     one, two = times[1], times[2]
-    phase, whole = one.shard_phase / two.shard_phase, one.end_to_end / two.end_to_end
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    # What the others take of the two cores is not there for the workers.
+    left = limit * (1 - _others(two) / (2 * two.end_to_end))
+    sys.stdout.write(
+        f"{chosen.size} x {chosen.size} px, {one.shards} shards; two bare forward passes on the two cores "
+        f"over one alone: {limit:.2f}, the limit; less the share of the two cores that servers and watcher "
+        f"took: {left:.2f}. Load average {', '.join(f'{value:.1f}' for value in os.getloadavg())}.\n\n"
+    )
+    columns = {"one worker": one, "two workers": two}
+    if alone_on_core is not None:
+        columns["one worker, all on one core"] = alone_on_core
+    ratios = [column for column in columns.values() if column is not two]
+    rows: list[tuple[str, list[str]]] = [("parts", [str(item.parts) for item in columns.values()])]
+    for what, name in (
+        ("shard phase, s", "shard_phase"),
+        ("end to end, s", "end_to_end"),
+        ("of it planning, s", "planning"),
+        ("of it finishing, s", "finishing"),
+        ("starting a part within its run: imports, package, function, s", "starting"),
+        ("between parts: polling, process, Prefect, s per part", "between"),
+    ):
+        rows.append((what, [f"{getattr(item, name):.1f}" for item in columns.values()]))
+    for name in one.processor:
+        what = f"processor seconds: {name}"
+        rows.append((what, [f"{item.processor[name]:.1f}" for item in columns.values()]))
+    for what, name in (("shard phase", "shard_phase"), ("end to end", "end_to_end")):
+        said = [f"{getattr(item, name) / getattr(two, name):.2f}" for item in ratios]
+        rows.append((f"{what}: two workers against this", [said[0], "", *said[1:]]))
+    sys.stdout.write(f"| what | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n")
+    for what, values in rows:
+        sys.stdout.write(f"| {what} | {' | '.join(values)} |\n")
     between = light.watching / light.shards * 1000
     everything = (light.end_to_end - light.planning - light.finishing - light.engines) / light.shards * 1000
-    rows = (
-        ("scene", f"{chosen.size} x {chosen.size} px, {one.shards} shards in {one.parts} parts"),
-        ("two bare forward passes on the two cores over one alone: the limit", f"{limit:.2f}"),
-        ("shard phase, one worker", f"{one.shard_phase:.1f} s"),
-        ("shard phase, two workers", f"{two.shard_phase:.1f} s"),
-        ("shard phase, ratio", f"{phase:.2f} ({phase / limit:.0%} of the limit)"),
-        ("end to end, one worker", f"{one.end_to_end:.1f} s"),
-        ("end to end, two workers", f"{two.end_to_end:.1f} s"),
-        ("end to end, ratio", f"{whole:.2f} ({whole / limit:.0%} of the limit)"),
-        ("starting a part: process, imports, package, function", f"{one.starting:.1f} s"),
-        ("planning, finishing", f"{one.planning:.1f} s, {one.finishing:.1f} s"),
-        (f"orchestration per shard ({light.shards} shards that cost nothing, {light.parts} parts)", ""),
-        ("submitting, waiting for the worker, watching", f"{between:.0f} ms per shard"),
-        ("the same with the starting of parts", f"{everything:.0f} ms per shard"),
-        ("load average at the end", load),
+    sys.stdout.write(
+        f"\nOrchestration per shard ({light.shards} shards that cost nothing, {light.parts} parts): "
+        f"submitting, waiting for the worker and watching {between:.0f} ms; with the starting of parts "
+        f"{everything:.0f} ms.\n"
     )
-    sys.stdout.write("| what | value |\n|---|---|\n")
-    for name, value in rows:
-        sys.stdout.write(f"| {name} | {value} |\n")
 
 
 if __name__ == "__main__":

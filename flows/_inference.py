@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from flows._parts import run_leaf, run_parts
+from flows._parts import run_leaf, run_parts, workers_of
 from tasks.infer.parameters import InferenceTool, parts_at_once
 from tasks.infer.task import (
     estimate_inference,
@@ -30,13 +30,13 @@ def run_inference(parameters: InferenceTool, *, verb: str) -> dict[str, str]:
     """
     if parameters.dry_run:
         return estimate_run(parameters)
-    plan = plan_inference(parameters)
+    plan = plan_inference(parameters, workers_of("infer_part"))
     plan_uri = plan["plan_uri"]
     if plan["done"]:
         return finish_inference(plan_uri)
     with hold_lease(plan_uri) as lease:
         if not is_plan_whole(plan_uri):  # an old run's folder that was collected just before the lease
-            plan_inference(parameters)
+            plan = plan_inference(parameters, workers_of("infer_part"))
         while True:
             run_parts(
                 "infer_part",
@@ -58,7 +58,7 @@ def estimate_run(parameters: InferenceTool) -> dict[str, str]:
         parameters: the tool's parameters.
     """
     token = uuid4().hex
-    plan = plan_calibration(parameters, token)
+    plan = plan_calibration(parameters, token, workers_of("infer_part"))
     why_not = plan["why_not"]
     if not why_not and not run_leaf(
         "infer_calibration",

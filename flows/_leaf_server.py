@@ -9,8 +9,13 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
@@ -20,6 +25,7 @@ from tasks.errors import RunError
 
 SILENT_AT_MOST_SECONDS = 600.0
 _PAGE = 100
+_ENDED = FlowRunFilterState(type=FlowRunFilterStateType(any_=sorted(TERMINAL_STATES)))
 
 
 class LeafServer:
@@ -53,17 +59,32 @@ class LeafServer:
         assert isinstance(run, FlowRun)
         return run
 
-    def runs(self, identifiers: Sequence[UUID]) -> list[FlowRun] | None:
+    def workers(self) -> int:
+        """Workers of the leaf's pool that are there now; 0 where there are none, or no pool."""
+        try:
+            deployment = self._client.read_deployment_by_name(f"{self.leaf}/{self.leaf}")
+            pool = deployment.work_pool_name
+            found = [] if pool is None else self._client.read_workers_for_work_pool(pool)
+        except (ObjectNotFound, httpx.TransportError):
+            return 0
+        return sum(worker.status == WorkerStatus.ONLINE for worker in found)
+
+    def runs(self, identifiers: Sequence[UUID], *, ended: bool = False) -> list[FlowRun] | None:
         """Those of the runs that the server still has; None when it does not answer now.
+
+        Args:
+            identifiers: which runs.
+            ended: only those that have ended, which costs the server far less where few have.
 
         Raises:
             RunError: it has not answered for ten minutes.
         """
         found: list[FlowRun] = []
+        state = _ENDED if ended else None
         try:
             for start in range(0, len(identifiers), _PAGE):
                 wanted = FlowRunFilterId(any_=list(identifiers[start : start + _PAGE]))
-                found += self._client.read_flow_runs(flow_run_filter=FlowRunFilter(id=wanted))
+                found += self._client.read_flow_runs(flow_run_filter=FlowRunFilter(id=wanted, state=state))
         except httpx.TransportError as error:
             silent = time.monotonic() - self._heard
             if silent > SILENT_AT_MOST_SECONDS:

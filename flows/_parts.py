@@ -51,6 +51,12 @@ def run_parts(
         Watcher(LeafServer(client, leaf), run_key, parts, title, is_done, at_once, keep).watch()
 
 
+def workers_of(leaf: str) -> int:
+    """Workers that are there for the runs of a leaf; 0 where nobody knows."""
+    with get_client(sync_client=True) as client:
+        return LeafServer(client, leaf).workers()
+
+
 def run_leaf(leaf: str, parameters: Mapping[str, Any], *, key: str, begin_within_s: float) -> bool:
     """Run one leaf and wait for its end; False where no worker took it in time, and it was taken back.
 

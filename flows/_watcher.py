@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from flows._leaf_server import LeafServer, reason_of
 from tasks.errors import RunError, StoreError
 
 POLL_SECONDS = 1.0
+SLOW_AFTER_SECONDS = 60.0  # polls are then half as many: parts last for a minute and more
+ALL_EACH = 15  # polls: the others ask only for runs that have ended, which costs the server far less
 LOST_AT_MOST = 3
 IDLE_NOTE_SECONDS = 60.0
 
@@ -55,27 +58,25 @@ class Watcher:
         """
         progress = create_progress_artifact(progress=0.0, description=self.title)
         assert isinstance(progress, UUID)
-        started, noted = time.monotonic(), False
+        started, noted, reported, turns = time.monotonic(), False, -1, itertools.count(1)
         self.waiting.extend(part for part in range(len(self.parts)) if not self.is_done(part))
         self.done = len(self.parts) - len(self.waiting)
         self._submit_waiting()
         self.log.info("%s: %d parts, %d done already", self.title, len(self.parts), self.done)
-        reported = -1
         while self.running:
             if self.done != reported:
                 reported = self.done
                 update_progress_artifact(progress, progress=100.0 * self.done / len(self.parts))
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS * (1 + (time.monotonic() - started > SLOW_AFTER_SECONDS)))
             self._keep_lease()
-            runs = self._read_runs()
+            runs = self._read_runs(everything=next(turns) % ALL_EACH == 0)
             for run in runs:
                 self._judge(run)
             self._submit_waiting()
             idle = bool(runs) and all(run.state is not None and run.state.is_scheduled() for run in runs)
             if idle and not noted and time.monotonic() - started > IDLE_NOTE_SECONDS:
                 noted = True
-                what = f"{self.title}: waiting for a free worker for {self.server.leaf}"
-                self.log.info("%s (busy with other runs, or none is online: see Work Pools)", what)
+                self.log.info("%s: no free worker for %s yet (see Work Pools)", self.title, self.server.leaf)
         update_progress_artifact(progress, progress=100.0)
         self.log.info("%s: all %d parts done", self.title, len(self.parts))
 
@@ -106,10 +107,10 @@ class Watcher:
                 return
             self.generation[part] += 1
 
-    def _read_runs(self) -> list[FlowRun]:
-        runs = self.server.runs(list(self.running))
-        if runs is None:  # the server is too busy to answer; a long watch must outlast that
-            return []
+    def _read_runs(self, *, everything: bool) -> list[FlowRun]:
+        runs = self.server.runs(list(self.running), ended=not everything)
+        if runs is None or not everything:  # the server may be too busy; a long watch must outlast that
+            return runs or []
         for identifier in set(self.running) - {run.id for run in runs}:  # deleted by a person
             self._resubmit(self.running.pop(identifier), "its run was deleted")
         return runs

@@ -235,12 +235,13 @@ def _worker(
     name = f"{pool}-{number}"
     own = own | {
         "CHIPLINE_PROJECT": str(PROJECT),
+        "CHIPLINE_PYTHON": sys.executable,
         "PREFECT_HOME": str(layout.folder("workers", name)),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }
     command = [
-        sys.executable, "-m", "prefect", "worker", "start", "--type", "process",
+        sys.executable, "-m", "infra.local.prefect_worker", "worker", "start", "--type", "process",
         "--pool", pool, "--name", name, "--limit", "1",
         "--install-policy", "never", "--no-create-pool-if-not-found",
     ]  # fmt: skip

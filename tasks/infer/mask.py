@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import geopandas
 import numpy as np
 import pyproj
 import shapely
@@ -146,6 +145,8 @@ class MaskPolygons:
 
     def to_bytes(self) -> bytes:
         """As GeoParquet."""
+        import geopandas  # not above: with pandas it takes long to load, and parts rarely have a mask
+
         sink = io.BytesIO()
         geopandas.GeoDataFrame(geometry=self.geometry, crs=self.crs_wkt).to_parquet(sink, index=False)
         return sink.getvalue()
@@ -153,6 +154,8 @@ class MaskPolygons:
     @staticmethod
     def from_bytes(data: bytes) -> MaskPolygons:
         """What :meth:`to_bytes` wrote."""
+        import geopandas
+
         frame = geopandas.read_parquet(io.BytesIO(data))
         return MaskPolygons("", str(frame.crs.to_wkt()), np.asarray(frame.geometry.array, dtype=object))
 

@@ -104,11 +104,12 @@ class EngineParameters(ToolParameters):
         description="Edge of a shard, the unit of results, in pixels (rounded to whole tiles); it changes no "
         "result, only how the work is cut",
     )
-    shards_per_part: int = Field(
-        default=16,
+    shards_per_part: int | None = Field(
+        default=None,
         ge=1,
         le=10_000,
-        description="Number of shards that one run of a worker computes; it changes no result",
+        description="Number of shards that one run of a worker computes; it changes no result. Empty: so "
+        "many that its start is worth it, and fewer at the end, so that all workers finish together",
     )
 
     parallel_processing_factor: str | None = Field(

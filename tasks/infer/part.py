@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rasterio.crs import CRS
 
-from tasks.errors import NotFoundError, StoreError
+from tasks.errors import NotFoundError, PreconditionFailedError, StoreError
 from tasks.host import FunctionFailure
 from tasks.imagery import GridReader, Pixels, RasterInfo, Window
 from tasks.infer.batches import (
@@ -31,7 +31,6 @@ from tasks.infer.change import PairReader
 from tasks.infer.crops import CropOperator, ImagesReader
 from tasks.infer.engine import Counters, Cutter, Operator, Progress, Source, TileCutter, run_shards
 from tasks.infer.execution import settle_engine
-from tasks.infer.features import crop_cutter, images_reader
 from tasks.infer.fit import RescaledReader
 from tasks.infer.image_grids import read_as
 from tasks.infer.mask import TABLE as MASK_TABLE
@@ -81,15 +80,27 @@ def save_plan(store: ObjectStore, plan: Plan) -> str:
     """Put the plan into its folder, which stays invisible without a manifest; its URI.
 
     The same work cut into another number of parts has the same folder and a plan of its own: a run that is
-    under way keeps the parts it was started with. A plan of the same work keeps the time of the first one, so
-    that whoever puts the outputs together writes the same bytes.
+    under way keeps the parts it was started with. Where the parts were chosen by the workers that were there,
+    the first choice stays, so that a run that is started again goes on with the parts that are under way. A
+    plan of the same work keeps the time of the first one, so that whoever puts the outputs together writes
+    the same bytes.
     """
-    uri = join(plan.folder, f"plan-{len(plan.parts)}.json")
-    made = plan.made or datetime.now(UTC)
-    with suppress(NotFoundError, StoreError):
-        made = load_plan(store, uri).made or made
-    plan = plan.model_copy(update={"made": made})
-    store.put(uri, plan.model_dump_json().encode(), content_type="application/json")
+    uri = join(plan.folder, f"plan-{plan.cut_name}.json")
+    earlier, is_first = None, False
+    try:
+        earlier = load_plan(store, uri)
+    except NotFoundError:
+        is_first = True
+    except StoreError:  # of another version, or damaged: written anew
+        pass
+    kept: dict[str, Any] = {"made": (earlier and earlier.made) or plan.made or datetime.now(UTC)}
+    if earlier is not None and plan.cut == "auto":
+        kept["parts"] = earlier.parts
+    data = plan.model_copy(update=kept).model_dump_json().encode()
+    try:
+        store.put(uri, data, content_type="application/json", if_none_match=is_first)
+    except PreconditionFailedError:  # another run has planned the same work meanwhile
+        return save_plan(store, plan)
     return uri
 
 
@@ -228,6 +239,8 @@ def cutter_for(
 ) -> Cutter:
     """How the plan's shards become blocks."""
     if plan.crops is not None:
+        from tasks.infer.features import crop_cutter  # with geopandas, which tiles do not need
+
         return crop_cutter(store, plan)
     wanted = (lambda grid, window: masks[grid].inside(window)) if masks else None
     return TileCutter(plan.geometry, operator.needs, wanted)
@@ -259,6 +272,8 @@ def opened_sources(plan: Plan, shards: Sequence[Shard]) -> Iterator[dict[int, So
             infos = _touched(plan, planned.rasters, planned.footprints, here)
             reader: GridReader | PairReader | RescaledReader | ImagesReader
             if plan.crops is not None and plan.crops.whole_images:
+                from tasks.infer.features import images_reader
+
                 reader = images_reader(plan, planned, infos)
                 opened = []
             else:
@@ -317,4 +332,4 @@ def _props(plan: Plan, planned: PlannedGrid) -> dict[str, Any]:
 
 
 def _report_uri(plan: Plan, part: int) -> str:
-    return join(plan.folder, "reports", f"{part}-of-{len(plan.parts)}.json")
+    return join(plan.folder, "reports", f"{part}-of-{plan.cut_name}.json")

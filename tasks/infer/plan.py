@@ -43,8 +43,8 @@ from tasks.infer.parameters import (
     InferenceTool,
     ProcessorType,
     Tool,
-    parts_at_once,
 )
+from tasks.infer.parts import plan_parts
 from tasks.infer.pictures import PICTURE_TYPES, picture_format
 from tasks.infer.planned import (
     MapGrid,
@@ -62,7 +62,6 @@ from tasks.infer.shards import (
     Footprint,
     Shard,
     plan_shards,
-    split_parts,
     tiles_per_shard,
 )
 from tasks.labels.sources import split_layer
@@ -196,6 +195,7 @@ def plan_with_features(
     layer: FeatureLayer | None = None,
     mask: MaskPolygons | None = None,
     snap: RasterInfo | None = None,
+    workers: int = 0,
 ) -> tuple[Plan, FeatureInput | None]:
     """The plan, from checked parts, and the objects that classify_objects works on.
 
@@ -214,6 +214,7 @@ def plan_with_features(
         layer: the features of classify_objects; None where each image is one object.
         mask: polygons that results must lie in.
         snap: raster whose cells the output's are aligned to.
+        workers: that are there for parts; 0 where nobody knows.
 
     Raises:
         BadInputError: imagery that does not fit the package or the parameters.
@@ -384,20 +385,13 @@ def plan_with_features(
         processor=processor,
         grids=grids,
         shards=shards,
-        parts=split_parts(len(shards), shards_per_part(parameters, len(shards))),
+        parts=plan_parts(
+            parameters, shards, processor=processor, workers=workers, crops=features is not None
+        ),
+        cut="auto" if parameters.shards_per_part is None else "given",
         remarks=remarks,
     )
     return plan, features
-
-
-def shards_per_part(parameters: InferenceTool, shards: int) -> int:
-    """So many that each of the parts that run at the same time has something to do."""
-    at_once = parts_at_once(parameters.parallel_processing_factor)
-    return (
-        parameters.shards_per_part
-        if at_once is None
-        else min(parameters.shards_per_part, max(1, -(-shards // at_once)))
-    )
 
 
 def _plan_grids(

@@ -133,6 +133,7 @@ class Plan(BaseModel):
         mask: SHA-256 of the polygons that results must lie in, which stand in the plan's folder; empty: none.
         processor: what the parts must run on.
         parts: (start, stop) over ``shards``.
+        cut: whether the person gave the number of shards of a part, or it was chosen by the workers there.
         made: when the work was planned first, for the outputs' own records; None until the plan is saved.
         remarks: what a person should know, although it is no error.
     """
@@ -162,6 +163,7 @@ class Plan(BaseModel):
     grids: list[PlannedGrid]
     shards: list[Shard]
     parts: list[tuple[int, int]]
+    cut: Literal["given", "auto"] = "given"
     remarks: list[str]
     made: datetime | None = None
 
@@ -169,6 +171,11 @@ class Plan(BaseModel):
     def pixels(self) -> int:
         """Pixels of all regions."""
         return sum(grid.region[2] * grid.region[3] for grid in self.grids)
+
+    @property
+    def cut_name(self) -> str:
+        """Says how the work of this run key is cut into parts; what belongs to parts is named after it."""
+        return "auto" if self.cut == "auto" else str(len(self.parts))
 
 
 def output_name(output: str) -> str:

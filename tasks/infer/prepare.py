@@ -33,8 +33,13 @@ from tasks.settings import settings
 from tasks.store import ObjectStore, join
 
 
-def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
+def prepare(parameters: InferenceTool, store: ObjectStore, *, workers: int = 0) -> Plan:
     """The plan of a tool's run. Cheap checks come first; only the last step may start a process.
+
+    Args:
+        parameters: the tool's parameters.
+        store: where packages lie, and plans go.
+        workers: that are there for parts; 0 where nobody knows.
 
     Raises:
         BadInputError, NotFoundError, RasterError, PackageError, DeviceError: bad input, in one message.
@@ -89,6 +94,7 @@ def prepare(parameters: InferenceTool, store: ObjectStore) -> Plan:
         layer=layer,
         mask=mask,
         snap=snap,
+        workers=workers,
     )
     if mask is not None:
         store.put(join(plan.folder, MASK_TABLE), mask.to_bytes())

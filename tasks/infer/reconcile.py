@@ -21,8 +21,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from tasks.infer.objects import Objects, no_objects
 from tasks.infer.shards import TileGeometry
@@ -65,6 +63,10 @@ def _settle(strip: Objects, reach: float) -> tuple[Objects, Objects]:
     if len(strip) == 0:
         return strip, strip
     first, second = _same_object_pairs(strip)
+    # Here alone: parts need this module too, and never come here.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(len(strip), len(strip)))
     count, group = connected_components(links, directed=False)
     still_open = np.zeros(count, np.bool_)

@@ -39,22 +39,29 @@ class PlannedInference(TypedDict):
 
 
 @task(name="plan inference")
-def plan_inference(parameters: InferenceTool) -> PlannedInference:
-    """Check imagery and package, cut the work into shards and parts, and put the plan into the store."""
+def plan_inference(parameters: InferenceTool, workers: int) -> PlannedInference:
+    """Check imagery and package, cut the work into shards and parts, and put the plan into the store.
+
+    Args:
+        parameters: the tool's parameters.
+        workers: that are there for parts; 0 where nobody knows.
+    """
     from tasks.infer.finish import published
-    from tasks.infer.part import save_plan
+    from tasks.infer.part import load_plan, save_plan
     from tasks.infer.prepare import prepare
     from tasks.store import ObjectStore
 
     log = get_run_logger()
     store = ObjectStore()
-    plan = prepare(parameters, store)
+    plan = prepare(parameters, store, workers=workers)
     log.info("Package %s, SHA-256 %s: %s", plan.package.name, plan.package.digest, plan.package.trust)
     for remark in plan.remarks:
         log.warning(remark)
+    plan_uri = save_plan(store, plan)
+    plan = load_plan(store, plan_uri)  # an earlier run of the same work may have chosen the parts
     planned = PlannedInference(
-        plan_uri=save_plan(store, plan),
-        work_key=f"{plan.run_key}-{len(plan.parts)}",
+        plan_uri=plan_uri,
+        work_key=f"{plan.run_key}-{plan.cut_name}",
         parts=len(plan.parts),
         shards=len(plan.shards),
         done=published(store, plan) is not None,
@@ -82,7 +89,7 @@ class PlannedCalibration(TypedDict):
 
 
 @task(name="plan dry run")
-def plan_calibration(parameters: InferenceTool, token: str) -> PlannedCalibration:
+def plan_calibration(parameters: InferenceTool, token: str, workers: int) -> PlannedCalibration:
     """Plan, and leave the plan where the workers find it."""
     from tasks.infer.estimate import why_no_calibration
     from tasks.infer.prepare import prepare
@@ -90,7 +97,7 @@ def plan_calibration(parameters: InferenceTool, token: str) -> PlannedCalibratio
 
     log = get_run_logger()
     store = ObjectStore()
-    plan = prepare(parameters, store)
+    plan = prepare(parameters, store, workers=workers)
     for remark in plan.remarks:
         log.warning(remark)
     uri = join(plan.folder, "calibrations", token, "plan.json")

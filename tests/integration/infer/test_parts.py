@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tasks.errors import BadInputError, DeviceError, HostError
+from tasks.errors import BadInputError, DeviceError, HostError, NotFoundError
 from tasks.host import FunctionFailure
 from tasks.imagery import Window
+from tasks.infer import part as part_module
 from tasks.infer.describe import describe
 from tasks.infer.operators import read_pixels
 from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.part import compute_part, is_done, load_plan, reports, save_plan
+from tasks.infer.parts import LEAST_PIXELS
 from tasks.infer.plan import inspect_collection, make_plan
 from tasks.infer.planned import Plan
 from tasks.infer.shards import ShardStore
 from tasks.settings import settings
 
 
-def planned(store: Any, package: Any, uris: list[str], processor: Any = "CPU", **more: Any) -> Plan:
+def planned(
+    store: Any, package: Any, uris: list[str], processor: Any = "CPU", workers: int = 0, **more: Any
+) -> Plan:
     values = {
         "input_raster": uris,
         "model": "m.dlpk",
@@ -37,6 +41,7 @@ def planned(store: Any, package: Any, uris: list[str], processor: Any = "CPU", *
         package_uri="m.dlpk",
         description=describe(package, arguments, store, foreign=False),
         processor=processor,
+        workers=workers,
     )
 
 
@@ -95,6 +100,31 @@ def test_a_part_that_died_is_taken_up_where_it_stopped(
     np.testing.assert_array_equal(pixels_of(store, broken, (300, 260)), expected(texture))
     again = compute_part(store, broken, 0, package=classifier)
     assert (again.counters["shards"], again.counters["tiles"]) == (0, 0)
+
+
+def test_parts_that_were_chosen_once_stay_whoever_is_there_when_the_work_is_started_again(
+    store: Any, classifier: Any, write_scene: Any, texture: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LEAST_PIXELS, "CPU", 10_000)
+    uri = write_scene("scene", texture)
+    two, four = (planned(store, classifier, [uri], workers=workers) for workers in (2, 4))
+    assert len(two.parts) < len(four.parts)
+    address = save_plan(store, two)
+    # Another run of the same work looked before the plan was there, and saves its own after it.
+    looked = iter([NotFoundError("There is none yet.", "Wait."), None])
+    read = part_module.load_plan
+
+    def late(store: Any, uri: str) -> Plan:
+        if (error := next(looked, None)) is not None:
+            raise error
+        return read(store, uri)
+
+    monkeypatch.setattr(part_module, "load_plan", late)
+    assert save_plan(store, four) == save_plan(store, four) == address
+    assert read(store, address).parts == two.parts
+    asked = planned(store, classifier, [uri], shards_per_part=1)
+    assert save_plan(store, asked) != address
+    assert read(store, save_plan(store, asked)).parts == asked.parts
 
 
 def test_the_description_is_asked_once_and_then_read(

@@ -38,6 +38,7 @@ class Calls:
         }
         for name in self.answers:
             monkeypatch.setattr(_inference, name, self._noted(name))
+        monkeypatch.setattr(_inference, "workers_of", lambda _leaf: 2)
         monkeypatch.setattr(_inference, "is_plan_whole", lambda _uri: self.whole)
         monkeypatch.setattr(_inference, "hold_lease", self._lease)
 

@@ -40,14 +40,14 @@ class Server:
         self.started.append(part)
         return run
 
-    def runs(self, identifiers: Sequence[UUID]) -> list[FlowRun] | None:
+    def runs(self, identifiers: Sequence[UUID], *, ended: bool = False) -> list[FlowRun] | None:
         if self.silent:
             self.silent -= 1
             return None
         return [
             FlowRun(id=identifier, flow_id=uuid4(), name="n", state=self.ends[identifier])
             for identifier in identifiers
-            if identifier in self.ends
+            if identifier in self.ends and not (ended and not self.ends[identifier].is_final())
         ]
 
     def cancel(self, identifier: UUID, why: str) -> None:  # noqa: ARG002
@@ -109,7 +109,9 @@ def test_a_deleted_run_is_submitted_again() -> None:
     del server.ends[run.id]
     server.keys.clear()
     watcher.running[run.id] = 0
-    watcher._read_runs()
+    assert watcher._read_runs(everything=False) == []
+    assert server.started == [0]
+    watcher._read_runs(everything=True)
     assert server.started == [0, 0]
 
 

@@ -452,8 +452,9 @@ def test_cells_are_aligned_to_a_snap_raster() -> None:
 
 def test_there_are_as_many_parts_as_run_at_the_same_time() -> None:
     big = info(shape=(3000, 3000))
-    assert len(plan(big, shard_size=500).parts) == 3
-    assert len(plan(big, shard_size=500, parallel_processing_factor="7").parts) == 6
-    assert len(plan(big, shard_size=500, parallel_processing_factor="2").parts) == 3
+    cut = {"shard_size": 500, "shards_per_part": 16}
+    assert len(plan(big, **cut).parts) == 3
+    assert len(plan(big, **cut, parallel_processing_factor="7").parts) == 6
+    assert len(plan(big, **cut, parallel_processing_factor="2").parts) == 3
     with pytest.raises(BadInputError, match="parallel_processing_factor"):
         validated(ClassifyPixelsParameters, {**classify().model_dump(), "parallel_processing_factor": "much"})
