@@ -377,8 +377,12 @@ class LabelModule(TrainingModule):
         if self.options.mixup:
             images, partner, share = mix(images)
             truth = share * truth + (1.0 - share) * truth[partner]
+        return self.learnt(images, truth)[1], len(images)
+
+    def learnt(self, images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of a batch, and the loss that training lessens and validation measures."""
         scores = self.network(images.contiguous(memory_format=torch.channels_last))
-        return self.loss(scores, truth), len(images)
+        return scores, self.loss(scores, truth)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -386,9 +390,9 @@ class LabelModule(TrainingModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         images, truth = batch
-        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
-        self._validation_losses.append(float(self.loss(logits, truth)))
-        self._scores.append(self.probabilities(logits).cpu())
+        logits, loss = self.learnt(images, truth)
+        self._validation_losses.append(float(loss))
+        self._scores.append(self.probabilities(logits.float()).cpu())
         self._truths.append(truth.cpu())
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def check_package(package: Package, parameters: TrainParameters) -> None:
     held = (definition.model_name or "", str((definition.model_parameters or {}).get("backbone", "")))
     for what, theirs, ours in (
         ("model_type", held[0], parameters.custom_model or parameters.model_type),
-        ("backbone_model", held[1], parameters.backbone_model),
+        ("backbone_model", held[1], parameters.backbone or held[1]),
     ):
         if theirs.casefold() != ours.casefold():
             raise BadInputError(

@@ -102,7 +102,7 @@ def build(
         extra_definition={"LearningRate": f"{trained.metrics['learning_rate']:.4e}", **more},
         into=into,
         model_name=parameters.custom_model or _MODEL_NAMES.get(parameters.model_type, parameters.model_type),
-        backbone=parameters.backbone_model,
+        backbone=parameters.backbone,
         pixel_type=_pixel_type(data),
         size_divisor=divisor,
         batch_size=_BATCH,

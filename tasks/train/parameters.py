@@ -6,7 +6,7 @@ description says what ours does.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -98,6 +98,9 @@ _MONITORS: dict[Kind, frozenset[str]] = {
     **dict.fromkeys(IMAGE_KINDS, frozenset({"VALID_LOSS"})),
 }
 
+
+# Model arguments in ArcGIS, parameters of the tool here.
+_PARAMETERS_IN_ARCGIS = ("chip_size", "monitor")
 
 _CUSTOM_KINDS: dict[str, Kind] = {"pixels": "pixels", "labels": "labels"}
 
@@ -298,9 +301,35 @@ class TrainParameters(ToolParameters):
         return kind_of(self.model_type)
 
     @property
+    def backbone(self) -> str:
+        """The encoder; empty where a model of one's own was asked for none."""
+        default = type(self).model_fields["backbone_model"].default
+        own = self.custom_model is not None
+        return "" if own and self.backbone_model == default else self.backbone_model
+
+    @property
     def on_nodes(self) -> bool:
         """Whether workers that see all devices of their node train, in place of one that sees one."""
         return self.devices not in (None, 1) or self.num_nodes > 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arguments_that_are_parameters(cls, values: Any) -> Any:
+        """ArcGIS takes chip_size and monitor as model arguments, too."""
+        if not isinstance(values, dict) or not isinstance(values.get("model_arguments"), list):
+            return values
+        kept, moved = [], {}
+        for argument in values["model_arguments"]:
+            item = argument.model_dump() if isinstance(argument, ModelArgument) else argument
+            name, value = (item.get("name"), item.get("value")) if isinstance(item, dict) else (None, None)
+            if name not in _PARAMETERS_IN_ARCGIS or not isinstance(value, str):
+                kept.append(argument)
+                continue
+            given = moved.get(name, values.get(name))
+            if given not in (None, cls.model_fields[name].default) and str(given) != value.strip():
+                raise ValueError(f"{name} is given twice, as {given} and as {value}")
+            moved[name] = value.strip()
+        return {**values, "model_arguments": kept, **moved}
 
     @model_validator(mode="after")
     def _custom_is_named(self) -> TrainParameters:

@@ -33,6 +33,12 @@ _DECIDE_THE_LOSS = frozenset(
         "ignore_classes",
         "label_smoothing",
         "mixup",
+        "mtl_model",
+        "gaussian_thresh",
+        "orient_bin_size",
+        "orient_theta",
+        "direction_weight",
+        "connectivity_weight",
     }
 )
 

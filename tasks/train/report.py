@@ -48,7 +48,7 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
     chips = metrics["chips"]
     facts = {
         "Model": parameters.model_type,
-        "Backbone": parameters.backbone_model,
+        **({"Backbone": parameters.backbone} if parameters.backbone else {}),
         "First weights": metrics["first_weights"],
         "Learning rate": f"{metrics['learning_rate']:g}",
         "Epochs": metrics["epochs"],

@@ -17,6 +17,7 @@ import pytorch_lightning as lightning
 from torch import Tensor, nn
 
 from tasks.errors import BadInputError
+from tasks.train.models.arguments import LOSS
 from tasks.train.models.options import AnyOptions, PixelOptions, own_arguments
 from tasks.train.modules import LabelModule, PixelModule, TrainingModule
 from tasks.train.parameters import TrainParameters
@@ -32,9 +33,10 @@ class ModelRequest:
         bands: names of the input bands, in their order.
         classes: names of the classes, in the order of the scores.
         channels: number of scores: of pixels the background and the classes, of labels the classes.
-        backbone_model: as given; a model may take no notice.
+        backbone_model: as given, empty where none was; a model may take no notice.
         learning_rate: as given, else 0.004.
-        arguments: the model arguments that are none of Chipline's, name to text.
+        arguments: the model arguments, name to text, but for those of Chipline's own loss
+            (:data:`tasks.train.models.arguments.CUSTOM`).
     """
 
     bands: tuple[str, ...]
@@ -52,8 +54,14 @@ class OwnSteps(TrainingModule):
         if not _says(self.network, "training_step"):
             return super().loss_of(batch)
         found: Any = self.network.training_step(batch, 0)  # type: ignore[operator]
-        loss: Tensor = found["loss"] if isinstance(found, Mapping) else found
-        return loss, len(batch[0])
+        return _loss_in(found), len(batch[0])
+
+    def own_loss(self, batch: Any, chiplines: Tensor) -> Tensor:
+        """The loss of a validation batch: the network's own, where it says so, else Chipline's."""
+        if not _says(self.network, "validation_step"):
+            return chiplines
+        found: Any = self.network.validation_step(batch, 0)  # type: ignore[operator]
+        return chiplines if found is None else _loss_in(found)  # None: it only logs
 
     def configure_optimizers(self) -> Any:
         if not _says(self.network, "configure_optimizers"):
@@ -64,9 +72,17 @@ class OwnSteps(TrainingModule):
 class OwnPixelModule(OwnSteps, PixelModule):
     """Of a network of one's own for pixels."""
 
+    def learnt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        scores, loss = super().learnt(images, labels)
+        return scores, loss if self.training else self.own_loss((images, labels), loss)
+
 
 class OwnLabelModule(OwnSteps, LabelModule):
     """Of a network of one's own for whole chips."""
+
+    def learnt(self, images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        scores, loss = super().learnt(images, truth)
+        return scores, loss if self.training else self.own_loss((images, truth), loss)
 
 
 def find_entry(name: str) -> EntryPoint:
@@ -100,7 +116,7 @@ def build_custom(
         bands=tuple(bands),
         classes=tuple(classes),
         channels=len(classes) + (parameters.kind == "pixels"),
-        backbone_model=parameters.backbone_model,
+        backbone_model=parameters.backbone,
         learning_rate=learning_rate,
         arguments=own_arguments(parameters),
     )
@@ -110,6 +126,8 @@ def build_custom(
             f"{entry.value} gave {type(network).__name__} for {parameters.custom_model}, not a network.",
             "Let it return a torch.nn.Module or a LightningModule.",
         )
+    if _says(network, "training_step"):
+        _refuse_losses(parameters)
     if isinstance(network, lightning.LightningModule):
         # It is a part of the module that Lightning trains, and what it logs has no place there.
         network.__dict__["log"] = network.__dict__["log_dict"] = _nothing
@@ -149,6 +167,22 @@ def module_of(
     if _says(network, "configure_optimizers"):
         module.usual_rate = module.learning_rate  # its optimiser is its own affair: no rate is looked for
     return module
+
+
+def _refuse_losses(parameters: TrainParameters) -> None:
+    """Refuse arguments of Chipline's loss, where the network has one of its own."""
+    for argument in parameters.model_arguments:
+        if argument.name in LOSS:
+            raise BadInputError(
+                f"The model {parameters.custom_model} has a training_step of its own, for which "
+                f"{argument.name} means nothing.",
+                f"Leave {argument.name} out, or let the model read an argument of another name.",
+            )
+
+
+def _loss_in(found: Any) -> Tensor:
+    loss: Tensor = found["loss"] if isinstance(found, Mapping) else found
+    return loss
 
 
 def _says(network: nn.Module, method: str) -> bool:

@@ -111,10 +111,9 @@ def detector_arguments(
     if model_type in ("FCOS", *TWO_STAGES):
         sizes = tuple((float(options.anchor_size * 2**level),) for level in levels)
     else:
-        sizes = tuple(
-            tuple(options.anchor_size * 2 ** (level + third / 3) for third in range(3)) for level in levels
-        )
-    ratios = ((1.0,) if model_type == "FCOS" else (0.5, 1.0, 2.0),) * options.levels
+        scales = options.scales or tuple(2 ** (third / 3) for third in range(3))
+        sizes = tuple(tuple(options.anchor_size * 2**level * scale for scale in scales) for level in levels)
+    ratios = ((1.0,) if model_type == "FCOS" else options.ratios,) * options.levels
     shared = {
         "num_classes": classes + 1,
         "bands": bands,

@@ -57,7 +57,7 @@ class EdgeNetwork(nn.Module):
 
 
 def scores_of(answers: Tensor) -> Tensor:
-    """The last answer as logits of no edge and of an edge  # (n, answers, rows, cols) -> (n, 2, rows, cols)."""
+    """The last answer (n, answers, rows, cols) as logits of no edge and of an edge  # (n, 2, rows, cols)"""
     logits = answers[:, -1:]
     return torch.cat([torch.zeros_like(logits), logits], dim=1)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import BadInputError, TrainingDataError
 from tasks.parameters import arguments_as_dict, validated
-from tasks.train.parameters import IMAGE_KINDS, QUERY_MODELS, Kind, TrainParameters
+from tasks.train.models.arguments import CUSTOM, WITHOUT, check_decided, check_given
+from tasks.train.parameters import IMAGE_KINDS, QUERY_MODELS, Kind, ModelType, TrainParameters, kind_of
 
 Preset = Literal["light", "standard"]
+Positive = Annotated[float, Field(gt=0)]
+
+_LISTS = ("decoder", "scales", "ratios")  # options that are several numbers, in brackets or not
 
 
 class _Options(BaseModel):
@@ -27,8 +31,9 @@ class _Options(BaseModel):
         if isinstance(values, dict) and isinstance(values.get("downscale"), str):
             text = values["downscale"].strip()
             values = {**values, "downscale": int(text) if text.isdigit() else text}
-        if isinstance(values, dict) and isinstance(values.get("decoder"), str):
-            values = {**values, "decoder": values["decoder"].replace(",", " ").strip("[]() ").split()}
+        for name in _LISTS:
+            if isinstance(values, dict) and isinstance(values.get(name), str):
+                values = {**values, name: values[name].replace(",", " ").strip("[]() ").split()}
         return values
 
 
@@ -188,6 +193,19 @@ class DetectorOptions(BoxOptions):
     head_convolutions: int = Field(4, ge=1, le=4, description="layers of the head before the scores (FCOS)")
     center_radius: float = Field(
         0.75, gt=0, description="cells within this many anchor sizes of an object's centre learn it (FCOS)"
+    )
+    scales: tuple[Positive, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=9,
+        description="sizes of the first boxes at each level, as shares of its anchor size (RETINANET, SSD); "
+        "where they are not given 1, 1.26 and 1.59, thirds of the way to the next level",
+    )
+    ratios: tuple[Positive, ...] = Field(
+        (0.5, 1.0, 2.0),
+        min_length=1,
+        max_length=9,
+        description="shapes of the first boxes, height over width (all but FCOS)",
     )
 
     @property
@@ -376,26 +394,52 @@ def read_options(kind: type[Options], arguments: dict[str, str]) -> Options:
     return validated(kind, {**base, **values})
 
 
-def _options_type(parameters: TrainParameters) -> type[AnyOptions]:
-    return QueryOptions if parameters.model_type in QUERY_MODELS else _OPTIONS_OF[parameters.kind]
+def options_type(parameters: TrainParameters) -> type[AnyOptions]:
+    """The class of the options of a model type."""
+    return _type_of(parameters.model_type, parameters.kind)
+
+
+def _type_of(model_type: str, kind: Kind) -> type[AnyOptions]:
+    return QueryOptions if model_type in QUERY_MODELS else _OPTIONS_OF[kind]
 
 
 def options_of(parameters: TrainParameters) -> AnyOptions:
     """The options of the tool's model arguments.
 
     Raises:
-        BadInputError: an argument that is unknown, given twice, or outside its bounds.
+        BadInputError: an argument that is unknown, given twice, outside its bounds, or without any use for
+            the model type (:mod:`tasks.train.models.arguments`).
     """
-    kind, arguments = _options_type(parameters), arguments_as_dict(parameters.model_arguments)
-    own = own_arguments(parameters)
-    return read_options(kind, {name: value for name, value in arguments.items() if name not in own})
+    kind, own = options_type(parameters), own_arguments(parameters)
+    arguments = arguments_as_dict(parameters.model_arguments)
+    given = {name: value for name, value in arguments.items() if name not in own}
+    check_given(parameters.model_type, given, {name: _users(kind, name) for name in given})
+    options = read_options(kind, given)
+    check_decided(options.model_dump(), given)
+    return options
+
+
+def _users(kind: type[AnyOptions], name: str) -> list[str]:
+    """The model types with options like these that do have use for one of them."""
+    types = {
+        model_type: _type_of(model_type, kind_of(model_type))
+        for model_type in get_args(ModelType)
+        if model_type != "CUSTOM"
+    }
+    return [
+        model_type
+        for model_type, other in types.items()
+        if name in other.model_fields
+        and name not in WITHOUT.get(model_type, ())
+        and (issubclass(other, kind) or issubclass(kind, other))
+    ]
 
 
 def own_arguments(parameters: TrainParameters) -> dict[str, str]:
     """The model arguments that are for a model of one's own; none are for others."""
     if parameters.custom_model is None:
         return {}
-    known = _options_type(parameters).model_fields
+    known = CUSTOM.intersection(options_type(parameters).model_fields)
     arguments = arguments_as_dict(parameters.model_arguments)
     return {name: value for name, value in arguments.items() if name not in known}
 

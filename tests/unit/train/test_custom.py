@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tasks.errors import BadInputError
-from tasks.train.models.custom import OwnPixelModule, find_entry
+from tasks.train.models.custom import OwnPixelModule, build_custom, find_entry
 from tasks.train.models.options import PixelOptions, options_of, own_arguments
 from tasks.train.parameters import TrainParameters
+from tasks.train.report import metrics_page
 from tasks.training_data import read_chip_image
-from tests.unit.train.test_zoo import MakeData, parameters, trained
+from tests.unit.train.test_zoo import TINY, MakeData, parameters, trained
 
 CODE = """
 import pytorch_lightning as lightning
@@ -55,6 +57,10 @@ class OwnSteps(lightning.LightningModule):
         STEPS.append(float(loss))
         return {"loss": loss}
 
+    def validation_step(self, batch, batch_idx):
+        assert not self.training
+        return {"loss": torch.tensor(12.5)}
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.rate)
 
@@ -91,12 +97,15 @@ def own(name: str, **values: object) -> TrainParameters:
 def test_a_model_of_ones_own_learns_and_travels(name: str, make_data: MakeData, tmp_path: Path) -> None:
     data = make_data(metadata_format="Classified_Tiles", size=64, count=8)
     given = own(name, model_arguments=[{"name": "filters", "value": "6"}], learning_rate=None)
+    given = given.model_copy(update={"backbone_model": "EFFICIENTNET_LITE0"})  # the form's default
     if name == "pixels.plain":
         given = given.model_copy(update={"learning_rate": 0.01})
     result, function = trained(given, data, tmp_path)
     assert isinstance(result.module, OwnPixelModule)
     assert result.metrics["first_weights"] == "the weights that the model of one's own brings"
     assert result.metrics["miou"] is not None
+    assert (result.metrics["valid_loss"] == 12.5) == (name == "pixels.own_steps")
+    assert "Backbone" not in metrics_page(given, result, {})
     pixels = np.stack([read_chip_image(chip) for chip in data.chips[:2]])
     with torch.inference_mode():
         images = torch.from_numpy(np.stack([result.normalisation.apply(chip) for chip in pixels]))
@@ -118,12 +127,29 @@ def test_what_is_not_there_or_no_network_is_refused(make_data: MakeData, tmp_pat
         trained(own("pixels.own_steps", freeze_model=True), data, tmp_path)
 
 
+@pytest.mark.parametrize("argument", ["focal_loss", "dice_loss", "class_balancing", "mixup"])
+def test_a_model_with_a_loss_of_its_own_takes_none_of_chiplines(argument: str) -> None:
+    shared: dict[str, Any] = {"classes": ["Tree"], "bands": ["Red"], "learning_rate": 0.1}
+    arguments = [{"name": argument, "value": "True"}]
+    build_custom(own("pixels.plain", model_arguments=arguments), **shared)
+    with pytest.raises(BadInputError, match=f"training_step of its own, for which {argument} means nothing"):
+        build_custom(own("pixels.own_steps", model_arguments=arguments), **shared)
+    build_custom(
+        own("pixels.own_steps", model_arguments=[{"name": "ignore_classes", "value": "0"}]), **shared
+    )
+
+
 def test_the_parameters_of_a_model_of_ones_own() -> None:
     given = own("labels.x")
     assert given.kind == "labels"
     arguments = [{"name": "width", "value": "64"}, {"name": "colour", "value": "red"}]
     pixels = own("pixels.x", model_arguments=arguments)
-    assert own_arguments(pixels) == {"colour": "red"}
+    assert own_arguments(pixels) == {"width": "64", "colour": "red"}
+    balanced = [*arguments, {"name": "class_balancing", "value": "True"}]
+    assert own_arguments(own("pixels.x", model_arguments=balanced)) == {"width": "64", "colour": "red"}
+    # A backbone is told of only where one was asked for.
+    assert (pixels.backbone, own("pixels.x", backbone_model="RESNET18").backbone) == (TINY, "RESNET18")
+    assert own("pixels.x", backbone_model="EFFICIENTNET_LITE0").backbone == ""
     assert isinstance(options_of(pixels), PixelOptions)
     for wrong in ({"custom_model": None}, {"custom_model": "objects.x"}, {"encoder_weights": "w.pth"}):
         with pytest.raises(ValueError, match=r"custom_model|your own"):

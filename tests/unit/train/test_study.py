@@ -124,6 +124,12 @@ def test_an_argument_that_the_model_lacks_is_refused_before_the_first_training()
         Search(ObjectStore(), parameters(search_space=[{"name": "widht", "low": 1, "high": 2}]))
 
 
+def test_an_argument_that_a_network_would_not_heed_is_not_searched() -> None:
+    space = [{"name": "decoder", "choices": ["256,128,64,32,16", "96,64,48,32,16"]}]
+    with pytest.raises(BadInputError, match="search_space: FPN has no use for the model argument decoder"):
+        Search(ObjectStore(), parameters(search_space=space))
+
+
 def test_tenths_of_a_training_by_epochs_or_by_time() -> None:
     curve = [(10.0, 1, 0.1), (20.0, 2, math.nan), (30.0, 4, 0.4), (40.0, 10, 0.9)]
     assert rungs(curve, 10, None) == {1: 0.1, 2: 0.4, 3: 0.4, 4: 0.4} | dict.fromkeys(range(5, 11), 0.9)
