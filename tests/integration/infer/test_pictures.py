@@ -20,7 +20,7 @@ from tasks.package.publish import publish_package
 from tasks.store import join
 from tasks.tracking import Tracker
 from tasks.train.packaging import build
-from tasks.train.parameters import TrainParameters
+from tasks.train.parameters import LINE_KINDS, TrainParameters, kind_of
 from tasks.train.train import fit
 from tasks.training_data import TrainingData
 from tests.unit.train.pictures import (
@@ -40,7 +40,9 @@ def packaged(
 ) -> str:
     """The address of a package that has learnt for some epochs."""
     torch.set_num_threads(1)
-    given = {"pretrained": "False", "decoder": "16,16,16,16,16", **arguments}
+    given = {"pretrained": "False", **arguments}
+    if kind_of(model_type) not in LINE_KINDS:  # whose networks have no such decoder
+        given["decoder"] = "16,16,16,16,16"
     parameters = TrainParameters.model_validate(
         {
             "in_folder": ["x"],

@@ -20,7 +20,7 @@ from tasks.train.models.change import build_change_network
 from tasks.train.models.lines import directions_of
 from tasks.train.models.options import ChangeOptions, options_of
 from tasks.train.packaging import build
-from tasks.train.parameters import TrainParameters
+from tasks.train.parameters import LINE_KINDS, TrainParameters, kind_of
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained
 from tasks.train.train import fit
@@ -42,7 +42,8 @@ TINY_DECODER = "16,16,16,16,16"
 
 
 def parameters(model_type: str, arguments: dict[str, str] | None = None, **values: Any) -> TrainParameters:
-    given = {"pretrained": "False", "decoder": TINY_DECODER, **(arguments or {})}
+    thin = kind_of(model_type) in LINE_KINDS  # whose networks have no such decoder
+    given = {"pretrained": "False", **({} if thin else {"decoder": TINY_DECODER}), **(arguments or {})}
     if model_type in ("PIX2PIX", "PIX2PIXHD", "CYCLEGAN"):
         given = {"discriminator": "8", **given}
     if model_type == "PIX2PIXHD":

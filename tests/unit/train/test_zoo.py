@@ -25,6 +25,7 @@ from tasks.labels import ClassSchema
 from tasks.package.dlpk import open_package
 from tasks.tracking import Tracker
 from tasks.train.datasets import LabelChips
+from tasks.train.models.arguments import WITHOUT
 from tasks.train.models.pixels import ARCHITECTURES
 from tasks.train.modules import LabelModule
 from tasks.train.packaging import build
@@ -63,6 +64,11 @@ def parameters(model_type: str, arguments: dict[str, str], **values: Any) -> Tra
     return TrainParameters.model_validate(given)
 
 
+def heeded(model_type: str, **arguments: str) -> dict[str, str]:
+    """Of model arguments those that the model type has a use for."""
+    return {name: value for name, value in arguments.items() if name not in WITHOUT.get(model_type, ())}
+
+
 def trained(given: TrainParameters, data: TrainingData, folder: Path) -> tuple[Trained, Any]:
     """The trained model and the inference function of its package."""
     torch.set_num_threads(1)
@@ -83,7 +89,7 @@ def test_every_model_of_pixels_has_an_architecture() -> None:
 @pytest.mark.parametrize("model_type", few(set(PIXEL_MODELS)))
 def test_a_model_of_pixels_travels(model_type: str, make_data: MakeData, tmp_path: Path) -> None:
     data = make_data(metadata_format="Classified_Tiles", size=64, count=10)
-    result, function = trained(parameters(model_type, {"width": "32"}), data, tmp_path)
+    result, function = trained(parameters(model_type, heeded(model_type, width="32")), data, tmp_path)
     pixels = np.stack([read_chip_image(chip) for chip in data.chips[:2]])
     scores = function.predict_scores(pixels)
     with torch.inference_mode():
@@ -104,7 +110,7 @@ def vectorized(function: Any, pixels: np.ndarray) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("model_type", few({"FCOS", "RETINANET", "SSD", "FASTERRCNN"}))
 def test_a_detector_travels(model_type: str, make_data: MakeData, tmp_path: Path) -> None:
     data = make_data(size=64, count=12)
-    arguments = {"width": "32", "levels": "2", "head_convolutions": "1"}
+    arguments = heeded(model_type, width="32", levels="2", head_convolutions="1")
     result, function = trained(parameters(model_type, arguments), data, tmp_path)
     function.getConfiguration(padding="0", batch_size="1", threshold="0.0", nms_overlap="1.0")
     detector: Any = result.module.network
@@ -136,7 +142,8 @@ def test_model_and_backbone_go_together(
     model_type: str, backbone: str, make_data: MakeData, tmp_path: Path
 ) -> None:
     data = make_data(metadata_format="Classified_Tiles", size=64, count=10)
-    trained(parameters(model_type, {"width": "32"}, backbone_model=backbone), data, tmp_path)
+    arguments = heeded(model_type, width="32")
+    trained(parameters(model_type, arguments, backbone_model=backbone), data, tmp_path)
 
 
 def test_a_batch_of_one_is_refused_where_it_teaches_nothing(make_data: MakeData, tmp_path: Path) -> None:
