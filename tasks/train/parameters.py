@@ -266,6 +266,11 @@ class TrainParameters(ToolParameters):
     seed: int = Field(
         default=1, ge=0, le=2**31 - 1, description="Seed of the split, the weights and the crops"
     )
+    deterministic: bool = Field(
+        default=False,
+        description="Insist on the same weights from the same inputs on a GPU, too: an operator that cannot "
+        "promise them ends the training. Without, such operators are used and named in the metrics",
+    )
     precision: Literal["AUTO", "FLOAT32", "BFLOAT16", "FLOAT16"] = Field(
         default="AUTO",
         description="Arithmetic of training: AUTO is FLOAT32 on a CPU and mixed precision on a GPU",

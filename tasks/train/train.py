@@ -33,6 +33,7 @@ from tasks.train.checkpoints import Checkpoints, KeepCheckpoints, settled_in
 from tasks.train.data_formats import check_agreement, check_format
 from tasks.train.dividing import divide
 from tasks.train.doubts import doubts_of
+from tasks.train.environment import versions, without_determinism
 from tasks.train.event_file import event_file
 from tasks.train.hardware import Group, accelerator_of, agree, arithmetic, join_group, placement, precision_of
 from tasks.train.images import check_pictures, output_normalisation, sides_of
@@ -248,7 +249,8 @@ def fit(
         work=work,
     )
     started = time.monotonic()
-    trainer.fit(module, training_loader(sampler), validation_loader, ckpt_path=resumed, weights_only=True)
+    with without_determinism() as operators:
+        trainer.fit(module, training_loader(sampler), validation_loader, ckpt_path=resumed, weights_only=True)
     seconds_taken = time.monotonic() - started
     epochs, steps_done = trainer.current_epoch, module.steps_done
     # Time may have run out between two validations: the last weights compete, too.
@@ -288,6 +290,9 @@ def fit(
         "batch_size": batch,
         "processes": together.world,
         "first_weights": first_weights,
+        "seed": parameters.seed,
+        "not_deterministic": sorted(operators),
+        "versions": versions(),
     }
     learnt = steps_done * batch * parameters.accumulate_batches * together.world
     effort = {"train_seconds": seconds_taken, "chips_per_second": learnt / max(seconds_taken, 1e-9)}
@@ -368,7 +373,7 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        deterministic="warn",
+        deterministic=True if parameters.deterministic else "warn",
         **placement(accelerator, together),
     )
 

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tasks.tracking import Tracker
 from tasks.train.beginning import Beginning
 from tasks.train.callbacks import Progress
 from tasks.train.checkpoints import StoredCheckpoints
+from tasks.train.environment import requirements
 from tasks.train.event_file import FILE as EVENTS
 from tasks.train.models.encoder_weights import EncoderStart
 from tasks.train.origins import Origin, local_encoder
@@ -41,6 +41,7 @@ StartTracker = Callable[..., Tracker]
 
 METRICS = "metrics.json"
 PAGE = "model_metrics.html"
+REQUIREMENTS = "requirements.txt"
 PICTURES = "ModelCharacteristics"
 
 
@@ -205,7 +206,7 @@ def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Pub
             run_key=plan.run_key,
             parameters=plan.parameters.model_dump(mode="json"),
             inputs=[{"role": role, "uri": i.uri, "identity": i.identity} for role, i in _inputs(plan)],
-            versions={name: version(name) for name in ("chipline", "torch", "torchvision")},
+            versions=record.metrics["versions"],
             parts=[part],
             details={
                 "package": record.package,
@@ -268,6 +269,10 @@ def _train(
             for name, picture in result.pictures.items()
         ),
     ]
+    # All that was installed where it was trained, for whoever wants to train it again.
+    lock = requirements()
+    tracker.text(lock, REQUIREMENTS)
+    files.append(publication.put_file(REQUIREMENTS, lock.encode(), "text/plain"))
     if result.events is not None:
         files.append(publication.put_file(EVENTS, result.events, "application/octet-stream"))
     return TrainRecord(
