@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,8 +20,8 @@ class ComparisonParameters(ToolParameters):
     )
     evaluation_data: str | None = Field(
         default=None,
-        description="Chips to evaluate on, in place of input_raster and ground_truth_features: name or URI "
-        "of a folder of training data, ours or ArcGIS's, which no version may have learnt from",
+        description="Chips to evaluate on: name or URI of a folder of training data, ours or ArcGIS's, "
+        "which no version may have learnt from. With it, input_raster and ground_truth_features do not count",
     )
     input_raster: list[str] = Field(
         default=[],
@@ -89,28 +89,30 @@ class ComparisonParameters(ToolParameters):
             raise ValueError("challenger and champion_alias name the same version")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _chips_in_place_of_imagery(cls, values: Any) -> Any:
+        """A deployment has imagery for a sample: who names chips need not take it out."""
+        if isinstance(values, dict) and values.get("evaluation_data"):
+            return {**values, "input_raster": [], "ground_truth_features": None}
+        return values
+
     @model_validator(mode="after")
     def _one_evaluation_set(self) -> ComparisonParameters:
-        imagery = {
+        of_imagery = {
             "input_raster": self.input_raster,
             "ground_truth_features": self.ground_truth_features,
         }
-        if self.evaluation_data is None:
-            missing = [name for name, value in imagery.items() if not value]
-            if missing:
-                raise ValueError(
-                    f"give {' and '.join(missing)}, or evaluation_data in place of imagery and truth"
-                )
-            return self
+        missing = [name for name, value in of_imagery.items() if not value]
+        if self.evaluation_data is None and missing:
+            raise ValueError(f"give {' and '.join(missing)}, or evaluation_data in place of both")
         bounds = {
             "mask_features": self.mask_features,
             "ground_truth_class_value_field": self.ground_truth_class_value_field,
         }
-        given = [name for name, value in (imagery | bounds).items() if value]
-        if given:
-            raise ValueError(
-                f"evaluation_data brings its own imagery and truth: leave {', '.join(given)} empty"
-            )
+        given = [name for name, value in bounds.items() if value]
+        if self.evaluation_data is not None and given:
+            raise ValueError(f"chips bring their own bounds and truth: leave {' and '.join(given)} empty")
         return self
 
     @property

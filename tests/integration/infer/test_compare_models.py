@@ -49,6 +49,36 @@ def evaluation_set(as_role: Any, folder: Path, name: str, scene: str, dots: Any)
     }
 
 
+def chips_of(as_role: Any, folder: Path, name: str, dots: Any) -> dict[str, Any]:
+    """The same blobs as chips of training data that nobody exported here, in the store."""
+    from tasks.labels import ClassSchema
+    from tasks.training_data.sample import Sample
+    from tests.unit.training_data.exports import export
+    from tests.unit.training_data.samples import labels
+
+    samples: list[Sample] = []
+    for row in range(0, dots.shape[1] - 63, 64):
+        for col in range(0, dots.shape[2] - 63, 64):
+            image = np.asarray(dots)[:, row : row + 64, col : col + 64]
+            found, _ = ndimage.label(image[0] > 128)
+            boxes = [(7, c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(found)]
+            place = (0.5, 0.0, 500_000 + 0.5 * col, 0.0, -0.5, 4_900_000 - 0.5 * row)
+            samples.append(Sample(len(samples), image, np.ones((64, 64), bool), place, objects=labels(boxes)))
+    export(folder / "chips", "PASCAL_VOC_rectangles", samples, ClassSchema.from_values({7: "Blob"}))
+    as_role("admin")
+    from tasks.store import ObjectStore
+
+    store = ObjectStore()
+    for path in (folder / "chips").rglob("*"):
+        if path.is_file():
+            store.upload(path, f"s3://chipline/incoming/{name}/{path.relative_to(folder / 'chips')}")
+    return {
+        "evaluation_data": f"s3://chipline/incoming/{name}",
+        "bootstrap_replicates": 200,
+        "threshold": None,
+    }
+
+
 def register(as_role: Any, folder: Path, name: str, *, missing: int) -> str:
     """The newest version: finds every blob, or leaves out each ``missing``-th."""
     from tasks.package import ModelDefinition, write_dlpk
@@ -127,3 +157,25 @@ def test_the_alias_goes_to_who_is_better(
     assert version is not None
     assert "not all of it above 0" in version.tags["chipline.comparison"]
     assert find_run(name, "chipline.champion", f"models:/{name}/2") is not None
+
+
+def test_versions_meet_on_chips(runs: Runs, as_role: Any, tmp_path: Path, name: str, dots: Any) -> None:
+    given = chips_of(as_role, tmp_path, name, dots)
+    results = []
+    for missing in (2, 0):
+        register(as_role, tmp_path, name, missing=missing)
+        tool = "compare_models/compare_models"
+        run = runs.wait(runs.start(tool, {**given, "model_name": name}), timeout_s=400)
+        assert run["state_type"] == "COMPLETED", f"{runs.message(run)}\n{runs.log(run['id'])}"
+        results.append(run)
+    as_role("gpu")
+    from tasks.tracking import find_version
+
+    champion = find_version(name, "champion")
+    assert champion is not None
+    assert champion.number == "2"
+    assert "all of it above 0" in champion.tags["chipline.comparison"]
+    # The first version was applied to the chips once, in the run that made it the champion.
+    assert [len(runs.children(run["id"])) for run in results] == [1, 1]
+    artifacts = {item["key"]: item["data"] for item in runs.artifacts(results[-1]["id"])}
+    assert "the alias champion moves" in artifacts["comparison-decision"]

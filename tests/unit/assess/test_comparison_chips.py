@@ -180,6 +180,9 @@ def test_one_evaluation_set_is_named() -> None:
         ComparisonParameters(model_name="m")
     with pytest.raises(ValueError, match="give ground_truth_features, or"):
         ComparisonParameters(model_name="m", input_raster=["a.tif"])
-    with pytest.raises(ValueError, match="leave input_raster, mask_features empty"):
-        parameters(input_raster=["a.tif"], mask_features="m.gpkg")
-    assert parameters().evaluated_on == "chips"
+    with pytest.raises(ValueError, match="leave mask_features empty"):
+        parameters(mask_features="m.gpkg")
+    # A deployment's own sample does not stand in the way.
+    chips = parameters(input_raster=["a.tif"], ground_truth_features="t.gpkg")
+    assert chips == parameters()
+    assert chips.evaluated_on == "chips"
