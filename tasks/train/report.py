@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tasks.assess.drawings import new_figure, png_of
+from tasks.imagery.identity import unsigned
 from tasks.labels import ClassSchema
 from tasks.train.assembly import Samples
 from tasks.train.characteristics import accuracy_pictures
@@ -31,6 +32,20 @@ _SAMPLES = 4
 _SAMPLE_PX = 256
 _GAP_PX = 6
 _STRETCH = (2.0, 98.0)  # percentiles of the display stretch for imagery that is not 8-bit RGB
+
+# Numbers of the run, which the page tells in its own words; all others are what it reached.
+_OF_THE_RUN = frozenset({"epochs", "steps", "learning_rate", "batch_size", "processes", "seed"})
+_NAMES = {
+    "miou": "mIoU",
+    "f1_score": "F1",
+    "coco_map": "COCO mAP",
+    "psnr": "PSNR",
+    "psnr_of_input": "PSNR of the input",
+    "ssim": "SSIM",
+    "l1": "L1",
+    "valid_loss": "Validation loss",
+    "threshold": "Least confidence of precision, recall and F1",
+}
 
 Picture = npt.NDArray[np.uint8]  # (rows, cols, 3)
 
@@ -54,13 +69,12 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
         "Epochs": metrics["epochs"],
         "Chips": f"{chips['train']} for training, {chips['validation']} for validation, "
         f"{chips['dropped']} left out because they overlap validation chips",
-        **(
-            {"Calibration error": _shown(metrics["calibration_error"])}
-            if "calibration_error" in metrics
-            else {}
-        ),
-        **({"COCO mAP": _shown(metrics["coco_map"])} if "coco_map" in metrics else {}),
-        "Device": f"{metrics['device']}, {metrics['precision']}",
+        "Split": f"{chips['split_by']}, with a buffer of {chips['buffer']:g} chips; seed {metrics['seed']}",
+        "Training data": ", ".join(map(unsigned, parameters.in_folder)),
+        "Batch size": metrics["batch_size"],
+        "Device": f"{metrics['device']}, {metrics['arithmetic']}",
+        "Software": ", ".join(f"{name} {number}" for name, number in metrics["versions"].items()),
+        **_totals(metrics),
     }
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
@@ -86,6 +100,19 @@ def metrics_page(parameters: TrainParameters, trained: Trained, pictures: dict[s
         f"<h3>Values on the validation chips</h3>\n"
         f"<table><tr><th>class</th>{head}</tr>{body}</table>\n{_intervals(metrics['intervals'])}\n{images}\n"
     )
+
+
+def _totals(metrics: dict[str, Any]) -> dict[str, str]:
+    """What was reached over all validation chips and classes."""
+    numbers = {
+        name: value
+        for name, value in metrics.items()
+        if name not in _OF_THE_RUN and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {
+        _NAMES.get(name, name.replace("_", " ").capitalize()): _shown(value)
+        for name, value in numbers.items()
+    }
 
 
 def _intervals(intervals: dict[str, Any]) -> str:

@@ -105,7 +105,9 @@ def test_a_model_of_ones_own_learns_and_travels(name: str, make_data: MakeData, 
     assert result.metrics["first_weights"] == "the weights that the model of one's own brings"
     assert result.metrics["miou"] is not None
     assert (result.metrics["valid_loss"] == 12.5) == (name == "pixels.own_steps")
-    assert "Backbone" not in metrics_page(given, result, {})
+    page = metrics_page(given, result, {})
+    assert "Backbone" not in page
+    assert f"<tr><th>mIoU</th><td>{result.metrics['miou']:.3f}</td></tr>" in page
     pixels = np.stack([read_chip_image(chip) for chip in data.chips[:2]])
     with torch.inference_mode():
         images = torch.from_numpy(np.stack([result.normalisation.apply(chip) for chip in pixels]))

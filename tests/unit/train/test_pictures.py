@@ -142,7 +142,10 @@ def test_a_sharper_picture_travels(tmp_path: Path) -> None:
     assert function.network.definition["ModelType"] == "SuperResolution"
     assert float(function.network.definition["PSNR"]) == pytest.approx(metrics["psnr"], rel=1e-3)
     pictures = draw_pictures(result, data.classes)
-    assert "PSNR" in metrics_page(given, result, pictures).upper()
+    page = metrics_page(given, result, pictures)
+    for name in ("psnr", "psnr_of_input", "ssim", "valid_loss"):
+        assert f"<td>{metrics[name]:.3f}</td>" in page, name
+    assert f"torch {torch.__version__.partition('+')[0]}" in page
 
 
 def test_pictures_are_scaled_before_they_are_sharpened(tmp_path: Path) -> None:
