@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -117,7 +117,7 @@ class _SettledTracer(_Tracer):
         return answers.pop() if len(answers) == 1 else bool(super().to_bool(obj))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[index] for index in range(self.length(obj))])
+        return iter([cast(Any, obj)[index] for index in range(self.length(obj))])
 
     def length(self, obj: fx.Proxy) -> int:
         """How many parts a shape, or what a layer gave, has.
@@ -139,7 +139,7 @@ class _Proxy(fx.Proxy):
         return self.tracer.length(self)
 
     def __abs__(self) -> Any:
-        return torch.abs(self)  # type: ignore[call-overload]
+        return torch.abs(cast(Any, self))
 
 
 class _Example:

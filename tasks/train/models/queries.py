@@ -225,7 +225,9 @@ class QueryNetwork(nn.Module):
 
         decoder = self.decoder
         project = weighting_function(decoder.max_num_bins, decoder.up, decoder.reg_scale)
-        logits, boxes, corners = [], [], []
+        logits: list[Tensor] = []
+        boxes: list[Tensor] = []
+        corners: list[Tensor] = []
         for number in range(self.config.decoder_layers):
             places = decoder.query_pos_head(reference).clamp(min=-10, max=10)
             before, hidden = hidden, self._layer(number, begun, hidden, places, reference, mask)
@@ -255,9 +257,7 @@ class LearningQueryDetector(QueryDetector):
 
     backbone: QueryNetwork
 
-    def forward(  # type: ignore[override]
-        self, images: list[Tensor], targets: list[Target] | None = None
-    ) -> Any:
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
         if targets is None or not self.training:
             return super().forward(images)
         batch = self.filled(images)
@@ -304,12 +304,13 @@ class LearningQueryDetector(QueryDetector):
         """Queries of the known objects with noise, and which queries may see which."""
         from transformers.models.rt_detr_v2 import modeling_rt_detr_v2 as library
 
+        group: Any = library.get_contrastive_denoising_training_group
         network, config = self.backbone, self.backbone.config
 
         def seen(classes: Tensor) -> Tensor:
             return functional.embedding(classes, network.denoising, padding_idx=config.num_labels)
 
-        return library.get_contrastive_denoising_training_group(
+        return group(
             targets,
             config.num_labels,
             begun.hidden.shape[1],
@@ -384,8 +385,9 @@ def _library_detector(model_type: str, options: QueryOptions, *, classes: int, q
     from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2ForObjectDetection
 
     levels, width = options.levels, options.width
+    resnet: Any = RTDetrResNetConfig
     shared: dict[str, Any] = {
-        "backbone_config": RTDetrResNetConfig(
+        "backbone_config": resnet(
             embedding_size=8,
             hidden_sizes=[8] * 4,
             depths=[1] * 4,

@@ -54,7 +54,7 @@ def noisy(network: nn.Module) -> None:
     with torch.no_grad():
         for weight in network.parameters():
             if weight.requires_grad:
-                weight += 0.05 * torch.randn(weight.shape)
+                weight.add_(0.05 * torch.randn(weight.shape))
 
 
 def both(kind: str, **more: str) -> tuple[Any, LearningQueryDetector]:
@@ -99,7 +99,7 @@ def test_answers_and_losses_are_those_of_the_library(kind: str) -> None:
     losses = ours(list(images), targets)
     total = torch.stack(list(losses.values())).sum()
     torch.testing.assert_close(total, wanted, atol=1e-3, rtol=1e-4)
-    total.backward()
+    torch.autograd.backward(total)
     unused = [name for name, p in ours.named_parameters() if p.requires_grad and p.grad is None]
     assert not [name for name in unused if not name.startswith("backbone.encoder")]
 
