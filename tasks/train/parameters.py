@@ -45,7 +45,17 @@ ModelType = Literal[
 ]
 # A text, not a Literal: timm's encoders are too many for a list, and a form still takes them.
 BackboneModel = Annotated[str, AfterValidator(check_backbone)]
-Monitor = Literal["VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE", "ACCURACY", "MIOU"]
+Monitor = Literal[
+    "VALID_LOSS",
+    "AVERAGE_PRECISION",
+    "F1_SCORE",
+    "ACCURACY",
+    "MIOU",
+    "DICE",
+    "PRECISION",
+    "RECALL",
+    "MULTI_LABEL_FBETA",
+]
 
 Kind = Literal[
     "pixels",
@@ -89,12 +99,11 @@ _OTHER_KINDS: dict[str, Kind] = {
     "CYCLEGAN": "cycle",
     "CUSTOM": "custom",  # its name says what it predicts, see TrainParameters.kind
 }
+_ALL_MONITOR = frozenset({"VALID_LOSS", "F1_SCORE", "PRECISION", "RECALL"})
 _MONITORS: dict[Kind, frozenset[str]] = {
-    "pixels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"}),
-    "objects": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
-    "instances": frozenset({"VALID_LOSS", "AVERAGE_PRECISION", "F1_SCORE"}),
-    "labels": frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE"}),
-    **dict.fromkeys(PIXEL_KINDS, frozenset({"VALID_LOSS", "ACCURACY", "F1_SCORE", "MIOU"})),
+    **dict.fromkeys(PIXEL_KINDS, _ALL_MONITOR | {"ACCURACY", "MIOU", "DICE"}),
+    **dict.fromkeys(("objects", "instances"), _ALL_MONITOR | {"AVERAGE_PRECISION"}),
+    "labels": _ALL_MONITOR | {"ACCURACY", "MULTI_LABEL_FBETA"},
     **dict.fromkeys(IMAGE_KINDS, frozenset({"VALID_LOSS"})),
 }
 
@@ -253,9 +262,9 @@ class TrainParameters(ToolParameters):
     )
     monitor: Monitor = Field(
         default="VALID_LOSS",
-        description="Value that early stopping watches and the best weights are chosen by. Pixels, change: "
-        "VALID_LOSS, ACCURACY, F1_SCORE, MIOU; objects, outlines: VALID_LOSS, AVERAGE_PRECISION, F1_SCORE; "
-        "classes of objects: VALID_LOSS, ACCURACY, F1_SCORE",
+        description="Value that early stopping watches and the best weights are chosen by: VALID_LOSS, "
+        "F1_SCORE, PRECISION, RECALL (models of pictures: VALID_LOSS); pixels, change: also ACCURACY, MIOU, "
+        "DICE; objects, outlines: also AVERAGE_PRECISION; classes of objects: also ACCURACY, MULTI_LABEL_FBETA",
     )
     time_limit_minutes: float | None = Field(
         default=None,

@@ -27,6 +27,7 @@ from tasks.labels import ClassSchema
 
 Values = dict[str, float]
 
+BETA = 2.0
 _SEVERAL_FROM = 0.5  # probability from which on a chip has a class, where it may have several
 _NO_OBJECT_THRESHOLD = 0.5  # of a package whose validation chips held nothing to tune it on
 
@@ -73,7 +74,8 @@ def score_chips(chips: Sequence[Matches], schema: ClassSchema) -> tuple[Values, 
     """Average precision, and the other values at the confidence where F1 is largest.
 
     Returns:
-        AVERAGE_PRECISION (mean of the classes that occur), F1_SCORE and THRESHOLD of all classes together;
+        AVERAGE_PRECISION (mean of the classes that occur), F1_SCORE, PRECISION, RECALL and THRESHOLD of all
+        classes together;
         and per class ap, precision, recall, f1 and the number of objects.
     """
     matches = Matches.joined(chips)
@@ -96,13 +98,17 @@ def score_chips(chips: Sequence[Matches], schema: ClassSchema) -> tuple[Values, 
     values = {
         "AVERAGE_PRECISION": mean_or_nan([row["ap"] for row in per_class.values()]),
         "F1_SCORE": every.f1 if every else 0.0,
+        "PRECISION": float(every.precision[every.at]) if every else 0.0,
+        "RECALL": float(every.recall[every.at]) if every else 0.0,
         "THRESHOLD": every.threshold if every else _NO_OBJECT_THRESHOLD,
     }
     return values, per_class
 
 
 def pixel_scores(confusion: npt.NDArray[np.int64], schema: ClassSchema) -> tuple[Values, dict[str, Values]]:
-    """ACCURACY, and F1_SCORE and MIOU as means over the classes that occur, the background left out.
+    """ACCURACY, and F1_SCORE, DICE, PRECISION, RECALL and MIOU as means over the classes that occur.
+
+    The background is left out of the means. DICE is F1_SCORE by the name that it has in ArcGIS.
 
     Args:
         confusion: pixels, rows truth, columns prediction, 0 the background  # (classes + 1, classes + 1).
@@ -118,10 +124,19 @@ def pixel_scores(confusion: npt.NDArray[np.int64], schema: ClassSchema) -> tuple
     }
     occurring = [row for row, count in zip(measures[1:], truth[1:], strict=True) if count > 0]
     total = int(confusion.sum())
+    iou, f1, precision, recall = (
+        mean_or_nan([float(row[column]) for row in occurring]) for column in range(len(measures[0]))
+    )
+    if occurring:
+        # A class that is there and is never found has no precision of its own: in the mean it is 0.
+        precision = float(np.mean([np.nan_to_num(row[2]) for row in occurring]))
     values = {
         "ACCURACY": float(np.trace(confusion) / total) if total else float("nan"),
-        "F1_SCORE": mean_or_nan([float(row[1]) for row in occurring]),
-        "MIOU": mean_or_nan([float(row[0]) for row in occurring]),
+        "F1_SCORE": f1,
+        "DICE": f1,
+        "PRECISION": precision,
+        "RECALL": recall,
+        "MIOU": iou,
     }
     return values, per_class
 
@@ -138,7 +153,10 @@ def chosen_labels(scores: npt.NDArray[np.float32], *, several: bool) -> npt.NDAr
 def label_scores(
     scores: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_], schema: ClassSchema, *, several: bool
 ) -> tuple[Values, dict[str, Values]]:
-    """ACCURACY, and F1_SCORE as the mean over the classes that occur; per class precision, recall and F1.
+    """ACCURACY, and F1_SCORE, PRECISION and RECALL as means over the classes that occur; these per class.
+
+    MULTI_LABEL_FBETA is the F-beta of all decisions together, which counts recall as :data:`BETA` times as
+    important as precision.
 
     Args:
         scores: probability of each class for each chip  # (n, classes)
@@ -157,9 +175,15 @@ def label_scores(
             "f1": ratio(2 * both, found + there),
             "chips": there,
         }
+    occurring = [row for row in per_class.values() if row["chips"] > 0]
+    both, found, there = (float(np.count_nonzero(part)) for part in (predicted & truth, predicted, truth))
     values = {
         "ACCURACY": float((predicted == truth).all(axis=1).mean()) if len(truth) else float("nan"),
-        "F1_SCORE": mean_or_nan([row["f1"] for row in per_class.values() if row["chips"] > 0]),
+        "F1_SCORE": mean_or_nan([row["f1"] for row in occurring]),
+        # As in pixel_scores.
+        "PRECISION": mean_or_nan([float(np.nan_to_num(row["precision"])) for row in occurring]),
+        "RECALL": mean_or_nan([row["recall"] for row in occurring]),
+        "MULTI_LABEL_FBETA": ratio((1 + BETA**2) * both, BETA**2 * there + found),
     }
     return values, per_class
 

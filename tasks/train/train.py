@@ -31,6 +31,7 @@ from tasks.train.callbacks import (
 from tasks.train.characteristics import accuracy_tables
 from tasks.train.checkpoints import Checkpoints, KeepCheckpoints, settled_in
 from tasks.train.data_formats import check_agreement, check_format
+from tasks.train.datasets import IGNORED
 from tasks.train.dividing import divide
 from tasks.train.doubts import doubts_of
 from tasks.train.environment import versions, without_determinism
@@ -41,7 +42,7 @@ from tasks.train.models.options import check_batch, check_sizes, input_size, opt
 from tasks.train.modules import TrainingModule
 from tasks.train.packaging import build
 from tasks.train.pairs import settle_normalisation
-from tasks.train.parameters import ADVERSARIAL, TrainParameters
+from tasks.train.parameters import ADVERSARIAL, PIXEL_KINDS, TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
 from tasks.train.sampling import DrawSampler
@@ -117,8 +118,19 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
     for item in data:
         check_format(parameters, item.metadata_format, str(item.folder))
         check_pictures(parameters, item)
+        _check_classes(parameters, item)
     check_agreement(data)
     check_sizes(parameters, options_of(parameters), min(data[0].tile_size), sum(len(i.chips) for i in data))
+
+
+def _check_classes(parameters: TrainParameters, data: TrainingData) -> None:
+    """Refuse more classes of pixels than labels of one byte hold."""
+    most = IGNORED - 1
+    if parameters.kind in PIXEL_KINDS and len(data.classes) > most:
+        raise TrainingDataError(
+            f"{data.folder} has {len(data.classes)} classes, but models of pixels learn {most} at most.",
+            "Merge classes, or export those that matter.",
+        )
 
 
 def fit(
@@ -285,7 +297,7 @@ def fit(
         "steps": steps_done,
         "stopped_early": best.stopped_early,
         "device": trainer.strategy.root_device.type,
-        "precision": str(trainer.precision),
+        "arithmetic": str(trainer.precision),
         "learning_rate": rate,
         "batch_size": batch,
         "processes": together.world,

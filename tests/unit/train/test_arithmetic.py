@@ -63,7 +63,7 @@ def test_gradients_of_two_batches_are_those_of_one_with_both(train: Any) -> None
 def test_bfloat16_learns_on_a_cpu_and_says_so(train: Any) -> None:
     mixed, ours = train(precision="BFLOAT16")
     exact, theirs = train(precision="FLOAT32")
-    assert (mixed.metrics["precision"], exact.metrics["precision"]) == ("bf16-mixed", "32-true")
+    assert (mixed.metrics["arithmetic"], exact.metrics["arithmetic"]) == ("bf16-mixed", "32-true")
     assert all(tensor.dtype == torch.float32 for tensor in ours.values())
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
     assert mixed.metrics["valid_loss"] == pytest.approx(exact.metrics["valid_loss"], rel=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_pairs_of_pictures_are_refused(tmp_path: Path) -> None:
     export(tmp_path, "Classified_Tiles", [sample], ClassSchema.from_values({1: "Changed"}))
     with pytest.raises(TrainingDataError, match="pairs of pictures"):
         check_data(parameters(model_type="UNET"), [open_training_data(tmp_path)])
+
+
+def test_more_classes_than_a_label_holds_are_refused(make_data: MakeData) -> None:
+    data = make_data(metadata_format="Classified_Tiles", count=2)
+    values = {value: f"Class {value}" for value in range(1, 256)}
+    most = replace(data, classes=ClassSchema.from_values(dict(list(values.items())[:254])))
+    check_data(parameters(model_type="UNET"), [most])
+    more = replace(data, classes=ClassSchema.from_values(values))
+    with pytest.raises(TrainingDataError, match="has 255 classes, but models of pixels learn 254 at most"):
+        check_data(parameters(model_type="UNET"), [more])
+    boxes = replace(make_data("boxes"), classes=ClassSchema.from_values(values))
+    check_data(parameters(), [boxes])
 
 
 def test_folders_must_agree(make_data: MakeData) -> None:

@@ -19,7 +19,7 @@ from tasks.train.models.options import (
     read_options,
 )
 from tasks.train.models.pixels import build_pixel_network
-from tasks.train.parameters import PIXEL_MODELS, ModelType, TrainParameters
+from tasks.train.parameters import PIXEL_MODELS, ModelType, Monitor, TrainParameters
 
 
 def parameters(**values: object) -> TrainParameters:
@@ -90,6 +90,24 @@ def test_frozen_random_weights_are_refused() -> None:
     given = parameters(freeze_model=True)
     with pytest.raises(BadInputError, match="freeze_model"):
         check_sizes(given, read_options(DetectorOptions, {"pretrained": "False"}), 256, 9)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "monitors"),
+    [
+        ("UNET", "VALID_LOSS F1_SCORE PRECISION RECALL ACCURACY MIOU DICE"),
+        ("MASKRCNN", "VALID_LOSS F1_SCORE PRECISION RECALL AVERAGE_PRECISION"),
+        ("FEATURE_CLASSIFIER", "VALID_LOSS F1_SCORE PRECISION RECALL ACCURACY MULTI_LABEL_FBETA"),
+        ("PIX2PIX", "VALID_LOSS"),
+    ],
+)
+def test_what_can_be_watched_follows_from_the_kind(model_type: str, monitors: str) -> None:
+    for monitor in get_args(Monitor):
+        if monitor in monitors.split():
+            assert parameters(model_type=model_type, monitor=monitor).monitor == monitor
+        else:
+            with pytest.raises(ValueError, match="choose one of"):
+                parameters(model_type=model_type, monitor=monitor)
 
 
 def test_a_monitor_of_the_other_kind_is_refused() -> None:

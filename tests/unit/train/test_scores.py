@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 
 from tasks.assess.objects import Matches, match_objects
 from tasks.labels import ClassSchema
-from tasks.train.scores import chip_objects, pixel_scores, score_chips
+from tasks.train.scores import chip_objects, label_scores, pixel_scores, score_chips
 
 SCHEMA = ClassSchema.from_values({3: "Round", 7: "Square"})
 
@@ -68,6 +69,7 @@ def test_the_threshold_is_where_f1_is_largest() -> None:
     values, per_class = score_chips([chip([*right, *wrong], truth)], SCHEMA)
     assert values["THRESHOLD"] == pytest.approx(0.7)
     assert values["F1_SCORE"] == pytest.approx(2 * 1.0 * 0.75 / 1.75)
+    assert (values["PRECISION"], values["RECALL"]) == (1.0, 0.75)
     assert per_class["Round"]["precision"] == 1.0
     assert per_class["Round"]["recall"] == 0.75
     assert per_class["Round"]["objects"] == 4
@@ -91,3 +93,32 @@ def test_pixel_values_leave_out_the_background_and_absent_classes() -> None:
     assert list(per_class) == ["Background", "Round", "Square"]
     assert per_class["Background"]["iou"] == pytest.approx(90 / 105)
     assert math.isnan(per_class["Square"]["iou"])
+
+
+def test_pixel_values_are_scikit_learns() -> None:
+    random = np.random.default_rng(0)
+    truth, found = random.integers(0, 3, 400), random.integers(0, 2, 400)  # class 2 is there, never found
+    confusion = metrics.confusion_matrix(truth, found, labels=[0, 1, 2])
+    values, _ = pixel_scores(confusion, SCHEMA)
+    expected = metrics.precision_recall_fscore_support(
+        truth, found, labels=[1, 2], average="macro", zero_division=0
+    )
+    assert [values["PRECISION"], values["RECALL"]] == pytest.approx(expected[:2])
+    assert values["DICE"] == values["F1_SCORE"] == pytest.approx(expected[2])
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_values_of_labels_are_scikit_learns(several: bool) -> None:
+    random = np.random.default_rng(1)
+    truth = random.random((60, 2)) < 0.4
+    if not several:
+        truth[:, 1] = ~truth[:, 0]
+    scores = random.random((60, 2)).astype(np.float32)
+    values, _ = label_scores(scores, truth, SCHEMA, several=several)
+    found = scores >= 0.5 if several else np.eye(2, dtype=bool)[scores.argmax(axis=1)]
+    each = metrics.precision_recall_fscore_support(truth, found, average="macro", zero_division=0)
+    assert [values["PRECISION"], values["RECALL"], values["F1_SCORE"]] == pytest.approx(each[:3])
+    whole = metrics.fbeta_score(truth, found, beta=2, average="micro")
+    assert values["MULTI_LABEL_FBETA"] == pytest.approx(whole)
+    never, _ = label_scores(np.zeros((60, 2), np.float32), truth, SCHEMA, several=True)
+    assert (never["PRECISION"], never["RECALL"], never["MULTI_LABEL_FBETA"]) == (0, 0, 0)
