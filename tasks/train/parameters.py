@@ -218,10 +218,11 @@ class TrainParameters(ToolParameters):
         default=[],
         description="Arguments of the model, as names and values. preset = light trains on a CPU in minutes; "
         "further: pretrained, downscale; models of pixels: class_balancing, focal_loss, dice_loss, "
-        "ignore_classes, decoder, width; "
-        "detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; RTDETRV2, DFINE: those "
-        "of detectors, and layers, queries, denoising, expansion; "
-        "FEATURE_CLASSIFIER: dropout, label_smoothing; CHANGEDETECTOR: those of pixels, and fusion; "
+        "mixup, ignore_classes, and decoder (UNET, UNETPLUSPLUS, MANET) or width (FPN, PSPNET, DEEPLAB, "
+        "UPERNET, SEGFORMER); detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; of "
+        "these RETINANET, SSD, FASTERRCNN, MASKRCNN: ratios; RETINANET, SSD: scales; RTDETRV2, DFINE: layers, "
+        "queries, denoising, expansion; "
+        "FEATURE_CLASSIFIER: dropout, label_smoothing, mixup; CHANGEDETECTOR: those of UNET, and fusion; "
         "MULTITASK_ROADEXTRACTOR, CONNECTNET: those of pixels, and mtl_model, gaussian_thresh, "
         "orient_bin_size, orient_theta, direction_weight, connectivity_weight (CONNECTNET); "
         "SUPERRESOLUTION: downsample_factor; PIX2PIX: l1_weight, discriminator; PIX2PIXHD: these, and "
@@ -264,7 +265,8 @@ class TrainParameters(ToolParameters):
         default="VALID_LOSS",
         description="Value that early stopping watches and the best weights are chosen by: VALID_LOSS, "
         "F1_SCORE, PRECISION, RECALL (models of pictures: VALID_LOSS); pixels, change: also ACCURACY, MIOU, "
-        "DICE; objects, outlines: also AVERAGE_PRECISION; classes of objects: also ACCURACY, MULTI_LABEL_FBETA",
+        "DICE; objects, outlines: also AVERAGE_PRECISION; classes of objects: also ACCURACY, "
+        "MULTI_LABEL_FBETA",
     )
     time_limit_minutes: float | None = Field(
         default=None,
