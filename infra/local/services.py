@@ -199,6 +199,9 @@ def _prefect(layout: Layout, keys: Secrets) -> Service:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         # A schedule that a person makes shall not wait a minute before its first run is planned.
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
+        # Each look costs, and here nobody is in such a hurry to know.
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "15",
+        "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
         # The parts of a cancelled run hold their workers until this service has seen them.
         "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "4",
         "PREFECT_UI_API_URL": f"{layout.prefect_url}/api",

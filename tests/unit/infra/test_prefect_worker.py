@@ -16,7 +16,7 @@ from infra.local.prefect_worker import PatientWorker
 
 def test_a_busy_worker_asks_now_and_then_and_at_once_when_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    fails = False
+    fails, waiting = False, 1
 
     async def ask(worker: ProcessWorker) -> list[object]:
         asked.append(worker.limiter.available_tokens > 0)
@@ -24,15 +24,23 @@ def test_a_busy_worker_asks_now_and_then_and_at_once_when_it_is_free(monkeypatch
             raise httpx.ConnectError("away")
         return []
 
+    async def count(_worker: PatientWorker) -> int:
+        return waiting
+
     monkeypatch.setattr(ProcessWorker, "get_and_submit_flow_runs", ask)
+    monkeypatch.setattr(PatientWorker, "_waiting", count)
 
     async def scenario() -> None:
-        nonlocal fails
+        nonlocal fails, waiting
         worker = PatientWorker(work_pool_name="gpu", limit=1)
         worker._limiter = anyio.CapacityLimiter(1)
         await worker.get_and_submit_flow_runs()
         await worker.get_and_submit_flow_runs()
         assert asked == [True, True]
+        waiting = 0
+        assert await worker.get_and_submit_flow_runs() == []
+        assert asked == [True, True]
+        waiting = 1
         run = uuid4()
         worker._limiter.acquire_on_behalf_of_nowait(run)
         before = worker._last_polled_time
@@ -40,7 +48,7 @@ def test_a_busy_worker_asks_now_and_then_and_at_once_when_it_is_free(monkeypatch
             assert await worker.get_and_submit_flow_runs() == []
         assert asked == [True, True]
         assert worker._last_polled_time > before  # it lives
-        monkeypatch.setattr(prefect_worker, "BUSY_PAUSE_S", 0.0)
+        monkeypatch.setattr(prefect_worker, "LONGEST_PAUSE_S", 0.0)
         await worker.get_and_submit_flow_runs()
         assert asked == [True, True, False]
         fails = True  # which must not end the worker
