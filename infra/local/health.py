@@ -21,7 +21,8 @@ class _PatientTransport(httpx.HTTPTransport):
     """Asks again while a server says 503: Prefect does when two writers met in its SQLite database."""
 
     def __init__(self, patience_s: float) -> None:
-        super().__init__()
+        # Servers close a connection that waits for seconds: a busy machine would send on one that is closed.
+        super().__init__(limits=httpx.Limits(max_keepalive_connections=0))
         self.patience_s = patience_s
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
