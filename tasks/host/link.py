@@ -329,7 +329,7 @@ def resident_mb(pid: int) -> int:
     """
     held = 0
     files: dict[tuple[int, int], int] = {}
-    for member in _tree(pid):
+    for member in tree(pid):
         with contextlib.suppress(OSError, ValueError, IndexError):
             held += int(Path(f"/proc/{member}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         with contextlib.suppress(OSError):
@@ -341,7 +341,7 @@ def resident_mb(pid: int) -> int:
     return (held + sum(files.values())) // (1024 * 1024)
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
     """``pid`` and its descendants. Reads the kernel's own lists: psutil would read every process there is."""
     found, index = [pid], 0
     while index < len(found):

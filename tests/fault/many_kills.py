@@ -34,6 +34,7 @@ from typing import Protocol
 
 import psutil
 
+from tasks.host.namespaces import die_with_parent
 from tasks.settings import settings
 from tests.fault.work import Work, functions_of, lives, make_work, run_part
 
@@ -49,7 +50,14 @@ VICTIMS = {
     "both": ("kill -9 of function and worker", 2),
     "terminated": ("SIGTERM to the worker", 1),
 }
-_PRELOADED = ["tests.fault.work", "tasks.infer.part", "tasks.infer.finish", "rasterio"]
+_PRELOADED = [
+    "tests.fault.work",
+    "concurrent.futures.process",
+    "multiprocessing.context",
+    "tasks.infer.part",
+    "tasks.infer.finish",
+    "rasterio",
+]
 
 
 class Worker(Protocol):
@@ -200,9 +208,9 @@ class Ground:
         """How long anything may take."""
         return max(LEAST_PATIENCE_S, PATIENCE * max(self.undisturbed_s.values(), default=0))
 
-    def measure(self) -> None:
-        """The whole work, undisturbed: the measure of all other times."""
-        for forked in (True, False):
+    def measure(self, *kinds: bool) -> None:
+        """The whole work, undisturbed, by forked workers or others: the measure of all other times."""
+        for forked in kinds:
             self.reset()
             begun = time.monotonic()
             if self.undisturbed(forked=forked):
@@ -349,7 +357,8 @@ def main() -> None:
 
 
 def kill_many(kills: int, seconds: float, seed: int) -> Log:
-    """Make so many kills, or as many as there is time for."""
+    """Make so many kills, or as many as there is time for; in a process that ends with its parent."""
+    die_with_parent()
     log = Log(Path(tempfile.gettempdir()) / f"many-kills-problems-{os.getpid()}")
     with tempfile.TemporaryDirectory(prefix="many-kills-", ignore_cleanup_errors=True) as folder:
         _kill_many(_ground(Path(folder), log), kills, seconds, seed)
@@ -376,11 +385,11 @@ def _ground(folder: Path, log: Log) -> Ground:
 def _kill_many(ground: Ground, wanted: int, seconds: float, seed: int) -> None:
     chance, log = random.Random(seed), ground.log
     give_up = time.monotonic() + seconds
-    ground.measure()  # the first forked worker waits for the modules
+    ground.measure(True, False)  # the first forked worker waits for the modules
     while len(log.kills) < wanted and time.monotonic() < give_up:
         if log.works % WORKS_PER_MEASURE == 0:
             started = log.starts
-            ground.measure()  # what else the machine does may change
+            ground.measure(True)  # what else the machine does may change
             log.starts = started
             if len(ground.undisturbed_s) < 2:
                 raise SystemExit(f"an undisturbed work fails: see {log.kept}")

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from typing import Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+
+from tasks.host.link import tree
 
 FUNCTION = '''
 import time
@@ -231,10 +234,10 @@ def make_work(folder: Path, *, root: str | None = None, edge: int = 256, seconds
 
 def functions_of(worker: int) -> Iterator[psutil.Process]:
     """The processes of the inference function that a worker has started, the guardians among them."""
-    try:
-        yield from psutil.Process(worker).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
+    # By the kernel's lists of children: psutil would read every process there is, and this is asked often.
+    for pid in tree(worker)[1:]:
+        with suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
 
 
 def lives(process: psutil.Process) -> bool:
