@@ -97,8 +97,13 @@ class Runs:
             TimeoutError: with the run's log.
         """
         end = time.monotonic() + timeout_s
+        found: dict[str, Any] = {"state_type": "not known"}
         while time.monotonic() < end:
-            found: dict[str, Any] = self.http.get(f"/flow_runs/{run}").json()
+            try:
+                found = self.http.get(f"/flow_runs/{run}").json()
+            except httpx.TransportError:  # a busy server closes connections that it kept
+                time.sleep(0.5)
+                continue
             if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
                 return found
             time.sleep(0.5)
