@@ -334,7 +334,8 @@ class TrainParameters(ToolParameters):
         """ArcGIS takes chip_size and monitor as model arguments, too."""
         if not isinstance(values, dict) or not isinstance(values.get("model_arguments"), list):
             return values
-        kept, moved = [], {}
+        kept: list[Any] = []
+        moved: dict[str, str] = {}
         for argument in values["model_arguments"]:
             item = argument.model_dump() if isinstance(argument, ModelArgument) else argument
             name, value = (item.get("name"), item.get("value")) if isinstance(item, dict) else (None, None)
