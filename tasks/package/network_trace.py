@@ -52,6 +52,9 @@ def trace_settled(module: nn.Module) -> fx.Graph:
     first = next(child for child in module.modules() if isinstance(child, nn.Conv2d))
     examples = [_Example(module, first.in_channels, shape) for shape in _PROBES]
     graph = _SettledTracer(examples).trace(module)
+    for node in graph.nodes:
+        if node.target is torch.concat:  # the same by another name, which converters to ONNX do not know
+            node.target = torch.cat
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return graph
 
