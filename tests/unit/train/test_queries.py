@@ -28,6 +28,7 @@ from tasks.train.models.queries import (
 from tasks.train.result import Trained
 from tasks.train.train import fit
 from tasks.training_data import TrainingData, read_chip_image
+from tests.unit.package import test_detector_engines
 from tests.unit.train.test_checkpoints import Folder, PowerFailure, assert_same
 from tests.unit.train.test_zoo import parameters, trained, vectorized
 
@@ -186,6 +187,57 @@ def test_images_of_several_sizes_are_filled_and_their_objects_stay_inside() -> N
     assert len(detector([torch.ones(3, 64, 64)])[0]["scores"]) == 3
     detector.nms_thresh = 0.05
     assert detector([torch.ones(3, 64, 64)])[0]["labels"].tolist() == [1, 2]
+
+
+class Brightest(nn.Module):
+    """One answer: the box around all that is bright."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answers = []
+        for image in x:
+            rows, cols = (image[0] > 0.5).nonzero(as_tuple=True)
+            low = torch.stack([cols.min(), rows.min()]) / image.shape[-1]
+            high = (torch.stack([cols.max(), rows.max()]) + 1) / image.shape[-1]
+            answers.append(torch.cat([(low + high) / 2, high - low, torch.tensor([2.0, -9.0])])[None])
+        return torch.stack(answers)
+
+
+def function_around(detector: nn.Module, monkeypatch: pytest.MonkeyPatch, **scalars: str) -> Any:
+    monkeypatch.setattr(test_detector_engines, "network", lambda _kind: detector)
+    return test_detector_engines.function("", 0.3, **scalars)
+
+
+def test_positions_of_a_tile_are_merged_though_nothing_is_suppressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = np.zeros((3, 80, 80), np.uint8)
+    block[:, 20:50, 10:30] = 255
+    scalars = {"padding": "0", "batch_size": "1", "tile_size": "64", "nms_overlap": "1"}
+    detector = QueryDetector(Brightest(), 32, 0.05, 1.0)
+    made = function_around(detector, monkeypatch, test_time_augmentation="True", **scalars)
+    features = vectorized(made, block[:, :64, :64])
+    corners = [feature["geometry"]["rings"][0][::2] for feature in features]
+    np.testing.assert_allclose(corners, [[[10, 20], [30, 50]]], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ["ONNXRUNTIME", "OPENVINO"])
+def test_engines_find_torchs_objects(kind: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = read_options(QueryOptions, {**SMALL, "queries": "40"})
+    shared: dict[str, Any] = {"classes": 2, "most_objects": 0, "bands": ["R", "G", "B"], "pretrained": False}
+    network = build_query_network(kind, "timm:lcnet_035", options, **shared)
+    noisy(network)
+    with torch.no_grad():  # scores far apart, as after training
+        for head in network.decoder.class_embed:
+            head.weight.mul_(8)
+    detector = LearningQueryDetector(network, **detector_arguments(options)).eval().requires_grad_(False)
+    source = emit_query_detector(network, detector_arguments(options))
+    twin = load_network(source, detector.state_dict()).requires_grad_(False)
+    made = function_around(twin, monkeypatch, execution_engine=engine)
+    block = np.random.default_rng(3).integers(0, 255, (3, 112, 112)).astype(np.uint8)
+    report = made.settle_engine([block])
+    assert (report["execution_engine"], report["fell_back"]) == (engine, []), report
+    assert report["objects"] > 20
+    assert len(vectorized(made, block)) > 20
 
 
 def test_queries_follow_the_fullest_chip() -> None:
