@@ -127,7 +127,9 @@ def test_chips_are_judged_as_by_a_training(
     package = open_package(result.package, tmp_path / "cache")
     given = {"threshold": "0.05"} if "ap" in measures else {}
     found = apply_to_chips(package, apart, name="apart", processor="CPU", arguments=given)
-    asked = ComparisonParameters(model_name="m", evaluation_data="apart", bootstrap_replicates=100)
+    asked = ComparisonParameters(
+        model_name="m", evaluation_data="apart", bootstrap_replicates=100, min_iou=0.4
+    )
     compared = compare_chips({CHALLENGER: found}, asked)
     for name in CLASSES.values():
         row = compared.values[CHALLENGER][compared.names.index(name)]
