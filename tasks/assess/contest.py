@@ -13,7 +13,8 @@ from tasks.assess.comparison import CHALLENGER, CHAMPION
 from tasks.assess.parameters_compare import ComparisonParameters
 from tasks.errors import BadInputError, NotFoundError, RunError
 from tasks.imagery import expand_rasters, inspect_raster
-from tasks.package.tags import TRAINING_DATA_TAG
+from tasks.package.fetch import fetch_package
+from tasks.package.tags import TRAINING_DATA_TAG, training_data_of
 from tasks.store import ObjectStore, read_manifest
 from tasks.tracking import ModelVersion, find_version
 from tasks.training_data.address import find_folder
@@ -147,6 +148,24 @@ def _version(found: ModelVersion) -> Version:
         learnt_from=[str(item["identity"]) for item in listed if "identity" in item],
         pairs=found.tags.get(_MODEL_TAG) == _FOR_PAIRS,
     )
+
+
+def with_lineage(store: ObjectStore, contest: Contest) -> Contest:
+    """The contest with all that the packages say they learnt from, were chosen on, or inherited.
+
+    A tag of the registry holds 1000 characters, and so perhaps not all of it.
+    """
+    known = {}
+    for role, version in contest.versions.items():
+        listed = training_data_of(fetch_package(version.package, store).definition)
+        manifests = [f"{uri.rstrip('/')}/manifest.json" for uri, _ in listed]
+        known[role] = version.model_copy(
+            update={
+                "training_data": list(dict.fromkeys([*version.training_data, *manifests])),
+                "learnt_from": list(dict.fromkeys([*version.learnt_from, *(key for _, key in listed)])),
+            }
+        )
+    return contest.model_copy(update=known)
 
 
 def refuse_learnt_from(store: ObjectStore, parameters: ComparisonParameters, contest: Contest) -> None:

@@ -134,12 +134,12 @@ class PlannedComparison(TypedDict):
 @task(name="find versions")
 def find_versions(parameters: ComparisonParameters) -> PlannedComparison:
     """Look up champion and challenger in the registry."""
-    from tasks.assess.contest import find_contest, refuse_learnt_from
+    from tasks.assess.contest import find_contest, refuse_learnt_from, with_lineage
     from tasks.store import ObjectStore
 
     log = get_run_logger()
     contest = find_contest(parameters)
-    refuse_learnt_from(ObjectStore(), parameters, contest)
+    refuse_learnt_from(ObjectStore(), parameters, with_lineage(ObjectStore(), contest))
     for role, version in contest.versions.items():
         log.info("%s: %s, %s", role, version.uri, version.package)
     if contest.champion is None:

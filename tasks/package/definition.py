@@ -244,6 +244,13 @@ class ModelDefinition(_Tolerant):
         """Keys of the file that this model does not know, as they were."""
         return dict(self.model_extra or {})
 
+    @property
+    def training_metrics(self) -> dict[str, Any]:
+        """What a training of ours reached, and with what; empty for packages from elsewhere."""
+        own = self.extras.get("Chipline")
+        found = own.get("Metrics") if isinstance(own, dict) else None
+        return found if isinstance(found, dict) else {}
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of the file: keys that were given (null ones too), canonical spellings."""
         written = self.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -43,6 +43,21 @@ def lineage_tags(inputs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return {TRAINING_DATA_TAG: text}
 
 
+def training_data_of(definition: ModelDefinition) -> list[tuple[str, str]]:
+    """Address and identity of what a package built here learnt from or was chosen on, its ancestors' too.
+
+    Empty for packages from elsewhere, and for those of versions that did not write it.
+    """
+    listed = definition.training_metrics.get("training_data")
+    if not isinstance(listed, list):
+        return []
+    return [
+        (str(item["uri"]), str(item["identity"]))
+        for item in listed
+        if isinstance(item, dict) and {"uri", "identity"} <= set(item)
+    ]
+
+
 def _with_count(listed: list[dict[str, str]], shown: int) -> list[dict[str, str]]:
     left = len(listed) - shown
     return [*listed[:shown], {"and": f"{left} more"}] if left else listed

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
+from tasks.package.dlpk import Package
 from tasks.train.parameters import TrainParameters
 from tasks.train.splits import Split
 from tasks.training_data import Chip, TrainingData
 
 
 def doubts_of(
-    parameters: TrainParameters, data: Sequence[TrainingData], chips: Sequence[Chip], split: Split
+    parameters: TrainParameters,
+    data: Sequence[TrainingData],
+    chips: Sequence[Chip],
+    split: Split,
+    *,
+    known_data: Sequence[str] = (),
+    package: Package | None = None,
 ) -> list[str]:
     """One sentence each, with the remedy.
 
@@ -18,8 +26,17 @@ def doubts_of(
         data: the training data.
         chips: of all folders.
         split: indices into ``chips``.
+        known_data: folders of validation chips that the package to go on with has learnt from.
+        package: to go on with.
     """
     found = []
+    validated_on = None if package is None else package.definition.training_metrics.get("validation_digest")
+    if known_data and package is not None and validated_on != validation_digest(chips, split):
+        found.append(
+            f"{package.name} has learnt from {', '.join(known_data)}, and chips that validate here may be "
+            "among those that it learnt from: their numbers would flatter. Name chips of other ground as "
+            "validation_folder, or keep seed, validation_percent and training data as they were."
+        )
     if parameters.kind == "labels":
         single = all(len(chip.values) == 1 for chip in chips)
         if single and len({value for chip in chips for value in chip.values}) == 1:
@@ -39,3 +56,9 @@ def doubts_of(
             "ground as validation_folder."
         )
     return found
+
+
+def validation_digest(chips: Sequence[Chip], split: Split) -> str:
+    """Says which chips validated: SHA-256 over their names and places, whatever their order."""
+    lines = sorted(f"{chips[index].stem} {chips[index].footprint}" for index in split.validation)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -17,6 +17,7 @@ from tasks.errors import BadInputError, NotFoundError
 from tasks.package.dlpk import file_digest
 from tasks.package.fetch import fetch_package
 from tasks.package.publish import PACKAGES
+from tasks.package.tags import training_data_of
 from tasks.settings import settings
 from tasks.store import ObjectStore, check_allowed, current, is_local, join
 from tasks.store.uris import local_path
@@ -35,6 +36,8 @@ class Origin(BaseModel):
         uri: where it lies.
         identity: SHA-256 of a package or of a local file; ETag and size of an object.
         name: for people.
+        learnt: address and identity of the training data that a package learnt from or was chosen on, with
+            those of the packages that it went on from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +45,7 @@ class Origin(BaseModel):
     uri: str
     identity: str
     name: str
+    learnt: tuple[tuple[str, str], ...] = ()
 
 
 def find_package(store: ObjectStore, parameters: TrainParameters) -> Origin | None:
@@ -56,7 +60,8 @@ def find_package(store: ObjectStore, parameters: TrainParameters) -> Origin | No
     uri = _package_uri(store, parameters.pretrained_model.strip())
     package = fetch_package(uri, store)
     check_package(package, parameters)
-    return Origin(uri=uri, identity=package.digest, name=package.name)
+    learnt = tuple(training_data_of(package.definition))
+    return Origin(uri=uri, identity=package.digest, name=package.name, learnt=learnt)
 
 
 def _package_uri(store: ObjectStore, given: str) -> str:

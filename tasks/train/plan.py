@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import NotFoundError
+from tasks.imagery.identity import unsigned
 from tasks.parameters import arguments_as_dict
 from tasks.store import ObjectStore, join, output_folder, run_key
 from tasks.train.data_formats import check_format
@@ -38,6 +39,20 @@ class TrainPlan(BaseModel):
     validation: list[DataFolder] = []
     pretrained: Origin | None = None
     encoder: Origin | None = None
+
+    @property
+    def lineage(self) -> list[tuple[str, str]]:
+        """Address and identity of all training data behind the weights: learnt from, chosen on, inherited."""
+        own = [(unsigned(item.uri), item.identity) for item in (*self.inputs, *self.validation)]
+        return list(dict.fromkeys([*own, *(self.pretrained.learnt if self.pretrained is not None else ())]))
+
+    @property
+    def known_data(self) -> list[str]:
+        """Folders of which validation chips may come and that ``pretrained_model`` has learnt from."""
+        if self.pretrained is None:
+            return []
+        learnt = {identity for _, identity in self.pretrained.learnt}
+        return [item.uri for item in self.validation or self.inputs if item.identity in learnt]
 
 
 class TrainRecord(BaseModel):

@@ -33,7 +33,7 @@ from tasks.train.checkpoints import Checkpoints, KeepCheckpoints, settled_in
 from tasks.train.data_formats import check_agreement, check_format
 from tasks.train.datasets import IGNORED
 from tasks.train.dividing import divide
-from tasks.train.doubts import doubts_of
+from tasks.train.doubts import doubts_of, validation_digest
 from tasks.train.environment import versions, without_determinism
 from tasks.train.event_file import event_file
 from tasks.train.hardware import Group, accelerator_of, agree, arithmetic, join_group, placement, precision_of
@@ -65,6 +65,8 @@ def train_model(
     tracker: Tracker,
     progress: Progress,
     inputs: Sequence[tuple[str, str]] = (),
+    lineage: Sequence[tuple[str, str]] = (),
+    known_data: Sequence[str] = (),
     validation: Sequence[TrainingData] = (),
     checkpoints: Checkpoints | None = None,
     beginning: Beginning | None = None,
@@ -78,6 +80,8 @@ def train_model(
         tracker: gets parameters, curves, per-class values and pictures; see ``Tracker.disabled``.
         progress: called with a fraction and a word about what goes on.
         inputs: name and identity of each folder, for the package's model card.
+        lineage: address and identity of all training data behind the weights, for the package.
+        known_data: folders of validation chips that the package to go on with has learnt from.
         validation: training data to validate on; empty: compact areas of ``data`` are kept aside.
         checkpoints: where the training goes on from, and leaves where it is; None: nowhere.
         beginning: a package to go on with, or a file of the encoder's weights; None: neither.
@@ -96,7 +100,9 @@ def train_model(
         apart=validation,
         checkpoints=checkpoints,
         beginning=beginning,
+        known_data=known_data,
     )
+    trained.metrics["training_data"] = [{"uri": uri, "identity": identity} for uri, identity in lineage]
     pictures = draw_pictures(trained, data[0].classes)
     page = metrics_page(parameters, trained, pictures)
     for name, picture in pictures.items():
@@ -143,6 +149,7 @@ def fit(
     apart: Sequence[TrainingData] = (),
     checkpoints: Checkpoints | None = None,
     beginning: Beginning | None = None,
+    known_data: Sequence[str] = (),
 ) -> Trained:
     """Train and measure; see :func:`train_model`.
 
@@ -156,7 +163,8 @@ def fit(
     sides, sides_apart = sides_of(data), sides_of(apart)
     chips = [chip for item in (*sides, *sides_apart) for chip in item.chips]
     split, leaked = divide(parameters, sides, sides_apart)
-    doubts = doubts_of(parameters, data, chips, split)
+    package = None if beginning is None else beginning.package
+    doubts = doubts_of(parameters, data, chips, split, known_data=known_data, package=package)
     for doubt in doubts:
         progress(0.0, doubt)
     if doubts:
@@ -292,6 +300,7 @@ def fit(
             "buffer": split.buffer,
             "split_by": split.by,
         },
+        "validation_digest": validation_digest(chips, split),
         "doubts": doubts,
         "epochs": epochs,
         "steps": steps_done,

@@ -230,8 +230,11 @@ def finish(store: ObjectStore, plan_uri: str, provenance: dict[str, Any]) -> Pub
 
 def _inputs(plan: TrainPlan) -> Iterator[tuple[str, DataFolder | Origin]]:
     yield from (("training data", item) for item in plan.inputs)
+    yield from (("validation data", item) for item in plan.validation)
     if plan.pretrained is not None:
         yield "pretrained model", plan.pretrained
+        for uri, identity in plan.pretrained.learnt:
+            yield "training data of the pretrained model", Origin(uri=uri, identity=identity, name="")
     if plan.encoder is not None:
         yield "encoder weights", plan.encoder
 
@@ -255,6 +258,8 @@ def _train(
         tracker=tracker,
         progress=progress,
         inputs=inputs,
+        lineage=plan.lineage,
+        known_data=plan.known_data,
         validation=apart,
         checkpoints=checkpoints,
         beginning=open_beginning(store, plan, work),
@@ -278,9 +283,7 @@ def _train(
     return TrainRecord(
         package=publish_package(store, result.package, made_by=plan.folder_uri),
         digest=file_digest(result.package),
-        tags=package_tags(result.package)
-        | lineage_tags([(item.uri, item.identity) for item in plan.inputs])
-        | _start_tags(plan),
+        tags=package_tags(result.package) | lineage_tags(plan.lineage) | _start_tags(plan),
         metrics=result.metrics,
         effort=result.effort,
         files=[record.model_dump() for record in files],

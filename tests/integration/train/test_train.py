@@ -251,7 +251,7 @@ def test_a_killed_training_goes_on_in_the_same_run(monkeypatch: pytest.MonkeyPat
 def test_a_training_goes_on_with_a_package_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     store = ObjectStore()
     _, _, first = trained(parameters(output_name="base", learning_rate=1e-6))
-    given = parameters(output_name="tuned", pretrained_model="base", seed=2)
+    given = parameters(output_name="tuned", pretrained_model="base", seed=2, validation_percent=40)
     made, uri, record = trained(given)
     assert made.pretrained is not None
     assert (made.pretrained.uri, made.pretrained.identity) == (first.package, first.digest)
@@ -259,6 +259,16 @@ def test_a_training_goes_on_with_a_package_by_its_name(monkeypatch: pytest.Monke
     assert record.tags["chipline.pretrained_model"] == first.package
     manifest = work.finish(store, uri, {}).manifest
     assert {"role": "pretrained model", "uri": first.package, "identity": first.digest} in manifest.inputs
+    # Another seed, so that what validates here may be what the base learnt from.
+    assert any("base has learnt from" in doubt for doubt in record.metrics["doubts"])
+    data = [{"uri": item.uri, "identity": item.identity} for item in made.inputs]
+    assert record.metrics["training_data"] == first.metrics["training_data"] == data
+    inherited = {"role": "training data of the pretrained model", **data[0]}
+    assert inherited in manifest.inputs
+    # A further package knows its grandparents' data, which the registry's tag says, too.
+    third = plan.make_plan(store, given.model_copy(update={"pretrained_model": record.package, "seed": 3}))
+    assert third.lineage == [(one["uri"], one["identity"]) for one in data]
+    assert data[0]["identity"] in record.tags["chipline.training_data"]
     # By address it is the same training; from another start it is another.
     same = plan.make_plan(store, given.model_copy(update={"pretrained_model": first.package}))
     other = plan.make_plan(store, given.model_copy(update={"pretrained_model": None}))

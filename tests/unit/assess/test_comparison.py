@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tasks.assess.decision import decide
 from tasks.assess.parameters_compare import ComparisonParameters
 from tasks.errors import BadInputError, NotFoundError, RunError
 from tasks.imagery import inspect_raster
+from tasks.package import read_definition
 from tasks.store import ObjectStore, current, join, read_manifest
 from tasks.tracking import ModelVersion
 
@@ -286,6 +288,19 @@ def test_imagery_that_a_version_learnt_from_is_refused(write_layer: Write, write
         refuse_learnt_from(store, here.parameters(), meets)
     refuse_learnt_from(store, here.parameters(mask_features=here.truth), meets)
     refuse_learnt_from(store, here.parameters(), contest())
+
+
+def test_what_a_tag_cannot_hold_is_read_from_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(uri: str, _store: ObjectStore) -> Any:
+        data = [{"uri": f"{uri}/data", "identity": uri}, {"uri": "s3://b/old", "identity": "of an ancestor"}]
+        definition = read_definition(json.dumps({"Chipline": {"Metrics": {"training_data": data}}}))
+        return SimpleNamespace(definition=definition)
+
+    monkeypatch.setattr(contest_module, "fetch_package", fetched)
+    meets = contest_module.with_lineage(ObjectStore(), contest())
+    for version in meets.versions.values():
+        assert version.learnt_from[-2:] == [version.package, "of an ancestor"]
+        assert version.training_data[-1] == "s3://b/old/manifest.json"
 
 
 @pytest.mark.parametrize("bounded", [False, True])

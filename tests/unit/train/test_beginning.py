@@ -14,6 +14,8 @@ from tasks.errors import BadInputError
 from tasks.package.dlpk import Package, open_package
 from tasks.tracking import Tracker
 from tasks.train.beginning import Beginning, fit_weights
+from tasks.train.dividing import divide
+from tasks.train.doubts import doubts_of
 from tasks.train.models.encoder_weights import EncoderStart
 from tasks.train.models.options import check_sizes, options_of
 from tasks.train.origins import check_package
@@ -63,6 +65,17 @@ def test_a_training_goes_on_with_the_weights_of_a_package(
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor.detach(), theirs[name], atol=1e-6, rtol=0)
     assert result.metrics["first_weights"] == f"all weights of the package m (SHA-256 {package.digest})"
+
+
+def test_validating_on_what_a_package_learnt_from_is_a_doubt(package: Package, data: TrainingData) -> None:
+    for share, doubted in ((30, False), (60, True)):
+        given = parameters("FPN", {"width": "32"}, validation_percent=share)
+        split, _ = divide(given, [data])
+        found = doubts_of(given, [data], data.chips, split, known_data=["s3://b/data"], package=package)
+        assert any("m has learnt from s3://b/data" in doubt for doubt in found) is doubted
+        assert doubts_of(given, [data], data.chips, split, package=package) == [
+            doubt for doubt in found if "has learnt from" not in doubt
+        ]
 
 
 class Head(nn.Module):
