@@ -386,7 +386,7 @@ def plan_with_features(
         grids=grids,
         shards=shards,
         parts=plan_parts(
-            parameters, shards, processor=processor, workers=workers, crops=features is not None
+            parameters, shards, geometry, processor=processor, workers=workers, crops=features is not None
         ),
         cut="auto" if parameters.shards_per_part is None else "given",
         remarks=remarks,

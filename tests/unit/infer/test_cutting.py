@@ -11,7 +11,7 @@ import pytest
 from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.parts import LEAST_PIXELS, MOST_PIXELS, cut_parts, plan_parts
 from tasks.infer.planned import Processor
-from tasks.infer.shards import Shard, split_parts
+from tasks.infer.shards import Shard, TileGeometry, split_parts
 
 
 def lasts(parts: list[tuple[int, int]], seconds: list[float], start: float) -> float:
@@ -23,7 +23,7 @@ def lasts(parts: list[tuple[int, int]], seconds: list[float], start: float) -> f
     return max(workers)[0]
 
 
-def shards(count: int, edge: int) -> list[Shard]:
+def shards(count: int) -> list[Shard]:
     return [
         Shard(
             grid=0,
@@ -33,7 +33,7 @@ def shards(count: int, edge: int) -> list[Shard]:
             tile_col=number,
             tile_rows=1,
             tile_cols=1,
-            window=(0, number * edge, edge, edge),
+            window=(0, number * 64, 64, 64),  # each is one tile; less may lie within the imagery
             key=f"key {number}",
         )
         for number in range(count)
@@ -45,7 +45,14 @@ def planned(
 ) -> list[int]:
     values = {"input_raster": ["a.tif"], "model": "m.dlpk", "output_classified_raster": "c", **more}
     parameters = ClassifyPixelsParameters.model_validate(values)
-    parts = plan_parts(parameters, shards(count, edge), processor=processor, workers=workers, crops=False)
+    parts = plan_parts(
+        parameters,
+        shards(count),
+        TileGeometry(rows=edge, cols=edge, padding=0),
+        processor=processor,
+        workers=workers,
+        crops=False,
+    )
     assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])][: len(parts)]
     assert sum(stop - start for start, stop in parts) == count
     return [stop - start for start, stop in parts]
@@ -54,7 +61,7 @@ def planned(
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 36, 121, 400, 2401])
 @pytest.mark.parametrize("workers", [1, 2, 3, 8, 64])
 def test_parts_are_contiguous_and_grow_shorter(count: int, workers: int) -> None:
-    parts = cut_parts(count, workers=workers, least=4, most=32)
+    parts = cut_parts([1] * count, workers=workers, least=4, most=32)
     assert [number for start, stop in parts for number in range(start, stop)] == list(range(count))
     sizes = [stop - start for start, stop in parts]
     assert all(size <= 32 for size in sizes)
@@ -64,12 +71,23 @@ def test_parts_are_contiguous_and_grow_shorter(count: int, workers: int) -> None
 @pytest.mark.parametrize("count", [64, 121, 400, 2401])
 @pytest.mark.parametrize("slower", [1.0, 1.3])
 def test_workers_end_together_though_one_is_slower_and_few_parts_start(count: int, slower: float) -> None:
-    parts = cut_parts(count, workers=2, least=4, most=64)
+    parts = cut_parts([1] * count, workers=2, least=4, most=64)
     seconds, start = [1.0, slower], 2.0
     ideal = count / sum(1 / one for one in seconds)
     assert lasts(parts, seconds, start) < 1.05 * (ideal + start * len(parts) / 2) + 4 * slower
     # As short as the shortest ones throughout, more of them would start than it is worth.
     assert lasts(parts, seconds, start) < lasts(split_parts(count, 4), seconds, start)
+
+
+def test_parts_of_a_round_are_as_long_where_shards_are_not() -> None:
+    row = [4] * 9 + [2]  # at the edge of the imagery a shard has fewer tiles
+    work = row * 9 + [2] * 9 + [1]
+    parts = cut_parts(work, workers=2, least=28, most=1000)
+    sizes = [sum(work[start:stop]) for start, stop in parts]
+    assert len(sizes) == 6
+    assert all(abs(one - other) <= 4 for one, other in zip(sizes[::2], sizes[1::2], strict=True))
+    # A shard that is more than a part still is one.
+    assert cut_parts([1000, 1, 1, 1000], workers=2, least=1, most=10) == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def test_a_part_is_as_long_as_suits_the_device() -> None:
@@ -84,11 +102,11 @@ def test_a_part_is_as_long_as_suits_the_device() -> None:
 
 def test_little_work_is_one_part_and_a_lone_worker_leaves_some_for_another() -> None:
     assert planned(9, 256, workers=8) == [9]
-    assert planned(6, 2048, workers=1) == planned(6, 2048, workers=0) == planned(6, 2048, workers=2) == [3, 3]
+    assert planned(4, 2048, workers=1) == planned(4, 2048, workers=0) == planned(4, 2048, workers=2) == [2, 2]
 
 
 def test_what_the_person_asked_for_counts() -> None:
     assert planned(40, 2048, workers=8, shards_per_part=20) == [20, 20]
     assert planned(40, 2048, workers=8, shards_per_part=20, parallel_processing_factor="4") == [10] * 4
     # Fewer at the same time than there are workers.
-    assert planned(6, 2048, workers=8, parallel_processing_factor="2") == [3, 3]
+    assert planned(4, 2048, workers=8, parallel_processing_factor="2") == [2, 2]
