@@ -66,7 +66,7 @@ class TrainingFacts:
     data: Sequence[tuple[str, str]]
     metadata_format: str
     bands: Sequence[BandFacts]
-    chips: Mapping[str, int]
+    chips: Mapping[str, int | None]
     area: tuple[float, float, float, float] | None = None
     crs: str = ""
 
@@ -131,7 +131,8 @@ def _training(training: TrainingFacts | None) -> Iterator[str]:
         return
     rows = [(f"data set {name}", identity) for name, identity in training.data]
     rows.append(("format", training.metadata_format))
-    rows += [(f"chips: {use}", str(count)) for use, count in training.chips.items()]
+    told = {use: "not compared" if count is None else str(count) for use, count in training.chips.items()}
+    rows += [(f"chips: {use}", count) for use, count in told.items()]
     if training.area is not None:
         xmin, ymin, xmax, ymax = training.area
         rows.append(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from tasks.package.dlpk import Package
+from tasks.train.leakage import COMPARED_CHIPS
 from tasks.train.parameters import TrainParameters
 from tasks.train.splits import Split
 from tasks.training_data import Chip, TrainingData
@@ -19,6 +20,7 @@ def doubts_of(
     *,
     known_data: Sequence[str] = (),
     package: Package | None = None,
+    compared: bool = True,
 ) -> list[str]:
     """One sentence each, with the remedy.
 
@@ -28,8 +30,15 @@ def doubts_of(
         split: indices into ``chips``.
         known_data: folders of validation chips that the package to go on with has learnt from.
         package: to go on with.
+        compared: whether the pixels of training and validation chips were compared.
     """
     found = []
+    if not compared:
+        found.append(
+            f"The pixels of more than {COMPARED_CHIPS} chips are not compared: copies in training and "
+            "validation chips would not be seen, but for those whose ground overlaps. Make sure that no "
+            "scene was exported twice under another name, or train on fewer chips."
+        )
     validated_on = None if package is None else package.definition.training_metrics.get("validation_digest")
     if known_data and package is not None and validated_on != validation_digest(chips, split):
         found.append(

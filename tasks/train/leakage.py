@@ -20,7 +20,7 @@ from tasks.train.splits import Footprint, Split, overlapping
 from tasks.training_data import Chip, read_chip_image
 
 # Comparing the pixels of more chips takes longer than it is worth; footprints are compared for all.
-_COMPARED_CHIPS = 20_000
+COMPARED_CHIPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find_leakage(chips: Sequence[Chip], footprints: Sequence[Footprint | None], 
     if known:
         hit = overlapping(known, [position for position, index in enumerate(placed) if index in validation])
         sharing = {index for index, found in zip(placed, hit, strict=True) if found}
-    compared = len(split.train) + len(split.validation) <= _COMPARED_CHIPS
+    compared = len(split.train) + len(split.validation) <= COMPARED_CHIPS
     copies: tuple[int, ...] = ()
     if compared:
         placeless = len(placed) < len(footprints)

@@ -163,8 +163,15 @@ def fit(
     sides, sides_apart = sides_of(data), sides_of(apart)
     chips = [chip for item in (*sides, *sides_apart) for chip in item.chips]
     split, leaked = divide(parameters, sides, sides_apart)
-    package = None if beginning is None else beginning.package
-    doubts = doubts_of(parameters, data, chips, split, known_data=known_data, package=package)
+    doubts = doubts_of(
+        parameters,
+        data,
+        chips,
+        split,
+        known_data=known_data,
+        package=None if beginning is None else beginning.package,
+        compared=leaked.compared,
+    )
     for doubt in doubts:
         progress(0.0, doubt)
     if doubts:
@@ -296,7 +303,7 @@ def fit(
             "train": len(split.train),
             "validation": len(split.validation),
             "dropped": len(split.dropped),
-            "copies": len(leaked.copies),
+            "copies": len(leaked.copies) if leaked.compared else None,
             "buffer": split.buffer,
             "split_by": split.by,
         },

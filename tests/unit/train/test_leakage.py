@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import TrainingDataError
+from tasks.train import leakage as leakage_module
 from tasks.train.leakage import find_leakage, refuse_leakage, without
 from tasks.train.normalisation import check_scale
 from tasks.train.splits import Split
@@ -76,6 +77,15 @@ def test_copies_leave_our_own_split(make_data: MakeData, tmp_path: Path) -> None
     caught = train(data, tmp_path, None)
     assert caught.metrics["chips"]["copies"] == 1
     assert clean.split.train[0] in caught.split.dropped
+
+
+def test_what_is_not_compared_is_said(
+    make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leakage_module, "COMPARED_CHIPS", 11)
+    made = train(make_data(metadata_format="Classified_Tiles", size=64, count=12), tmp_path, None)
+    assert made.metrics["chips"]["copies"] is None
+    assert any("are not compared" in doubt for doubt in made.metrics["doubts"])
 
 
 @pytest.mark.parametrize(
