@@ -32,6 +32,7 @@ def workers(stack: LocalStack, tmp_path: Path) -> Iterator[list[str]]:
     started, names = [], []
     for number in range(NODES):
         name = f"node-{uuid4().hex[:8]}"
+        (tmp_path / name).mkdir()
         own = {
             "CHIPLINE_PROJECT": str(PROJECT),
             "CHIPLINE_PYTHON": sys.executable,
