@@ -44,6 +44,7 @@ def item(crs_wkt: str | None = UTM, **how: Any) -> dict[str, Any]:
 def test_the_whole_world_is_not_a_strip_at_the_antimeridian(edge: float) -> None:
     degrees = pyproj.CRS.from_epsg(4326).to_wkt()
     geometry, box = footprint(degrees, [(-edge, -90.0, edge, 90.0)])
+    assert geometry is not None
     assert box == [-180, -90, 180, 90]
     assert shapely.geometry.shape(geometry).area == pytest.approx(360 * 180)
 
