@@ -65,8 +65,8 @@ def test_answers_of_scales_add_up_and_learn_apart() -> None:
             for weight in weights:
                 weight.zero_()
         other = network.answers(torch.randn(1, 3, 64, 64))
-        biases = [value for name, value in heads.named_parameters() if name.endswith("bias")]
-        torch.testing.assert_close(other[:, answer], torch.stack(biases).sum().expand(1, 64, 64))
+        biases = [value.item() for name, value in heads.named_parameters() if name.endswith("bias")]
+        torch.testing.assert_close(other[:, answer], torch.full((1, 64, 64), sum(biases)))
 
 
 @pytest.mark.parametrize("model", ["hourglass", "linknet", "unet"])
