@@ -49,12 +49,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("CHIPLINE_CACHE", str(folder / "cache"))
         settings.cache_clear()
         for name, metadata_format in (("crowns", "PASCAL_VOC_rectangles"), ("cover", "Classified_Tiles")):
-            _export(scene, name, metadata_format)
+            export(scene, name, metadata_format)
         yield folder
     settings.cache_clear()
 
 
-def _export(scene: Path, name: str, metadata_format: str) -> None:
+def export(scene: Path, name: str, metadata_format: str) -> None:
+    """Chips of 128 px of the scene, below the store's root."""
     parameters = ExportParameters.model_validate(
         {
             "input_raster": [str(scene)],
@@ -105,7 +106,7 @@ def trained(given: TrainParameters) -> tuple[plan.TrainPlan, str, plan.TrainReco
     [
         ("FCOS", "crowns"),
         ("RETINANET", "crowns"),
-        ("RTDETRV2", "crowns"),
+        pytest.param("RTDETRV2", "crowns", marks=pytest.mark.slow),
         pytest.param("DFINE", "crowns", marks=pytest.mark.slow),
         ("UNET", "cover"),
     ],

@@ -117,7 +117,7 @@ def test_validation_measures_without_chance(kind: str) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=pytest.mark.slow), KINDS[1]])
 def test_the_network_travels_as_source_that_needs_torch_alone(kind: str) -> None:
     options = read_options(QueryOptions, {**SMALL, "queries": "300", "downscale": "2"})
     network = build_query_network(
