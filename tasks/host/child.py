@@ -32,6 +32,8 @@ _OTHER_METHODS = (
 )  # fmt: skip
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 # The interface that is kept is that of this ArcGIS; functions compare the numbers (isLicensed).
+# What may have computed, for the record.
+_FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras", "onnxruntime", "openvino", "numpy")
 _PRODUCT = {"productName": "Chipline", "version": "11.5", "path": "", "major": 11, "minor": 5.0,
     "build": 57000, "spNumber": 0, "spBuild": 0}  # fmt: skip
 _PINNED_VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -210,6 +212,11 @@ class Runner:
                 name for name in _OPERATIONS + _OTHER_METHODS if callable(getattr(self._function, name, None))
             ],
             "device": self.device(insisted=self._start["processor_type"] == "GPU"),
+            "software": {
+                name: str(getattr(sys.modules[name], "__version__", ""))
+                for name in _FRAMEWORKS
+                if name in sys.modules
+            },
         }
         answer["output_info"] = self._output_info(frame["raster_info"])
         answer["key_metadata"] = self._key_metadata()

@@ -74,6 +74,7 @@ class HostProcess:
         operations: methods that the function offers.
         offers_scores: whether ``predict_scores`` is offered.
         number_of_scores: scores per pixel that it gives; 0 without.
+        software: versions of the frameworks that the function has loaded, as it says.
         engine_identity: all that decides, beside the package, what ``engine_kept`` gives; None without.
         takes_batches: whether the raster argument is ``rasters``: ``vectorize`` takes a batch of arrays,
             one per feature, and answers with one ``ClassifiedObject`` each, in their order.
@@ -133,6 +134,7 @@ class HostProcess:
         self.number_of_scores = 0
         self.takes_batches = False
         self.engine_identity: dict[str, Any] | None = None
+        self.software: dict[str, str] = {}
         self.key_metadata: dict[int, dict[str, Any]] = {}
         self.containment: dict[str, Any] = {}
 
@@ -267,6 +269,7 @@ class HostProcess:
         self.operations = tuple(map(str, operations)) if isinstance(operations, list) else ()
         if "engine_kept" in self.operations and ready.get("engine_identity") is not None:
             self.engine_identity = mapping(ready.get("engine_identity"))
+        self.software = {str(k)[:40]: str(v)[:40] for k, v in mapping(ready.get("software")).items()}
         self.fields = fields(ready.get("fields"))
         self.key_metadata = by_band(ready.get("key_metadata"))
         geometry = ready.get("geometry_type")

@@ -195,6 +195,14 @@ def settle_engine(store: ObjectStore, plan: Plan, host: HostProcess, read: Read)
     return report
 
 
+def software_of(host: HostProcess, report: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of what computed: the frameworks of the function, and the engine that ``report`` names."""
+    engine = str(report.get("execution_engine", "")).lower()
+    known = (host.engine_identity or {}).get("versions")
+    number = known.get(engine) if isinstance(known, dict) else None
+    return {**host.software, **({engine: str(number)} if number else {})}
+
+
 def decided_engine(store: ObjectStore, plan: Plan) -> dict[str, Any] | None:
     """What the parts of a plan computed with; None where there was no choice."""
     uri = join(plan.folder, "execution.json")

@@ -20,7 +20,7 @@ from tasks.infer.finish_features import write_objects
 from tasks.infer.finish_rasters import write_rasters
 from tasks.infer.items import further_inputs
 from tasks.infer.outputs import Outputs
-from tasks.infer.part import reports
+from tasks.infer.part import PartReport, reports
 from tasks.infer.planned import Plan, output_name
 from tasks.infer.series_objects import write_object_series
 from tasks.infer.shards import SEMANTICS_VERSION
@@ -72,7 +72,10 @@ def finish(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Fin
 
 
 def _put_together(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any]) -> Manifest:
-    plan = plan.model_copy(update={"shards": found_shards(store, plan, plan.shards)})
+    made = reports(store, plan)
+    software = {name: number for report in made for name, number in sorted(report.software.items())}
+    known = {"shards": found_shards(store, plan, plan.shards), "software": software}
+    plan = plan.model_copy(update=known)
     outputs = Outputs(Publication(store, plan.folder))
     with tempfile.TemporaryDirectory(prefix="chipline-finish-") as folder:
         if plan.pixel_format is not None:
@@ -92,10 +95,10 @@ def _put_together(store: ObjectStore, plan: Plan, provenance: Mapping[str, Any])
             run_key=plan.run_key,
             parameters=plan.parameters,
             inputs=_inputs(plan),
-            versions={"chipline": version("chipline"), "semantics": SEMANTICS_VERSION},
+            versions={"chipline": version("chipline"), "semantics": SEMANTICS_VERSION, **software},
             parts=[part],
             details={**_details(plan), "remarks": noted, "outputs": outputs.described},
-            provenance={**provenance, **_computing(store, plan)},
+            provenance={**provenance, **_computing(plan, made)},
         )
     )
 
@@ -152,9 +155,8 @@ def _details(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _computing(store: ObjectStore, plan: Plan) -> dict[str, Any]:
+def _computing(plan: Plan, made: Sequence[PartReport]) -> dict[str, Any]:
     """What the parts say about their work; parts whose shards an earlier run computed left no report here."""
-    made = reports(store, plan)
     return {
         "devices": sorted({report.device for report in made}) or [f"{plan.processor} (an earlier run)"],
         "parts": [report.model_dump() for report in made],

@@ -166,7 +166,7 @@ def _item(
             further=further_inputs(plan),
             package_uri=unsigned(plan.package.uri),
             package_digest=plan.package.digest,
-            software=software(),
+            software={**software(), **plan.software},
             parameters=plan.parameters,
         ),
         acquired=_acquired(plan.rasters[index].acquired for index in indices),

@@ -30,7 +30,7 @@ from tasks.infer.blending import ScoreOperator
 from tasks.infer.change import PairReader
 from tasks.infer.crops import CropOperator, ImagesReader
 from tasks.infer.engine import Counters, Cutter, Operator, Progress, Source, TileCutter, run_shards
-from tasks.infer.execution import settle_engine
+from tasks.infer.execution import settle_engine, software_of
 from tasks.infer.fit import RescaledReader
 from tasks.infer.image_grids import read_as
 from tasks.infer.mask import TABLE as MASK_TABLE
@@ -56,6 +56,7 @@ class PartReport(BaseModel):
         containment: what confined the inference function.
         execution: which engine computed in which precision, and why not the one that was asked for
             (``tasks.infer.execution``); empty for functions without a choice.
+        software: versions of what computed, by name.
         batch: ``planned`` and ``used`` tiles per call of the network, and the ``reasons`` for a smaller one
             (``tasks.infer.batches``).
         counters: see ``tasks.infer.engine.Counters``; ``engine_fallbacks`` is 1 where another engine than
@@ -70,6 +71,7 @@ class PartReport(BaseModel):
     device: str
     containment: dict[str, Any]
     execution: dict[str, Any] = {}
+    software: dict[str, str] = {}
     batch: dict[str, Any] = {}
     counters: dict[str, float]
     seconds_starting: float
@@ -202,6 +204,7 @@ def compute_part(
         device=running.host.device,
         containment=running.host.containment,
         execution=execution,
+        software=software_of(running.host, execution),
         batch={"planned": running.planned, "used": running.batch, "reasons": reasons},
         counters={**asdict(counters), "engine_fallbacks": float(bool(execution.get("fell_back")))},
         seconds_starting=round(ready - begun, 3),

@@ -136,6 +136,7 @@ class Plan(BaseModel):
         cut: whether the person gave the number of shards of a part, or it was chosen by the workers there.
         made: when the work was planned first, for the outputs' own records; None until the plan is saved.
         remarks: what a person should know, although it is no error.
+        software: versions of what computed, which only the finish knows.
     """
 
     # NaN is a nodata value, which plain JSON has no number for.
@@ -166,6 +167,7 @@ class Plan(BaseModel):
     cut: Literal["given", "auto"] = "given"
     remarks: list[str]
     made: datetime | None = None
+    software: dict[str, str] = {}
 
     @property
     def pixels(self) -> int:

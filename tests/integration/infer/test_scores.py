@@ -158,6 +158,8 @@ def test_a_classification_becomes_polygons_that_no_shard_cuts(
     assert {"classes_polygons.gpkg", "classes_polygons.fgb"} <= set(names)
     item = json.loads(store.get(join(plan.folder, "classes.stac.json")))
     assert "polygons_flatgeobuf" in item["assets"]
+    assert item["properties"]["processing:software"]["numpy"] == np.__version__  # what computed says so
+    assert result.manifest.versions["numpy"] == np.__version__
     # Everything that was published can be found from the item.
     found = {asset["href"].removeprefix("./") for asset in item["assets"].values()}
     assert found == {one.path for one in iter_files(store, plan.folder)} - {"classes.stac.json"}
