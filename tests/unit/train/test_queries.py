@@ -315,12 +315,14 @@ def test_a_training_goes_on_from_a_package_of_other_classes(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 180 steps from random weights
 @pytest.mark.parametrize("kind", KINDS)
 def test_squares_are_learnt(kind: str, make_data: MakeData, tmp_path: Path) -> None:
     values: dict[str, Any] = {"max_epochs": 60, "learning_rate": 0.005, "monitor": "AVERAGE_PRECISION"}
-    given = parameters(kind, {**SMALL, "preset": "light"}, **values)
-    result, _ = trained(given, make_data(size=SIZE, count=40), tmp_path)
-    assert result.metrics["average_precision"] > 0.5
+    given = parameters(kind, {**SMALL, "preset": "light"}, stop_training=False, **values)
+    result, _ = trained(given, make_data(size=SIZE, count=24), tmp_path)
+    # After three epochs it is 0.01.
+    assert result.metrics["average_precision"] > 0.25
 
 
 @pytest.mark.slow
