@@ -1,6 +1,6 @@
 """One worker against two, each pinned to a core of its own; and what orchestration costs per shard.
 
-    python -m benchmarks.infer_scaling [--size 6144] [--parts N] [--bare-seconds 10] [--one-core]
+    python -m benchmarks.infer_scaling [--size 6912] [--parts N] [--bare-seconds 10] [--one-core]
 
 Boots a stack of its own, replaces its worker of the pool ``gpu`` by workers that are pinned to one core each
 (affinity of the worker and of all that it starts; one torch thread), and runs the same Classify Pixels (U-Net
@@ -124,7 +124,7 @@ class Timed:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=6144, help="edge of the scene, px")
+    parser.add_argument("--size", type=int, default=6912, help="edge of the scene, px")
     parser.add_argument("--parts", type=int, help="number of parts; by default as many as the tool chooses")
     parser.add_argument("--one-core", action="store_true", help="also one worker and all else on one core")
     parser.add_argument("--bare-seconds", type=float, default=10.0)
