@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from tasks.infer.mask import GridMask
 from tasks.infer.objects import Objects, no_objects
 from tasks.infer.reconcile import border_margin
 from tasks.infer.shards import Shard, TileGeometry
+from tasks.labels.rings import polygon_of_rings
 
 _UNSIGNED: tuple[type[np.unsignedinteger[Any]], ...] = (np.uint8, np.uint16)
 
@@ -287,35 +287,6 @@ def _polygons(items: Sequence[DetectionLike]) -> NDArray[np.object_]:
         if result[number] is None:
             result[number] = polygon_of_rings(item.rings)
     return result
-
-
-def polygon_of_rings(rings: Sequence[Sequence[Sequence[float]]]) -> shapely.Geometry | None:
-    """A valid polygon of open or closed rings; holes by the even-odd rule; None where no area is left."""
-    usable = [ring for ring in rings if len({(float(x), float(y)) for x, y in ring}) >= 3]
-    if not usable:
-        return None
-    if len(usable) == 1:
-        polygon: shapely.Geometry = shapely.Polygon(usable[0])
-    else:
-        outlines = [shapely.make_valid(shapely.Polygon(ring)) for ring in usable]
-        polygon = reduce(shapely.symmetric_difference, outlines)
-    if not shapely.is_valid(polygon):
-        polygon = shapely.make_valid(polygon)
-    # What make_valid leaves of spikes are lines and points.
-    parts = [part for part in _flat(polygon) if shapely.area(part) > 0]
-    if not parts:
-        return None
-    if len(parts) == 1:
-        return parts[0]
-    joined: shapely.Geometry = shapely.union_all(parts)
-    return joined
-
-
-def _flat(geometry: shapely.Geometry) -> list[shapely.Geometry]:
-    """The parts of a geometry, those of nested collections too."""
-    if shapely.get_type_id(geometry) < shapely.GeometryType.MULTIPOINT:
-        return [geometry]
-    return [single for part in shapely.get_parts(geometry).tolist() for single in _flat(part)]
 
 
 def _extra(attributes: Mapping[str, Any]) -> str:

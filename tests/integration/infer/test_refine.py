@@ -226,7 +226,7 @@ def test_runs_leave_tables_of_what_they_would_take_and_of_what_they_made(
     uri = write_scene("dots", dots[:, :150, :150])
     values = {"input_raster": [uri], "model": f"{uri}.dlpk", "output_objects": "found", "dry_run": True}
     asked = DetectObjectsParameters.model_validate({**values, "processor_type": "CPU"})
-    dry = task.plan_calibration.fn(asked, "token")
+    dry = task.plan_calibration.fn(asked, "token", 2)
     task.run_calibration.fn(dry["plan_uri"])
     known = task.estimate_inference.fn(dry["plan_uri"], dry["why_not"])
     assert (known["tiles"], known["shards"], known["device"]) == ("4", "1", "cpu")

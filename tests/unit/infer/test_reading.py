@@ -130,9 +130,12 @@ def test_the_cache_is_no_larger_while_a_reader_reads(
     reader.cache_bytes = 12 * 2**20
     seen = []
     inside = reader._borrowed
-    monkeypatch.setattr(
-        reader, "_borrowed", lambda index: seen.append(get_gdal_config("GDAL_CACHEMAX")) or inside(index)
-    )
+
+    def noted(index: int) -> Any:
+        seen.append(get_gdal_config("GDAL_CACHEMAX"))
+        return inside(index)
+
+    monkeypatch.setattr(reader, "_borrowed", noted)
     with reader:
         reader.read(Window(0, 0, 10, 10))
     assert seen == [12 * 2**20]

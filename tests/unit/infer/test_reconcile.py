@@ -15,9 +15,10 @@ from scipy import ndimage
 
 from tasks.imagery import Window
 from tasks.infer.objects import Objects
-from tasks.infer.operators import ObjectOperator, polygon_of_rings
+from tasks.infer.operators import ObjectOperator
 from tasks.infer.reconcile import reconciled
 from tasks.infer.shards import Shard, TileGeometry
+from tasks.labels.rings import polygon_of_rings
 
 GEOMETRY = TileGeometry(rows=40, cols=32, padding=12)
 

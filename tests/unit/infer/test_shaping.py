@@ -51,7 +51,7 @@ def test_a_tolerance_is_metres_on_the_ground_in_every_system(code: int) -> None:
         own, east, north = "EPSG:32633", 500_000.0, 6_651_000.0
     ring = [(2.0 * x, 1.4 if x % 2 else 0.0) for x in range(41)]
     outline = shapely.transform(
-        shapely.Polygon([*ring, (80, 60), (0, 60)]), lambda points: points + (east, north)
+        shapely.Polygon([*ring, (80, 60), (0, 60)]), lambda points: points + np.array([east, north])
     )
     there = pyproj.Transformer.from_crs(own, f"EPSG:{code}", always_xy=True)
     moved = shapely.transform(outline, lambda points: np.column_stack(there.transform(*points.T)))
