@@ -190,5 +190,5 @@ def test_the_item_of_a_result_is_complete(
         assert store.exists(str(asset.get_absolute_href())), asset.href
     assert {link.target for link in item.get_links("derived_from")} == {uri, "m.dlpk"}
     assert item.properties["chipline:package_digest"] == detector.digest
-    assert set(item.properties["processing:software"]) == {"chipline", "gdal", "python"}
+    assert set(item.properties["processing:software"]) == {"chipline", "gdal", "python", "numpy"}
     assert {"geoparquet", "geopackage", "geojson", "preview"} <= set(item.assets)
