@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,16 @@ def test_versions_are_those_of_what_runs() -> None:
     lines = requirements().splitlines()
     assert f"torch=={version('torch')}" in lines
     assert lines == sorted(lines)
+
+
+def test_lightning_comes_without_transformers() -> None:
+    """They are installed for two models, and would take ten seconds of every training's start."""
+    asked = (
+        "import sys, tasks.train, pytorch_lightning, torchmetrics; assert 'transformers' not in sys.modules; "
+        "import transformers; print(transformers.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == version("transformers"), done.stderr
 
 
 def test_operators_without_determinism_are_noted_and_other_warnings_shown() -> None:
