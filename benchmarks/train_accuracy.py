@@ -20,6 +20,7 @@ from typing import Any
 
 import rasterio
 from rasterio.windows import Window
+from steps import exported, inferred, settle_in, trained
 
 SCENES = Path(__file__).resolve().parents[1] / "examples" / "yellowstone_trees"
 LABELS = str(SCENES / "trees.gpkg")
@@ -46,9 +47,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
     with tempfile.TemporaryDirectory(prefix="train-benchmark-") as folder:
-        os.environ["CHIPLINE_ROOT"] = f"{folder}/store"
-        os.environ["CHIPLINE_CACHE"] = f"{folder}/cache"
-        os.environ["CHIPLINE_ALLOWED_ROOTS"] = f'["{folder}", "{SCENES}"]'
+        settle_in(Path(folder), SCENES)
         _run(Path(folder), chosen)
 
 
@@ -98,74 +97,35 @@ def areas(folder: Path, area: str) -> tuple[list[str], list[str]]:
 
 def export(rasters: list[str], chosen: argparse.Namespace, metadata_format: str) -> str:
     """The folder of the chips."""
-    from tasks.export.cut import cut_part
-    from tasks.export.finish import finish
-    from tasks.export.inputs import inspect_inputs
-    from tasks.export.parameters import ExportParameters
-    from tasks.export.plan import make_plan, save_plan
-    from tasks.store import ObjectStore
-
-    parameters = ExportParameters.model_validate(
-        {
-            "input_raster": rasters,
-            "input_class_data": LABELS,
-            "output_location": "benchmark",
-            "tile_size": chosen.tile_size,
-            "stride_size": chosen.tile_size // 2,
-            "metadata_format": metadata_format,
-            "output_nofeature_tiles": "ALL_TILES",
-        }
+    return exported(
+        input_raster=rasters,
+        input_class_data=LABELS,
+        output_location="benchmark",
+        tile_size=chosen.tile_size,
+        stride_size=chosen.tile_size // 2,
+        metadata_format=metadata_format,
     )
-    store = ObjectStore()
-    plan = make_plan(store, parameters, inspect_inputs(parameters))
-    save_plan(store, plan)
-    for part in range(len(plan.parts)):
-        cut_part(store, plan, part)
-    finish(store, plan, {})
-    return plan.folder_uri
 
 
 def _train(data: str, chosen: argparse.Namespace) -> Any:
-    from tasks.store import ObjectStore
-    from tasks.tracking import Tracker
-    from tasks.train.parameters import TrainParameters
-    from tasks.train.plan import make_plan, save_plan
-    from tasks.train.work import run_training
-
-    given = [argument.split("=", 1) for argument in chosen.argument]
-    arguments = {"preset": "light", **dict(given)}
-    parameters = TrainParameters.model_validate(
-        {
-            "in_folder": [data],
-            "output_name": "benchmark",
-            "model_type": chosen.model,
-            "max_epochs": 100_000 if chosen.minutes else 1,
-            "time_limit_minutes": chosen.minutes or 1e-6,
-            "chip_size": chosen.chip_size,
-            "batch_size": chosen.batch_size,
-            "learning_rate": chosen.learning_rate if chosen.minutes else 1e-9,
-            "validation_percent": chosen.validation_percent,
-            "stop_training": False,
-            "seed": chosen.seed,
-            "processor_type": chosen.processor,
-            "model_arguments": [{"name": name, "value": value} for name, value in arguments.items()],
-        }
-    )
-    store = ObjectStore()
-    uri = save_plan(store, make_plan(store, parameters))
-    return run_training(
-        store, uri, start=lambda _plan: Tracker.disabled(), progress=lambda _fraction, _what: None
+    return trained(
+        data,
+        dict(argument.split("=", 1) for argument in chosen.argument),
+        output_name="benchmark",
+        model_type=chosen.model,
+        max_epochs=100_000 if chosen.minutes else 1,
+        time_limit_minutes=chosen.minutes or 1e-6,
+        chip_size=chosen.chip_size,
+        batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate if chosen.minutes else 1e-9,
+        validation_percent=chosen.validation_percent,
+        seed=chosen.seed,
+        processor_type=chosen.processor,
     )
 
 
 def _infer(rasters: list[str], package_uri: str, chosen: argparse.Namespace, *, pixels: bool) -> str:
-    from tasks.infer.finish import finish
     from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
-    from tasks.infer.part import compute_part, save_plan
-    from tasks.infer.prepare import prepare
-    from tasks.infer.task import addresses
-    from tasks.package.fetch import fetch_package
-    from tasks.store import ObjectStore
 
     shared: dict[str, Any] = {
         "input_raster": rasters,
@@ -173,19 +133,10 @@ def _infer(rasters: list[str], package_uri: str, chosen: argparse.Namespace, *, 
         "processing_mode": "PROCESS_ITEMS_SEPARATELY",
         "processor_type": "CPU",
     }
-    parameters: ClassifyPixelsParameters | DetectObjectsParameters
     if pixels:
-        parameters = ClassifyPixelsParameters(output_classified_raster="benchmark", **shared)
-    else:
-        threshold = [{"name": "threshold", "value": str(chosen.threshold)}]
-        parameters = DetectObjectsParameters(output_objects="benchmark", model_arguments=threshold, **shared)
-    store = ObjectStore()
-    plan = prepare(parameters, store)
-    save_plan(store, plan)
-    package = fetch_package(package_uri, store)
-    for part in range(len(plan.parts)):
-        compute_part(store, plan, part, package=package)
-    return addresses(plan, finish(store, plan, {}))["uri"]
+        return inferred(ClassifyPixelsParameters(output_classified_raster="benchmark", **shared))
+    threshold = [{"name": "threshold", "value": str(chosen.threshold)}]
+    return inferred(DetectObjectsParameters(output_objects="benchmark", model_arguments=threshold, **shared))
 
 
 def score(result: str, rasters: list[str], *, pixels: bool) -> dict[str, Any]:

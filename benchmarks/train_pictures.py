@@ -35,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from rasterio.warp import Resampling, reproject
 from scipy import ndimage
+from steps import exported, inferred, settle_in, trained
 
 Array = NDArray[Any]
 SCENES = Path(__file__).resolve().parents[1] / "examples" / "yellowstone_trees"
@@ -57,9 +58,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory(prefix="pictures-benchmark-") as name:
         folder = Path(name)
-        os.environ["CHIPLINE_ROOT"] = f"{folder}/store"
-        os.environ["CHIPLINE_CACHE"] = f"{folder}/cache"
-        os.environ["CHIPLINE_ALLOWED_ROOTS"] = f'["{folder}", "{SCENES}"]'
+        settle_in(folder, SCENES)
         for model in chosen.only or MODELS:
             run = {"SUPERRESOLUTION": finer, "CHANGEDETECTOR": change}.get(model, edges)
             run(model, folder, chosen)
@@ -298,62 +297,31 @@ def export(
     name: str, raster: str, metadata_format: str, labels: str | None = None, later: str | None = None
 ) -> str:
     """The folder of the chips."""
-    from tasks.export.cut import cut_part
-    from tasks.export.finish import finish
-    from tasks.export.inputs import inspect_inputs
-    from tasks.export.parameters import ExportParameters
-    from tasks.export.plan import make_plan, save_plan
-    from tasks.store import ObjectStore
-
-    parameters = ExportParameters.model_validate(
-        {
-            "input_raster": [raster],
-            "input_class_data": labels,
-            "additional_input_raster": None if later is None else [later],
-            "output_location": name,
-            "tile_size": 256,
-            "stride_size": 128,
-            "metadata_format": metadata_format,
-            "output_nofeature_tiles": "ALL_TILES",
-        }
+    return exported(
+        input_raster=[raster],
+        input_class_data=labels,
+        additional_input_raster=None if later is None else [later],
+        output_location=name,
+        tile_size=256,
+        stride_size=128,
+        metadata_format=metadata_format,
     )
-    store = ObjectStore()
-    plan = make_plan(store, parameters, inspect_inputs(parameters))
-    save_plan(store, plan)
-    for part in range(len(plan.parts)):
-        cut_part(store, plan, part)
-    finish(store, plan, {})
-    return plan.folder_uri
 
 
 def train(model: str, data: str, chosen: argparse.Namespace, arguments: dict[str, str]) -> Any:
     """The record of a training of so many minutes."""
-    from tasks.store import ObjectStore
-    from tasks.tracking import Tracker
-    from tasks.train.parameters import TrainParameters
-    from tasks.train.plan import make_plan, save_plan
-    from tasks.train.work import run_training
-
-    parameters = TrainParameters.model_validate(
-        {
-            "in_folder": [data],
-            "output_name": model.lower(),
-            "model_type": model,
-            "max_epochs": 100_000,
-            "time_limit_minutes": chosen.minutes,
-            "chip_size": 128 if model == "SUPERRESOLUTION" else 256,
-            "batch_size": 8,
-            "stop_training": False,
-            "seed": chosen.seed,
-            "processor_type": "CPU",
-            "model_arguments": [
-                {"name": name, "value": value} for name, value in {"preset": "light", **arguments}.items()
-            ],
-        }
+    return trained(
+        data,
+        arguments,
+        output_name=model.lower(),
+        model_type=model,
+        max_epochs=100_000,
+        time_limit_minutes=chosen.minutes,
+        chip_size=128 if model == "SUPERRESOLUTION" else 256,
+        batch_size=8,
+        seed=chosen.seed,
+        processor_type="CPU",
     )
-    store = ObjectStore()
-    uri = save_plan(store, make_plan(store, parameters))
-    return run_training(store, uri, start=lambda _plan: Tracker.disabled(), progress=lambda *_: None)
 
 
 def apply(
@@ -367,12 +335,7 @@ def apply(
     **more: Any,
 ) -> str:
     """The raster that the package makes of another one."""
-    from tasks.infer.finish import finish
     from tasks.infer.parameters import ClassifyPixelsParameters, DetectChangeParameters
-    from tasks.infer.part import compute_part, save_plan
-    from tasks.infer.prepare import prepare
-    from tasks.package.fetch import fetch_package
-    from tasks.store import ObjectStore, join
 
     shared: dict[str, Any] = {
         "model": package_uri,
@@ -381,19 +344,9 @@ def apply(
         "model_arguments": [{"name": key, "value": value} for key, value in (arguments or {}).items()],
         **more,
     }
-    parameters = (
-        ClassifyPixelsParameters(input_raster=[raster], **shared)
-        if model != "CHANGEDETECTOR"
-        else DetectChangeParameters(from_raster=[raster], to_raster=[str(later)], **shared)
-    )
-    store = ObjectStore()
-    plan = prepare(parameters, store)
-    save_plan(store, plan)
-    package = fetch_package(package_uri, store)
-    for part in range(len(plan.parts)):
-        compute_part(store, plan, part, package=package)
-    finish(store, plan, {})
-    return join(plan.folder, f"{name}.tif")
+    if model == "CHANGEDETECTOR":
+        return inferred(DetectChangeParameters(from_raster=[raster], to_raster=[str(later)], **shared))
+    return inferred(ClassifyPixelsParameters(input_raster=[raster], **shared))
 
 
 def line_probability(result: str) -> Array:

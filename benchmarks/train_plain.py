@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.train_accuracy import SCENES, areas, export, score
+from steps import settle_in
+from train_accuracy import SCENES, areas, export, score
 
 _RATE_PER_PICTURE = 0.02 / 16
 _DROPS = (2 / 3, 8 / 9)  # of the time
@@ -58,9 +56,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
     with tempfile.TemporaryDirectory(prefix="train-plain-") as folder:
-        os.environ["CHIPLINE_ROOT"] = f"{folder}/store"
-        os.environ["CHIPLINE_CACHE"] = f"{folder}/cache"
-        os.environ["CHIPLINE_ALLOWED_ROOTS"] = f'["{folder}", "{SCENES}"]'
+        settle_in(Path(folder), SCENES)
         _run(Path(folder), chosen)
 
 

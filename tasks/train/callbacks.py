@@ -35,6 +35,19 @@ def _own(module: lightning.LightningModule) -> TrainingModule:
     return module
 
 
+class _Resumable(lightning.Callback):
+    """A callback whose attributes named in ``_KEPT`` go through checkpoints."""
+
+    _KEPT: tuple[str, ...]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._KEPT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
+
+
 class TimeBudget(lightning.Callback):
     """Starts the clock with the first step and ends the training when the time is over.
 
@@ -55,20 +68,12 @@ class TimeBudget(lightning.Callback):
         del trainer, pl_module
         self.budget.start(spent_s=self.spent_s)
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        del pl_module, outputs, batch, batch_idx
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         if self.budget.spent:
             trainer.should_stop = True
 
 
-class Validations(lightning.Callback):
+class Validations(_Resumable):
     """Validates at the end of an epoch, once enough is learnt since the last time.
 
     That is 100 batches, or a twentieth of the training by its steps or its time, whichever comes first: of
@@ -82,26 +87,13 @@ class Validations(lightning.Callback):
         self.batches = 0  # since the last validation
         self.share = 0.0  # of the training, at the last validation
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._KEPT}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in self._KEPT:
-            setattr(self, name, state_dict[name])
-
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         del pl_module
         trainer.check_val_every_n_epoch = NEVER
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any
     ) -> None:
-        del outputs, batch, batch_idx
         self.batches += 1
         share = self.budget.fraction(_own(pl_module).steps_done)
         enough = self.batches >= _BATCHES_BETWEEN_VALIDATIONS
@@ -125,15 +117,7 @@ class InStep(lightning.Callback):
         del pl_module
         self.budget.set_clock(trainer.strategy.broadcast(self.budget.clock_s()))
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        del pl_module, outputs, batch, batch_idx
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         self.budget.set_clock(trainer.strategy.broadcast(self.budget.clock_s()))
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -250,7 +234,7 @@ class Curves(lightning.Callback):
             self.report(self.history[-1], epoch)
 
 
-class BestWeights(lightning.Callback):
+class BestWeights(_Resumable):
     """Keeps the weights of the best validation; optionally stops when nothing improves any more.
 
     Args:
@@ -268,13 +252,6 @@ class BestWeights(lightning.Callback):
         self.weights: dict[str, Tensor] | None = None
         self.since = 0
         self.stopped_early = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._KEPT}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name in self._KEPT:
-            setattr(self, name, state_dict[name])
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         del pl_module

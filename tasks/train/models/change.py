@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.train.models.encoders import WeightInit, build_encoder
+from tasks.train.models.layers import scaling
 from tasks.train.models.options import ChangeOptions
 
 _DEPTH = 5
@@ -46,11 +47,7 @@ class ChangeNetwork(nn.Module):
 
         self.bands = bands
         self.concatenate = concatenate
-        self.shrink: nn.Module = nn.Identity()
-        self.enlarge: nn.Module = nn.Identity()
-        if downscale > 1:
-            self.shrink = nn.AvgPool2d(downscale)
-            self.enlarge = nn.Upsample(scale_factor=float(downscale), mode="bilinear", align_corners=False)
+        self.shrink, self.enlarge = scaling(downscale)
         self.encoder = encoder
         widths = [(2 if concatenate else 1) * int(width) for width in cast("list[int]", encoder.out_channels)]
         self.decoder = UnetDecoder(

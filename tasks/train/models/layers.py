@@ -14,6 +14,14 @@ def convolution(before: int, after: int, *, size: int = 3, stride: int = 1) -> l
     ]
 
 
+def scaling(downscale: int) -> tuple[nn.Module, nn.Module]:
+    """Averages a picture over cells of so many pixels, and interpolates scores back; 1: neither."""
+    if downscale == 1:
+        return nn.Identity(), nn.Identity()
+    enlarge = nn.Upsample(scale_factor=float(downscale), mode="bilinear", align_corners=False)
+    return nn.AvgPool2d(downscale), enlarge
+
+
 class Residual(nn.Module):
     """Two convolutions beside the way straight through.
 

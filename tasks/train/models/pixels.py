@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tasks.errors import BadInputError
 from tasks.train.models.encoders import WeightInit, build_encoder
+from tasks.train.models.layers import scaling
 from tasks.train.models.options import PixelOptions
 
 _OWN_ENCODER = "chipline_encoder"
@@ -68,11 +69,7 @@ class PixelNetwork(nn.Module):
 
     def __init__(self, segmentation: nn.Module, *, downscale: int) -> None:
         super().__init__()
-        self.shrink: nn.Module = nn.Identity()
-        self.enlarge: nn.Module = nn.Identity()
-        if downscale > 1:
-            self.shrink = nn.AvgPool2d(downscale)
-            self.enlarge = nn.Upsample(scale_factor=float(downscale), mode="bilinear", align_corners=False)
+        self.shrink, self.enlarge = scaling(downscale)
         self.segmentation = segmentation
 
     def forward(self, x: Tensor) -> Tensor:  # (n, bands, rows, cols) -> logits (n, classes, rows, cols)

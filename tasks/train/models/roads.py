@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tasks.train.models.layers import Residual, convolution
+from tasks.train.models.layers import Residual, convolution, scaling
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 REACHES = (1, 3)
@@ -50,11 +50,7 @@ class RoadNetwork(nn.Module):
 
     def __init__(self, encoder: nn.Module, *, directions: int, connected: bool, downscale: int) -> None:
         super().__init__()
-        self.shrink: nn.Module = nn.Identity()
-        self.enlarge: nn.Module = nn.Identity()
-        if downscale > 1:
-            self.shrink = nn.AvgPool2d(downscale)
-            self.enlarge = nn.Upsample(scale_factor=float(downscale), mode="bilinear", align_corners=False)
+        self.shrink, self.enlarge = scaling(downscale)
         self.encoder = encoder
         self.outputs = [ROADS, directions, *([len(NEIGHBOURS) * len(REACHES)] if connected else [])]
 
