@@ -75,6 +75,16 @@ class Settings(BaseSettings):
     train_precision: Literal["AUTO", "FLOAT32", "BFLOAT16", "FLOAT16"] = Field(
         default="AUTO", description="arithmetic of a training whose precision is AUTO"
     )
+    run_silent_s: float = Field(
+        default=120.0,
+        ge=60.0,  # a heartbeat comes every 30 s
+        description="how long a run may give no sign of life before it counts as crashed",
+    )
+    run_pending_s: float = Field(
+        default=600.0,
+        ge=60.0,
+        description="how long a run that a worker took may take to begin before it counts as crashed",
+    )
     node_address: str = Field(
         default="", description="address under which other nodes of a training reach this one; found if empty"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _TIMEOUT_S = 5.0
+_LOOK_AT_LEAST_S = 120.0
 
 
 class _PatientTransport(httpx.HTTPTransport):
@@ -151,6 +153,18 @@ def worker(layout: Layout, keys: Secrets, pool: str, name: str, started: float) 
         if item["name"] == name and item["status"] == "ONLINE" and heard > started:
             return None
     return "the server does not hear it"
+
+
+def dead_runs(looked: Path, started: float) -> str | None:
+    """Runs were looked at since the service started, and not long ago."""
+    try:
+        last = looked.stat().st_mtime
+    except FileNotFoundError:
+        last = 0.0
+    if last < started:
+        return "it has not looked at the runs yet"
+    since = time.time() - last
+    return f"it has not looked at the runs for {since:.0f} s" if since > _LOOK_AT_LEAST_S else None
 
 
 def _reason(error: httpx.HTTPError) -> str:

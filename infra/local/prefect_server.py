@@ -1,4 +1,4 @@
-"""Prefect's server, with cyclic garbage collected in a thread of its own.
+"""Prefect's server, with transactions that wait, and cyclic garbage collected in a thread of its own.
 
     python -m infra.local.prefect_server server start --host 127.0.0.1 --port 4200
 
@@ -6,7 +6,8 @@ The arguments are those of ``prefect``. On SQLite the server stood still for who
 locked", with idle processors): its event loop's thread slept in the middle of Python code, while another
 connection waited its 60 s for the write lock, which only the loop could have released. That fits a garbage
 collection that frees a statement of the waiting connection, for SQLite then makes the freeing thread wait,
-too. Garbage is therefore collected in a thread that nobody waits for; since then no such minute was seen.
+too. Garbage is therefore collected in a thread that nobody waits for; since then no such minute was seen. How
+transactions begin is told in ``prefect_database``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ def main() -> None:
     threading.Thread(target=_collect, name="garbage", daemon=True).start()
     from prefect.cli import app
 
+    from infra.local.prefect_database import use_waiting_sqlite
+
+    use_waiting_sqlite()
     app()
 
 

@@ -29,7 +29,7 @@ _INHERITED = (
 _OPERATORS_WORD = (
     "CHIPLINE_HOST_INTERPRETERS", "CHIPLINE_HOST_BLOCK_TIMEOUT_S", "CHIPLINE_HOST_START_TIMEOUT_S",
     "CHIPLINE_HOST_MEMORY_MB", "CHIPLINE_ALLOW_UNCONTAINED", "CHIPLINE_APPROVED_PACKAGES",
-    "CHIPLINE_EXPORT_PROCESSES",
+    "CHIPLINE_EXPORT_PROCESSES", "CHIPLINE_RUN_SILENT_S", "CHIPLINE_RUN_PENDING_S",
 )  # fmt: skip
 
 
@@ -89,6 +89,19 @@ def marked(stack_id: str, service: str | None = None) -> list[psutil.Process]:
         # A command that was started inside a marked shell, such as this one, stops nothing of itself.
         if process.pid != os.getpid() and SERVICE_MARK in environment and is_alive(process):
             found.append(process)
+    return found
+
+
+def flow_run_processes() -> dict[int, str]:
+    """Every living process on this machine that was started for a Prefect flow run: the run, by number."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            run = process.environ().get("PREFECT__FLOW_RUN_ID")
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            continue
+        if run and is_alive(process):
+            found[process.pid] = run
     return found
 
 

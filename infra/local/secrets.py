@@ -137,7 +137,7 @@ def role_environment(layout: Layout, keys: Secrets, role: Role) -> dict[str, str
             "PREFECT_HOME": str(layout.home / "prefect-client"),
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # The server takes a run without heartbeats for dead (deployments/automations.yaml).
+            # A run without heartbeats on another machine counts as dead (infra/local/dead_runs.py).
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         }
     return environment

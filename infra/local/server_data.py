@@ -1,4 +1,4 @@
-"""Work pools and automations: data files applied to the Prefect server through its REST API.
+"""Work pools: a data file applied to the Prefect server through its REST API.
 
 Plain HTTP, because importing Prefect's client costs seconds and pools are wanted before the workers.
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-import yaml
 
 from infra.local.errors import StackError
 from infra.local.health import client
-from infra.local.layout import PROJECT, Layout
+from infra.local.layout import Layout
 from infra.local.secrets import Secrets
 from infra.local.services import pools
 
-AUTOMATIONS_FILE = PROJECT / "deployments" / "automations.yaml"
+# Automations that stacks had before ``dead_runs``: they took runs for dead when events came late.
+_RETIRED = ("chipline-dead-runs", "chipline-runs-that-never-began")
 
 
 def apply(layout: Layout, keys: Secrets) -> None:
-    """Make the pools and automations of ``deployments/`` so, whatever the server had before.
+    """Make the pools of ``deployments/`` so, whatever the server had before.
 
     Raises:
         StackError: the server refuses one of them.
@@ -29,8 +29,7 @@ def apply(layout: Layout, keys: Secrets) -> None:
         data = pools()
         for pool in data["pools"]:
             _apply_pool(http, pool, data["base_job_template"])
-        for automation in yaml.safe_load(AUTOMATIONS_FILE.read_text())["automations"]:
-            _apply_automation(http, automation)
+        retire(http)
 
 
 def _apply_pool(http: httpx.Client, pool: dict[str, Any], template: dict[str, Any]) -> None:
@@ -40,39 +39,24 @@ def _apply_pool(http: httpx.Client, pool: dict[str, Any], template: dict[str, An
         answer = http.post("/work_pools/", json=wanted)
     else:
         answer = http.patch(f"/work_pools/{pool['name']}", json=wanted)
-    _require(answer, f"the work pool {pool['name']}", "deployments/pools.yaml")
+    _require(answer, f"the work pool {pool['name']}", "Correct deployments/pools.yaml.")
 
 
-def _apply_automation(http: httpx.Client, automation: dict[str, Any]) -> None:
-    name = automation["name"]
-    present = http.post("/automations/filter", json={"automations": {"name": {"any_": [name]}}}).json()
-    if present and _says_the_same(automation, present[0]):
-        # Writing it again would forget which runs are being watched: one that died would stay Running.
-        return
-    if present:
-        answer = http.put(f"/automations/{present[0]['id']}", json=automation)
-    else:
-        answer = http.post("/automations/", json=automation)
-    _require(answer, f"the automation {name}", "deployments/automations.yaml")
+def retire(http: httpx.Client) -> None:
+    """Delete the automations that earlier versions made here; a person's own stay.
+
+    Raises:
+        StackError: the server refuses.
+    """
+    wanted = {"automations": {"name": {"any_": list(_RETIRED)}}}
+    found = http.post("/automations/filter", json=wanted)
+    _require(found, "to list its automations", "Look at the server's log.")
+    for automation in found.json():
+        name = automation["name"]
+        answer = http.delete(f"/automations/{automation['id']}")
+        _require(answer, f"to delete the automation {name}", f"Delete {name} in Prefect's UI.")
 
 
-def _says_the_same(wanted: Any, present: Any) -> bool:
-    """Whether the server's record holds all that the file says; it adds defaults and orders sets anew."""
-    if isinstance(wanted, dict):
-        return isinstance(present, dict) and all(
-            name in present and _says_the_same(value, present[name]) for name, value in wanted.items()
-        )
-    if isinstance(wanted, list):
-        if not isinstance(present, list) or len(wanted) != len(present):
-            return False
-        if all(isinstance(item, str) for item in wanted):
-            return sorted(wanted) == sorted(present)
-        return all(_says_the_same(one, other) for one, other in zip(wanted, present, strict=True))
-    return bool(wanted == present)
-
-
-def _require(answer: httpx.Response, what: str, file: str) -> None:
+def _require(answer: httpx.Response, what: str, remedy: str) -> None:
     if answer.status_code >= 300:
-        raise StackError(
-            f"Prefect refused {what} with {answer.status_code}: {answer.text[:500]}.", f"Correct {file}."
-        )
+        raise StackError(f"Prefect refused {what} with {answer.status_code}: {answer.text[:500]}.", remedy)

@@ -90,6 +90,11 @@ def workers(layout: Layout, keys: Secrets) -> list[Service]:
     return found
 
 
+def staff(layout: Layout, keys: Secrets) -> list[Service]:
+    """The workers, and who ends the runs that die with a worker."""
+    return [*workers(layout, keys), _dead_runs(layout, keys)]
+
+
 def _environment(keys: Secrets, service: str, own: dict[str, str]) -> dict[str, str]:
     return machine_environment() | {MARK: keys.stack_id, SERVICE_MARK: service} | own
 
@@ -189,7 +194,10 @@ def _mlflow(layout: Layout, keys: Secrets) -> Service:
 
 def _prefect(layout: Layout, keys: Secrets) -> Service:
     folder = layout.folder("prefect")
-    own = {
+    # Its password must not reach workers, so it is no part of what every service inherits.
+    database = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+    own = {database: os.environ[database]} if os.environ.get(database) else {}
+    own |= {
         "PREFECT_HOME": str(folder),
         "PREFECT_SERVER_API_AUTH_STRING": keys.prefect_auth_string,
         # The server's own services talk to its API too.
@@ -257,4 +265,20 @@ def _worker(
         check=lambda started: health.worker(layout, keys, pool, name, started),
         patience_s=60,
         stop_patience_s=6,
+    )
+
+
+def _dead_runs(layout: Layout, keys: Secrets) -> Service:
+    folder = layout.folder("dead-runs")
+    access = role_environment(layout, keys, "control")
+    own = {name: value for name, value in access.items() if name.startswith("PREFECT_API_")}
+    return Service(
+        name="dead-runs",
+        command=[sys.executable, "-m", "infra.local.dead_runs"],
+        environment=_environment(keys, "dead-runs", own),
+        folder=folder,
+        ports={},
+        check=lambda started: health.dead_runs(folder / "looked", started),
+        patience_s=60,
+        stop_patience_s=3,
     )

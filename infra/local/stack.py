@@ -20,7 +20,7 @@ from infra.local import deployments, processes, samples, server_data
 from infra.local.errors import StackError
 from infra.local.layout import Layout, is_free
 from infra.local.secrets import Role, Secrets, load_secrets, role_environment, write_private
-from infra.local.services import Service, servers, workers
+from infra.local.services import Service, servers, staff
 
 _POLL_S = 0.2
 _SERVERS = ("prefect", "mlflow", "s3")
@@ -87,7 +87,7 @@ class LocalStack:
         Services that run and serve are left alone, so that a second call changes nothing.
 
         Args:
-            register: whether to register the deployments too (pools and automations always are).
+            register: whether to register the deployments too (pools always are).
 
         Raises:
             StackError: a port is taken, or a service does not come up; the message names its log.
@@ -108,8 +108,8 @@ class LocalStack:
                 server_data.apply(self.layout, keys)
                 registered = pool.submit(self._deploy, keys) if register else None
                 samples.upload(self.layout, keys)
-                staff = workers(self.layout, keys)
-                self._ensure_all(pool, staff, keys, running | self._adopt(staff))
+                others = staff(self.layout, keys)
+                self._ensure_all(pool, others, keys, running | self._adopt(others))
                 if registered is not None:
                     registered.result()
             self.say(f"The stack is up after {time.monotonic() - started:.0f} s.")
@@ -238,7 +238,7 @@ class LocalStack:
         if not self.layout.secrets_file.exists():
             return []
         keys = self.secrets
-        services = [*servers(self.layout, keys), *workers(self.layout, keys)]
+        services = [*servers(self.layout, keys), *staff(self.layout, keys)]
         running = self._adopt(services)
         return [self._status_of(service, keys, running.get(service.name)) for service in services]
 

@@ -1,37 +1,37 @@
-"""An automation is written again only where it differs."""
+"""What earlier versions put on a server is taken away; a person's own stays."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+import json
 
+import httpx
 import pytest
-import yaml
 
-from infra.local.server_data import AUTOMATIONS_FILE, _says_the_same
-
-
-@pytest.fixture
-def automation() -> dict[str, Any]:
-    first: dict[str, Any] = yaml.safe_load(AUTOMATIONS_FILE.read_text())["automations"][0]
-    return first
+from infra.local.errors import StackError
+from infra.local.server_data import retire
 
 
-def as_the_server_tells(automation: dict[str, Any]) -> dict[str, Any]:
-    told = copy.deepcopy(automation)
-    told["id"] = "made by the server"
-    told["trigger"]["expect"] = sorted(told["trigger"]["expect"], reverse=True)
-    told["trigger"]["within"] = float(told["trigger"]["within"])
-    told["trigger"]["match_related"] = {}
-    return told
+def test_the_automations_of_earlier_versions_go_and_others_stay() -> None:
+    present = {"1": "chipline-dead-runs", "2": "chipline-runs-that-never-began", "3": "mine"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            del present[request.url.path.rpartition("/")[2]]
+            return httpx.Response(204)
+        names = json.loads(request.content)["automations"]["name"]["any_"]
+        found = [{"id": key, "name": name} for key, name in present.items() if name in names]
+        return httpx.Response(200, json=found)
+
+    with httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer)) as http:
+        retire(http)
+        retire(http)
+    assert present == {"3": "mine"}
 
 
-def test_defaults_and_order_make_no_difference(automation: dict[str, Any]) -> None:
-    assert _says_the_same(automation, as_the_server_tells(automation))
-
-
-@pytest.mark.parametrize("change", [("within", 60), ("after", []), ("posture", "Reactive")])
-def test_a_change_is_seen(automation: dict[str, Any], change: tuple[str, Any]) -> None:
-    told = as_the_server_tells(automation)
-    told["trigger"][change[0]] = change[1]
-    assert not _says_the_same(automation, told)
+def test_a_refusal_is_told() -> None:
+    transport = httpx.MockTransport(lambda _request: httpx.Response(401, text="who are you"))
+    with (
+        httpx.Client(base_url="http://test", transport=transport) as http,
+        pytest.raises(StackError, match="refused to list its automations with 401: who are you"),
+    ):
+        retire(http)
