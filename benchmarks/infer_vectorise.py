@@ -1,10 +1,11 @@
 """Polygons of a classified raster, block by block, against ``rasterio.features.shapes`` on the whole array.
 
-python benchmarks/infer_vectorise.py [--size 16384] [--polygons 100000]
+python benchmarks/infer_vectorise.py [--size 16384] [--polygons 100000] [--runs 3] [--ways whole blocks]
 
-Both read the same COG, in processes of their own, and write every polygon as WKB into a file. Their number,
-area and vertices must be equal. ``filled``: the ground between the objects is a class of its own, one polygon
-with a hole for each object.
+All read the same COG, in processes of their own, and write every polygon as WKB into a file. The number, area
+and vertices of what the files hold must be equal. ``blocks`` writes the polygons as they are vectorised;
+``geometries`` makes each a geometry first, as the finish of a run does. ``filled``: the ground between the
+objects is a class of its own, one polygon with a hole for each object.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import rasterio
@@ -27,6 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.scenes import CRS, TRANSFORM
 from benchmarks.watched import Clock, watched
+
+if TYPE_CHECKING:
+    from tasks.infer.vectorise import Polygons
 
 BLOCK = 1024
 LARGE = 1_000_000  # vertices
@@ -62,9 +67,8 @@ def make_classes(path: Path, size: int, count: int) -> None:
     plain.unlink()
 
 
-def whole(path: Path, nodata: int | None, target: Path) -> dict[str, float]:
+def whole(path: Path, nodata: int | None, target: Path) -> None:
     """The whole array at once."""
-    clock = Clock()
     with rasterio.open(path) as dataset:
         values = dataset.read(1)
     mask = None if nodata is None else values != nodata
@@ -72,28 +76,35 @@ def whole(path: Path, nodata: int | None, target: Path) -> dict[str, float]:
     geometry = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
     with target.open("wb") as stream:
         _write(stream, geometry)
-    return {**clock.read(), **_measured(geometry)}
 
 
-def blockwise(path: Path, nodata: int | None, target: Path) -> dict[str, float]:
+def blocks(path: Path, nodata: int | None, target: Path) -> None:
     """Block by block, nothing kept that is done."""
+    with target.open("wb") as stream:
+        for part in _parts(path, nodata):
+            stream.writelines(part.wkb())
+
+
+def geometries(path: Path, nodata: int | None, target: Path) -> None:
+    """The same, each polygon as a geometry of shapely."""
+    with target.open("wb") as stream:
+        for part in _parts(path, nodata):
+            _write(stream, part.geometry())
+
+
+def _parts(path: Path, nodata: int | None) -> Iterator[Polygons]:
     from tasks.imagery import Window
     from tasks.infer.vectorise import polygons_of
 
-    clock, total = Clock(), {"polygons": 0.0, "area": 0.0, "vertices": 0.0}
     # Blocks are read once: a large cache would only count as memory.
-    with rasterio.Env(GDAL_CACHEMAX=8 * 2**20), rasterio.open(path) as dataset, target.open("wb") as stream:
+    with rasterio.Env(GDAL_CACHEMAX=8 * 2**20), rasterio.open(path) as dataset:
 
         def read(window: Window) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
             place = rasterio.windows.Window(window.col, window.row, window.cols, window.rows)
             values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = dataset.read(1, window=place)
             return values
 
-        for part in polygons_of(read, dataset.shape, nodata=nodata, block=BLOCK):
-            _write(stream, part.geometry)
-            for name, value in _measured(part.geometry).items():
-                total[name] += value
-    return {**clock.read(), **total}
+        yield from polygons_of(read, dataset.shape, nodata=nodata, block=BLOCK)
 
 
 def _write(stream: BinaryIO, geometry: np.ndarray[tuple[int, ...], np.dtype[np.object_]]) -> None:
@@ -110,47 +121,63 @@ def _write(stream: BinaryIO, geometry: np.ndarray[tuple[int, ...], np.dtype[np.o
                 stream.write(struct.pack("<I", len(points)) + points.tobytes())
 
 
-def _measured(geometry: np.ndarray[tuple[int, ...], np.dtype[np.object_]]) -> dict[str, float]:
-    return {
-        "polygons": len(geometry),
-        "area": float(shapely.area(geometry).sum()),
-        "vertices": float(shapely.get_num_coordinates(geometry).sum()),
-    }
+def content_of(written: Path) -> tuple[int, float, int]:
+    """Polygons, their area in pixels, and vertices of a file of WKB; of each ring, however it runs."""
+    data = written.read_bytes()
+    at = polygons = vertices = 0
+    area = 0.0
+    while at < len(data):
+        order, kind, rings = struct.unpack_from("<BII", data, at)
+        if (order, kind) != (1, 3):
+            raise SystemExit(f"{written.name} holds no polygon at byte {at}.")
+        at += 9
+        for ring in range(rings):
+            (size,) = struct.unpack_from("<I", data, at)
+            x, y = np.frombuffer(data, "<f8", 2 * size, at + 4).reshape(-1, 2).T
+            # Whole numbers of pixels: the sum is exact.
+            enclosed = abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2
+            area += -enclosed if ring else enclosed
+            vertices += size
+            at += 4 + 16 * size
+        polygons += 1
+    return polygons, float(area), vertices
 
 
 def main() -> None:
     """Measure, or be the process that is measured."""
+    ways = {way.__name__: way for way in (whole, blocks, geometries)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", type=int, default=16384)
     parser.add_argument("--polygons", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--ways", nargs="+", choices=list(ways), default=list(ways))
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        way, path, nodata = given.one
-        kinds = {"whole": whole, "blocks": blockwise}
-        with tempfile.TemporaryDirectory() as folder:
-            made = kinds[way](
-                Path(path), None if nodata == "none" else int(nodata), Path(folder, "polygons.wkb")
-            )
-        sys.stdout.write(json.dumps(made) + "\n")
+        way, path, nodata, target = given.one
+        clock = Clock()
+        ways[way](Path(path), None if nodata == "none" else int(nodata), Path(target))
+        sys.stdout.write(json.dumps(clock.read()) + "\n")
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "classes.tif")
+        path, target = Path(folder, "classes.tif"), Path(folder, "polygons.wkb")
         make_classes(path, given.size, given.polygons)
-        sys.stdout.write("| raster | way | wall s, each run | peak MiB | polygons |\n|---|---|---|---|---|\n")
+        sys.stdout.write("| raster | way | wall s, each run | processor s | peak MiB | polygons |\n")
+        sys.stdout.write("|---|---|---|---|---|---|\n")
         for kind, nodata in (("objects", "5"), ("filled", "none")):
             content = set()
-            for way in ("whole", "blocks"):
-                command = [sys.executable, __file__, "--one", way, str(path), nodata]
-                runs = [watched(command, Path(folder)) for _ in range(given.runs)]
-                content |= {(run["polygons"], run["area"], run["vertices"]) for run in runs}
-                walls = ", ".join(f"{run['wall_s']:.1f}" for run in runs)
-                peak = max(run["peak_mib"] for run in runs)
-                sys.stdout.write(f"| {kind} | {way} | {walls} | {peak:.0f} | {runs[0]['polygons']:.0f} |\n")
+            for way in given.ways:
+                command = [sys.executable, __file__, "--one", way, str(path), nodata, str(target)]
+                runs = []
+                for _ in range(given.runs):
+                    runs.append(watched(command, Path(folder)))
+                    content.add(content_of(target))
+                walls, cpu = (", ".join(f"{run[of]:.1f}" for run in runs) for of in ("wall_s", "cpu_s"))
+                peak, count = max(run["peak_mib"] for run in runs), max(content)[0]
+                sys.stdout.write(f"| {kind} | {way} | {walls} | {cpu} | {peak:.0f} | {count} |\n")
                 sys.stdout.flush()
             if len(content) != 1:
-                raise SystemExit(f"The two ways differ: {content}")
+                raise SystemExit(f"The ways differ: {content}")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def polygons_of_file(raster: Path, nodata: int | None) -> tuple[NDArray[np.objec
             return values
 
         parts = list(polygons_of(read, dataset.shape, nodata=nodata))
-    return np.concatenate([part.geometry for part in parts]), np.concatenate([part.value for part in parts])
+    return np.concatenate([part.geometry() for part in parts]), np.concatenate([part.value for part in parts])
 
 
 def class_polygons(

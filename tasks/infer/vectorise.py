@@ -7,11 +7,10 @@ put together, and of them only their outer rings: a hole that a block sees whole
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,75 @@ from tasks.imagery import Window
 from tasks.infer.polygons import Geometries, without_collinear_vertices
 
 BLOCK = 2048
+# Little-endian, a polygon, the number of its rings (OGC 06-103r4, 8.2): what its rings follow.
+_WKB_HEAD = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4")])
 _WKB_POLYGON = 3
+_LARGE = 2**17  # points
 
 Read = Callable[[Window], NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """Polygons in pixels, x = column, y = row, and the class value of each."""
+    """Polygons in pixels, x = column, y = row: their closed rings one after the other.
 
-    geometry: Geometries
+    Whole numbers without an object for each ring are a third of what GEOS holds.
+
+    Attributes:
+        points: x, y of all rings.  # (points, 2)
+        sizes: points of each ring, the first one again at its end.  # (rings,)
+        counts: rings of each polygon, the outer one first.  # (polygons,)
+        value: class value of each polygon.  # (polygons,)
+    """
+
+    points: NDArray[np.int32]
+    sizes: NDArray[np.uint32]
+    counts: NDArray[np.uint32]
     value: NDArray[np.int64]
+
+    def geometry(self) -> Geometries:
+        """The polygons for shapely.  # (polygons,)"""
+        heads = _starts(self.counts)
+        rings = _starts(self.sizes)
+        large = rings[heads[1:]] - rings[heads[:-1]] > _LARGE
+        made = np.empty(len(self.value), dtype=object)
+        small = self.take(~large)
+        made[~large] = shapely.from_ragged_array(
+            shapely.GeometryType.POLYGON,
+            small.points.astype(np.float64),
+            (_starts(small.sizes), _starts(small.counts)),
+        )
+        for index in np.flatnonzero(large).tolist():
+            # A geometry made of geometries of its rings would be there twice.
+            written = BytesIO()
+            written.writelines(self._only(index, heads, rings).wkb())
+            made[index] = shapely.from_wkb(written.getvalue())
+        return made
+
+    def wkb(self) -> Iterator[bytes]:
+        """The polygons as little-endian well-known binary, one after the other, some rings at a time."""
+        heads = np.zeros(len(self.sizes), np.uint32)
+        heads[_starts(self.counts)[:-1]] = self.counts
+        ends = np.cumsum(self.sizes, dtype=np.int64)
+        cuts = np.searchsorted(ends, np.arange(0, len(self.points), _LARGE), side="right")
+        for start, stop in pairwise([*cuts.tolist(), len(ends)]):
+            if start < stop:
+                points = self.points[ends[start] - self.sizes[start] : ends[stop - 1]]
+                yield _encoded(points, self.sizes[start:stop], heads[start:stop])
+
+    def take(self, which: NDArray[np.bool_]) -> Polygons:
+        """Those of the polygons."""
+        rings = np.repeat(which, self.counts)
+        points = self.points[np.repeat(rings, self.sizes)]
+        return Polygons(points, self.sizes[rings], self.counts[which], self.value[which])
+
+    def _only(self, index: int, heads: NDArray[np.int64], rings: NDArray[np.int64]) -> Polygons:
+        """One of the polygons, nothing copied; where its rings and their points begin is known."""
+        first, end = heads[index : index + 2].tolist()
+        one = slice(index, index + 1)
+        return Polygons(
+            self.points[rings[first] : rings[end]], self.sizes[first:end], self.counts[one], self.value[one]
+        )
 
 
 def polygons_of(
@@ -41,9 +98,8 @@ def polygons_of(
 ) -> Iterator[Polygons]:
     """Polygons of equal neighbouring pixels (sharing an edge, not only a corner), holes included.
 
-    Memory holds one block, one row of blocks' borders, and the polygons that still reach the next row: their
-    holes at eight bytes per vertex, and once more at sixteen, and as a geometry, when such a polygon is put
-    together.
+    Memory holds one block, one row of blocks' borders, and the polygons that still reach the next row, at
+    eight bytes per vertex, and once more while such a polygon is put together.
 
     Args:
         read: the class values of a window, (rows, cols), integers.
@@ -63,45 +119,47 @@ def polygons_of(
         yield joiner.closed()
 
 
-@dataclass(frozen=True)
-class _Rings:
-    """Closed rings, one after the other, in half the memory of a geometry's and without an object for each.
+def _starts(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Where each of some stretches begins, and where the last one ends.  # (stretches + 1,)"""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
-    Attributes:
-        points: x, y in pixels, whole numbers.  # (points, 2)
-        sizes: points of each ring.  # (rings,)
+
+def _encoded(points: NDArray[np.int32], sizes: NDArray[np.uint32], heads: NDArray[np.uint32]) -> bytes:
+    """Rings in well-known binary: number of points, x, y, x, y, …
+
+    Args:
+        points: of all rings.
+        sizes: points of each ring.
+        heads: where a ring is a polygon's first, that polygon's rings, and else 0.
     """
-
-    points: NDArray[np.int32]
-    sizes: NDArray[np.uint32]
-
-    @staticmethod
-    def of(polygon: shapely.Polygon) -> _Rings:
-        """The outer ring, then the holes."""
-        _, points, (starts, _) = shapely.to_ragged_array([polygon])
-        return _Rings(points.astype(np.int32), np.diff(starts).astype(np.uint32))
-
-    def holes(self) -> _Rings:
-        """All but the first ring."""
-        return _Rings(self.points[self.sizes[0] :].copy(), self.sizes[1:])
-
-    def wkb(self) -> bytes:
-        """As they follow each other in a polygon's well-known binary: number of points, x, y, x, y, …"""
-        words = np.empty(len(self.sizes) + 4 * len(self.points), "<u4")
-        heads = np.arange(len(self.sizes)) + 4 * (np.cumsum(self.sizes, dtype=np.int64) - self.sizes)
-        of_points = np.ones(len(words), np.bool_)
-        of_points[heads] = False
-        words[heads] = self.sizes
-        words[of_points] = self.points.astype("<f8").view("<u4").ravel()
+    words = np.empty(len(sizes) + 4 * len(points), "<u4")
+    begin = np.arange(len(sizes)) + 4 * _starts(sizes)[:-1]
+    of_points = np.ones(len(words), np.bool_)
+    of_points[begin] = False
+    words[begin] = sizes
+    words[of_points] = points.astype("<f8").view("<u4").ravel()
+    firsts = np.flatnonzero(heads)
+    if not len(firsts):
         return words.tobytes()
+    head = np.empty(len(firsts), _WKB_HEAD)
+    head["order"], head["kind"], head["rings"] = 1, _WKB_POLYGON, heads[firsts]
+    size = _WKB_HEAD.itemsize
+    places = (4 * begin[firsts] + size * np.arange(len(firsts)))[:, None] + np.arange(size)
+    written = np.empty(4 * len(words) + size * len(firsts), np.uint8)
+    of_rings = np.ones(len(written), np.bool_)
+    of_rings[places] = False
+    written[places] = head.view(np.uint8).reshape(-1, size)
+    written[of_rings] = words.view(np.uint8)
+    return written.tobytes()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Piece:
     """A polygon that reaches a border of its block; ``parent`` leads to what it is joined to."""
 
-    shell: shapely.Polygon
-    holes: _Rings
+    shell: NDArray[np.int32]  # (points, 2)
+    holes: NDArray[np.int32]  # (points, 2)
+    hole_sizes: NDArray[np.uint32]
     value: int
     parent: int
 
@@ -119,20 +177,35 @@ class _Joiner:
         self, window: Window, values: NDArray[Any], nodata: int | None, last: tuple[bool, bool]
     ) -> Polygons:
         """Take one block; the polygons that no border touches."""
-        geometry, found = _traced(values, nodata)
-        if len(geometry):
-            offset = np.array((window.col, window.row))
-            geometry = shapely.transform(geometry, lambda points: points + offset)
-        bounds = shapely.bounds(geometry).reshape(-1, 4)
-        touches = (
-            ((bounds[:, 0] == window.col) & (window.col > 0))
-            | ((bounds[:, 1] == window.row) & (window.row > 0))
-            | ((bounds[:, 2] == window.col_stop) & (not last[1]))
-            | ((bounds[:, 3] == window.row_stop) & (not last[0]))
-        )
+        found = _traced(window, values, nodata)
+        heads, rings = _starts(found.counts)[:-1], _starts(found.sizes)[:-1]
+        shells = rings[heads]
+        touches = np.zeros(len(found.value), np.bool_)
+        for axis, border, there in (
+            (0, window.col, window.col > 0),
+            (1, window.row, window.row > 0),
+            (0, window.col_stop, not last[1]),
+            (1, window.row_stop, not last[0]),
+        ):
+            if there and len(shells):
+                # A hole reaches no border that the ring around it does not.
+                touches |= np.logical_or.reduceat(found.points[:, axis] == border, shells)
         edges = _Edges.of(window)
         for index in np.flatnonzero(touches).tolist():
-            self._register(geometry[index], int(found[index]), edges)
+            first, count = int(heads[index]), int(found.counts[index])
+            sizes = found.sizes[first : first + count]
+            begin = int(shells[index])
+            shell, end = begin + int(sizes[0]), begin + int(sizes.sum())
+            self.made += 1
+            # Copies: a view would keep the whole block.
+            self.pieces[self.made] = _Piece(
+                found.points[begin:shell].copy(),
+                found.points[shell:end].copy(),
+                sizes[1:].copy(),
+                int(found.value[index]),
+                self.made,
+            )
+            edges.label(found.points[begin:shell], self.made)
         if window.col > 0 and self.before is not None:
             self._join(self.before, edges.left)
         if window.row > 0:
@@ -140,7 +213,7 @@ class _Joiner:
         self.before = None if last[1] else edges.right
         if not last[0]:
             self.below[window.col] = edges.bottom
-        return Polygons(geometry[~touches], found[~touches])
+        return found.take(~touches)
 
     def closed(self) -> Polygons:
         """At the end of a row of blocks: the joined polygons that do not reach the next one."""
@@ -154,21 +227,23 @@ class _Joiner:
             if label
         }
         self.above, self.below = self.below, {}
-        geometry, values = [], []
+        points, sizes = [np.empty((0, 2), np.int32)], [np.empty(0, np.uint32)]
+        counts, values = [], []
         for root, members in groups.items():
             if root in on:
                 continue
             values.append(self.pieces[root].value)
-            geometry.append(_united([self.pieces.pop(label) for label in members]))
-        made = np.array(geometry, dtype=object)
-        return Polygons(made, np.array(values, np.int64))
-
-    def _register(self, polygon: shapely.Polygon, value: int, edges: _Edges) -> None:
-        self.made += 1
-        holes = _Rings.of(polygon).holes()
-        shell = shapely.Polygon(polygon.exterior) if len(holes.sizes) else polygon
-        self.pieces[self.made] = _Piece(shell, holes, value, self.made)
-        edges.label(shapely.get_coordinates(polygon.exterior), self.made)
+            pieces = [self.pieces.pop(label) for label in members]
+            outline, outline_sizes = _outline(pieces)
+            points += [outline, *(piece.holes for piece in pieces)]
+            sizes += [outline_sizes, *(piece.hole_sizes for piece in pieces)]
+            counts.append(len(outline_sizes) + sum(len(piece.hole_sizes) for piece in pieces))
+        return Polygons(
+            np.concatenate(points),
+            np.concatenate(sizes),
+            np.array(counts, np.uint32),
+            np.array(values, np.int64),
+        )
 
     def _join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
         both = (one != 0) & (other != 0)
@@ -202,9 +277,9 @@ class _Edges:
         across, down = np.zeros(window.cols, np.int64), np.zeros(window.rows, np.int64)
         return _Edges(window, across, across.copy(), down, down.copy())
 
-    def label(self, ring: NDArray[np.float64], label: int) -> None:
+    def label(self, ring: NDArray[np.int32], label: int) -> None:
         """Write ``label`` along the stretches of a closed ring that lie on a border."""
-        points = ring.astype(np.int64) - (self.window.col, self.window.row)
+        points = ring - np.array((self.window.col, self.window.row), np.int32)
         start, stop = points[:-1], points[1:]
         for axis, place, border in (
             (1, 0, self.top),
@@ -218,48 +293,37 @@ class _Edges:
                 border[first:end] = label
 
 
-def _traced(values: NDArray[Any], nodata: int | None) -> tuple[Geometries, NDArray[np.int64]]:
-    """Polygons of one block in its own pixels, and their values."""
+def _traced(window: Window, values: NDArray[Any], nodata: int | None) -> Polygons:
+    """Polygons of one block."""
     usable = values
     if values.dtype.name not in ("int16", "int32", "uint8", "uint16"):
         usable = values.astype(np.int32)
     mask = None if nodata is None else values != nodata
-    if mask is not None and not mask.any():
-        return np.empty(0, dtype=object), np.empty(0, np.int64)
     rings: list[list[tuple[float, float]]] = []
-    ring_counts, found = [], []
-    for shape, value in rasterio.features.shapes(usable, mask=mask):
-        rings.extend(shape["coordinates"])
-        ring_counts.append(len(shape["coordinates"]))
-        found.append(int(value))
-    sizes = np.array([len(ring) for ring in rings])
+    counts, found = [], []
+    if mask is None or mask.any():
+        for shape, value in rasterio.features.shapes(usable, mask=mask):
+            rings.extend(shape["coordinates"])
+            counts.append(len(shape["coordinates"]))
+            found.append(int(value))
+    sizes = np.array([len(ring) for ring in rings], np.uint32)
     points = np.fromiter(
         chain.from_iterable(chain.from_iterable(rings)), np.float64, count=2 * int(sizes.sum())
     ).reshape(-1, 2)
-    offsets = (np.concatenate([[0], np.cumsum(sizes)]), np.concatenate([[0], np.cumsum(ring_counts)]))
-    made = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, offsets)
-    return made, np.array(found, np.int64)
+    in_raster = points.astype(np.int32) + np.array((window.col, window.row), np.int32)
+    return Polygons(in_raster, sizes, np.array(counts, np.uint32), np.array(found, np.int64))
 
 
-def _united(pieces: list[_Piece]) -> shapely.Polygon:
-    """One polygon of pieces that share borders; the list is used up, so that no hole is held twice."""
-    outline = pieces[0].shell
-    if len(pieces) > 1:
-        joined = shapely.union_all([piece.shell for piece in pieces])
-        assert isinstance(joined, shapely.Polygon), "pieces that share borders make one polygon"
-        # Only this outline runs along borders: the holes of the pieces are as they were traced.
-        outline = without_collinear_vertices(np.array([joined], dtype=object))[0]
-    inside = sum(len(piece.holes.sizes) for piece in pieces)
-    if not inside:
-        return outline
-    rings = _Rings.of(outline)
-    written = BytesIO()
-    # Little-endian, a polygon, the number of its rings (OGC 06-103r4, 8.2).
-    written.write(struct.pack("<BII", 1, _WKB_POLYGON, len(rings.sizes) + inside))
-    written.write(rings.wkb())
-    pieces.reverse()
-    while pieces:
-        written.write(pieces.pop().holes.wkb())
-    whole = shapely.from_wkb(written.getvalue())
-    assert isinstance(whole, shapely.Polygon)
-    return whole
+def _outline(pieces: list[_Piece]) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+    """Rings of what the outer rings of pieces that share borders enclose together, and their sizes.
+
+    The holes of the pieces are no part of it: no border touches them.
+    """
+    if len(pieces) == 1:
+        return pieces[0].shell, np.array([len(pieces[0].shell)], np.uint32)
+    joined = shapely.union_all([shapely.Polygon(piece.shell) for piece in pieces])
+    assert isinstance(joined, shapely.Polygon), "pieces that share borders make one polygon"
+    # Only this outline runs along borders: the holes of the pieces are as they were traced.
+    outline = without_collinear_vertices(np.array([joined], dtype=object))
+    _, points, (starts, _) = shapely.to_ragged_array(outline)
+    return points.astype(np.int32), np.diff(starts).astype(np.uint32)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tasks.imagery import Window
+from tasks.infer import vectorise
 from tasks.infer.polygons import normalised, without_collinear_vertices
 from tasks.infer.vectorise import polygons_of
 
@@ -53,7 +54,7 @@ def blockwise(array: NDArray[Any], nodata: int | None, block: int) -> list[tuple
         return array[window.row : window.row_stop, window.col : window.col_stop]
 
     made = list(polygons_of(read, array.shape, nodata=nodata, block=block))
-    geometry = np.concatenate([part.geometry for part in made])
+    geometry = np.concatenate([part.geometry() for part in made])
     return canonical(geometry, np.concatenate([part.value for part in made]))
 
 
@@ -70,7 +71,7 @@ def test_a_class_around_all_others_is_one_polygon_with_their_holes_as_they_were_
     made = list(
         polygons_of(lambda w: array[w.row : w.row_stop, w.col : w.col_stop], array.shape, nodata=2, block=40)
     )
-    geometry = np.concatenate([part.geometry for part in made])
+    geometry = np.concatenate([part.geometry() for part in made])
     found = [shapely.geometry.shape(shape) for shape, _ in rasterio.features.shapes(array, mask=array == 1)]
     assert len(geometry) == len(found) == 1
     assert shapely.get_num_interior_rings(geometry[0]) > 500
@@ -90,3 +91,23 @@ def test_one_class_everywhere_is_one_polygon_and_nothing_is_none() -> None:
     assert len(blockwise(array, None, 16)) == 1
     assert blockwise(array, 1, 16) == []
     assert blockwise(array.astype(np.int64), None, 16) == whole(array, None)
+
+
+@pytest.mark.parametrize("large", [7, 60, 2**17])
+def test_polygons_are_the_same_as_geometries_and_as_binary(
+    monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    """However many points are held at once: few polygons, one, or some of its rings."""
+    monkeypatch.setattr(vectorise, "_LARGE", large)
+    array = np.where(np.random.default_rng(5).random((90, 70)) < 0.1, 2, 1).astype(np.uint8)
+    binary = []
+    for part in polygons_of(
+        lambda w: array[w.row : w.row_stop, w.col : w.col_stop], array.shape, nodata=None, block=40
+    ):
+        geometry = part.geometry()
+        assert b"".join(part.wkb()) == b"".join(shapely.to_wkb(geometry))
+        kept = part.value == 1
+        assert (part.take(kept).geometry() == geometry[kept]).all()
+        binary += list(zip(part.value.tolist(), shapely.to_wkb(geometry), strict=True))
+    values, geometries = zip(*binary, strict=True)
+    assert canonical(shapely.from_wkb(geometries), values) == whole(array, None)
