@@ -1,13 +1,15 @@
 # Chipline. `make` builds .venv; `make demo` runs the whole chain; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := venv
-.PHONY: all venv tensorflow lock lint format test test-all demo up down status bench clean help FORCE
+.PHONY: all venv tensorflow lock lint format test test-apart test-stack test-all demo up down status bench clean help FORCE
 
 PY := .venv/bin/python
 STAMP := .venv/.chipline-installed
 TENSORFLOW := .venv-tensorflow/.chipline-installed
-# Most tests share nothing and run side by side; those marked "stack" share one running stack.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+# Most tests share nothing and run side by side, file by file. Those marked "stack" share one running stack and
+# run one after the other, beside the others: they wait half of their time.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --durations 25
+STACK_LOG := .chipline/logs/test-stack.log
 
 # Another torch build than the locked one: UV_TORCH_BACKEND=cpu make (or cu126, cu130, rocm…).
 # The choice is remembered in .venv; asking for another one installs again.
@@ -45,8 +47,15 @@ format: venv  ## let ruff format the code
 	$(PY) -m ruff format .
 
 test: venv  ## unit, integration and browser tests, without the slow ones
+	@$(MAKE) --no-print-directory -j2 -k test-apart test-stack
+
+test-apart: venv  ## … of it those that share nothing
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not stack and not slow and not gpu" tests/unit tests/integration
-	$(PY) -m pytest -m "stack and not slow and not gpu" tests/integration tests/browser
+
+test-stack: venv  ## … of it those that share the running stack; what they say is shown at their end
+	@mkdir -p $(dir $(STACK_LOG))
+	@$(PY) -m pytest --durations 25 -m "stack and not slow and not gpu" tests/integration tests/browser \
+	  > $(STACK_LOG) 2>&1; code=$$?; cat $(STACK_LOG); exit $$code
 
 test-all: venv tensorflow  ## every test, the slow and the fault ones too
 	$(PY) -m pytest $(SIDE_BY_SIDE) -m "not stack and not gpu" tests/unit

@@ -23,14 +23,19 @@ from infra.local.health import client
 
 # Servers of the machine's own: nothing that a test asks for may take a detour.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+# Tests compute small things, several at once: more threads than cores would wait for each other, and spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+STACK_TIMEOUT_S = 600  # beside all other tests
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that share the stack: they run one after the other, all others side by side."""
+    """Mark the tests that share the stack: they run one after the other, beside all others."""
     for item in items:
         if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
             item.add_marker(pytest.mark.stack)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(STACK_TIMEOUT_S))
 
 
 def fast_folder() -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -40,7 +40,9 @@ def page(tmp_path: Path) -> Iterator[Page]:
             args=_FLAGS,
             viewport={"width": 1200, "height": 1400},
         )
+        # Other tests run meanwhile.
         context.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)
         try:
             yield context.new_page()
         finally:
