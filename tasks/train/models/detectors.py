@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tasks.errors import BadInputError
 from tasks.package.network_source import DetectorName, build_detector
-from tasks.train.models.encoders import WeightInit, build_encoder
+from tasks.train.models.encoders import WeightInit, build_levels
 from tasks.train.models.options import DetectorOptions
 
 TWO_STAGES = frozenset({"FASTERRCNN", "MASKRCNN"})
@@ -80,14 +79,15 @@ def build_pyramid(
         BadInputError: the encoder gives no features at that stride.
     """
     finest = int(math.log2(options.stride // options.downscale))
-    depth = max(options.depth, finest + options.levels - 1)
-    encoder = build_encoder(backbone_model, bands=bands, depth=depth, pretrained=pretrained, scheme=scheme)
-    channels = [int(size) for size in cast(list[int], encoder.out_channels)]
-    if 0 in channels[finest:]:
-        raise BadInputError(
-            f"The backbone {backbone_model} gives no features at a stride of {options.stride} pixels.",
-            f"Give the model argument stride = {2 * options.stride}, or choose another backbone_model.",
-        )
+    encoder, channels = build_levels(
+        backbone_model,
+        finest=finest,
+        depth=max(options.depth, options.resolutions),
+        downscale=options.downscale,
+        bands=bands,
+        pretrained=pretrained,
+        scheme=scheme,
+    )
     return FeaturePyramid(
         encoder,
         channels,

@@ -47,6 +47,37 @@ def build_encoder(
     return network
 
 
+def build_levels(
+    backbone_model: str,
+    *,
+    finest: int,
+    depth: int,
+    downscale: int,
+    bands: Sequence[str],
+    pretrained: bool,
+    scheme: WeightInit,
+) -> tuple[nn.Module, list[int]]:
+    """An encoder (see :func:`build_encoder`) of which some resolutions are used, and the channels of all.
+
+    Args:
+        finest: the first one that is used; its stride is ``2 ** finest``.
+        depth: 1 to 5, the number of resolutions.
+        downscale: pixels of the image to one of the encoder's input.
+
+    Raises:
+        BadInputError: see :func:`build_encoder`; or the encoder gives no features at that stride.
+    """
+    encoder = build_encoder(backbone_model, bands=bands, depth=depth, pretrained=pretrained, scheme=scheme)
+    channels = [int(size) for size in cast("list[int]", encoder.out_channels)]
+    if 0 in channels[finest:]:
+        stride = downscale << finest
+        raise BadInputError(
+            f"The backbone {backbone_model} gives no features at a stride of {stride} pixels.",
+            f"Give the model argument stride = {2 * stride}, or choose another backbone_model.",
+        )
+    return encoder, channels
+
+
 def start_encoder(
     encoder: nn.Module, backbone_model: str, *, bands: Sequence[str], scheme: WeightInit, start: EncoderStart
 ) -> str:

@@ -14,21 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks.errors import BadInputError
 from tasks.package.query_detector import QueryDetector
 from tasks.train.datasets import Target
-from tasks.train.models.encoders import WeightInit, build_encoder
+from tasks.train.models.encoders import WeightInit, build_levels
+from tasks.train.models.layers import counted, places
 from tasks.train.models.options import QueryOptions
 
 LEAST_SCORE = 0.05  # weaker boxes are not worth a thought
 _HEADS = 8
-_TEMPERATURE = 10_000.0  # of the wave lengths that places are told by
 _LARGEST = 0.99  # share of the image that a first box may take
 _USUAL_QUERIES = 300
 _PER_OBJECT = 2  # queries
@@ -158,9 +157,9 @@ class QueryNetwork(nn.Module):
         """The maps after attention within the coarsest, from coarse to fine and back, finest first."""
         merge = self.merge
         for index, part in zip(merge.encode_proj_layers, merge.aifi, strict=True):
-            cells, places = maps[index].flatten(2).transpose(1, 2), _places(maps[index], self.width)
+            cells, waves = maps[index].flatten(2).transpose(1, 2), places(maps[index], self.width)
             for layer in part.layers:
-                cells = layer(cells, attention_mask=None, spatial_position_embeddings=places)
+                cells = layer(cells, attention_mask=None, spatial_position_embeddings=waves)
             maps[index] = cells.transpose(1, 2).reshape(maps[index].shape)
         down = [maps[-1]]
         for lateral, block, finer in zip(
@@ -177,7 +176,7 @@ class QueryNetwork(nn.Module):
     def _anchors(self, cells: Tensor) -> Tensor:
         """A box in the middle of each cell of a map, as logits of shares of the image  # (cells, 4)."""
         rows, cols = cells.shape[2], cells.shape[3]
-        down, right = (_counted(line) - 0.5 for line in (cells[0, 0, :, 0], cells[0, 0, 0, :]))
+        down, right = (counted(line) - 0.5 for line in (cells[0, 0, :, 0], cells[0, 0, 0, :]))
         right = (right / cols)[None, :].expand(rows, cols)
         down = (down / rows)[:, None].expand(rows, cols)
         edges = [torch.ones_like(right) * (self.anchor_cells / count) for count in (cols, rows)]
@@ -344,14 +343,15 @@ def build_query_network(
         BadInputError: the encoder gives no features at the finest stride.
     """
     finest = int(math.log2(options.stride // options.downscale))
-    depth = finest + options.levels - 1
-    encoder = build_encoder(backbone_model, bands=bands, depth=depth, pretrained=pretrained, scheme=scheme)
-    channels = [int(size) for size in cast(list[int], encoder.out_channels)]
-    if 0 in channels[finest:]:
-        raise BadInputError(
-            f"The backbone {backbone_model} gives no features at a stride of {options.stride} pixels.",
-            f"Give the model argument stride = {2 * options.stride}, or choose another backbone_model.",
-        )
+    encoder, channels = build_levels(
+        backbone_model,
+        finest=finest,
+        depth=options.resolutions,
+        downscale=options.downscale,
+        bands=bands,
+        pretrained=pretrained,
+        scheme=scheme,
+    )
     queries = options.queries or queries_for(most_objects)
     return QueryNetwork(
         encoder,
@@ -483,24 +483,6 @@ def _boxes_of(initial: Tensor, distances: Tensor, scale: Tensor) -> Tensor:
     low = initial[..., :2] - (0.5 * scale + distances[..., :2]) * step
     high = initial[..., :2] + (0.5 * scale + distances[..., 2:]) * step
     return torch.cat([(low + high) / 2, high - low], dim=-1)
-
-
-def _counted(line: Tensor) -> Tensor:
-    """1, 2, … as float32, as many as ``line`` has: a count that a trace follows, unlike ``torch.arange``."""
-    return torch.ones_like(line, dtype=torch.int64).cumsum(0).float()
-
-
-def _places(cells: Tensor, width: int) -> Tensor:
-    """Waves by which the cells of a map are told apart, sines and cosines  # (1, rows cols, width)."""
-    lengths = [_TEMPERATURE ** -(4 * number / width) for number in range(width // 4)]
-    rows, cols = cells.shape[2], cells.shape[3]
-    waves = []
-    for axis, line in enumerate((cells[0, 0, :, 0], cells[0, 0, 0, :])):
-        angles = (_counted(line) - 1)[:, None] * line.float().new_tensor(lengths)
-        for wave in (angles.sin(), angles.cos()):
-            spread = wave[:, None, :] if axis == 0 else wave[None, :, :]
-            waves.append(spread.expand(rows, cols, width // 4))
-    return torch.cat(waves, dim=-1).flatten(0, 1)[None].to(cells.dtype)
 
 
 def _as_shares(target: Target, batch: Tensor) -> dict[str, Tensor]:
