@@ -182,6 +182,8 @@ def run_part(plan_uri: str, part: int) -> None:
     report = compute_part(store, plan, part, package=package, progress=progress)
     for reason in report.execution.get("fell_back", []):
         log.warning("Another execution engine computes: %s", reason)
+    if report.execution.get("kept_useless"):
+        log.warning("A kept engine was of no use and is made anew: %(kept_useless)s", report.execution)
     for reason in report.batch.get("reasons", []):
         log.warning("Memory ran out: %s", reason)
     if report.batch.get("reasons"):

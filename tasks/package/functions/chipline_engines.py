@@ -69,10 +69,11 @@ class Execution:
     Attributes:
         report: ``execution_engine`` and ``precision`` that really compute, ``asked`` (both), ``fell_back``:
             why faster ones were left, in words, empty where the wish was granted; ``refused``: what was
-            measured of those that disagree; ``kept``: whether what an earlier process kept was used. Of the
-            engine that computes ``agreement`` (mean IoU with torch in float32 on the sample, None where
-            nothing was compared), ``at_least`` (what that makes sure of, with ``certainty``), number of
-            ``tiles`` and of ``pixels`` (or of what else the judge compares) and, for classes, ``by_class``.
+            measured of those that disagree; ``kept``: whether what an earlier process kept was used;
+            ``kept_useless``: what failed where it was tried in vain, else None. Of the engine that computes
+            ``agreement`` (mean IoU with torch in float32 on the sample, None where nothing was compared),
+            ``at_least`` (what that makes sure of, with ``certainty``), number of ``tiles`` and of ``pixels``
+            (or of what else the judge compares) and, for classes, ``by_class``.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Execution:
         self._judge: Any = judge or chipline_agreement.Classes()
         self._made: _Made | None = None
         self._given: bytes | None = None
+        self._useless: str | None = None
         self.report: dict[str, Any] = {}
         if self._asked == REFERENCE:
             self._use(REFERENCE, _make(module, shape, REFERENCE), None, [], [])
@@ -166,7 +168,7 @@ class Execution:
             # What is compiled can be kept once it has run.
             with torch.inference_mode():
                 made.run(torch.zeros(self._shape, device=next(self._module.parameters()).device))
-        self.report = {**decided, "kept": made.from_kept}
+        self.report = {**decided, "kept": made.from_kept, "kept_useless": self._useless}
         return self.report
 
     def _decide(self, batches: Sequence[torch.Tensor]) -> dict[str, Any]:
@@ -221,9 +223,10 @@ class Execution:
         parts = _parts_of(self._given, choice)
         if parts is not None:
             try:
-                return _make(self._module, self._shape, choice, parts)
-            except Exception:  # noqa: BLE001 - a shortcut that leads nowhere: below is the whole way
-                self._given = None
+                made: _Made = _guarded(lambda: _make(self._module, self._shape, choice, parts))
+                return made
+            except _FailedError as failure:  # a shortcut: below is the whole way
+                self._given, self._useless = None, str(failure)
         return _make(self._module, self._shape, choice)
 
     def _use(
@@ -246,6 +249,7 @@ class Execution:
             "fell_back": reasons,
             "refused": refused,
             "kept": made.from_kept,
+            "kept_useless": self._useless,
         }
 
 
@@ -357,8 +361,8 @@ def _torch(
     narrow = precision == "BFLOAT16"
     network: Any = _narrowed(module, shape) if narrow else module
     if compiled:
-        if kept is not None:
-            torch.compiler.load_cache_artifacts(kept[0])
+        if kept is not None and torch.compiler.load_cache_artifacts(kept[0]) is None:
+            raise EngineError("torch cannot read the kept kernels")
         # Shapes are few and fixed: a kernel each, as for the other engines.
         network = torch.compile(network, dynamic=False)
 

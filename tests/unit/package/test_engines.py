@@ -184,8 +184,16 @@ def test_what_is_kept_makes_the_same_engine_again(
         # What is of no use is passed over: another engine's, cut off, no such thing at all.
         for useless in (b"", b"none", kept[:-1], kept.replace(b"FLOAT32", b"BFLOAT1", 1)):
             other = engines.Execution(network, SHAPE, engine)
-            assert other.settle([], report, useless)["kept"] is False
+            made = other.settle([], report, useless)
+            assert (made["kept"], made["kept_useless"]) == (False, None)
             torch.testing.assert_close(other.logits(images), wanted)
+        # What looks like it and cannot be read is passed over, too, and the report says what failed.
+        head, _, rest = kept.partition(b"\n")
+        other = engines.Execution(network, SHAPE, engine)
+        made = other.settle([], report, head + b"\n" + b"?" * len(rest))
+        assert made["kept"] is False
+        assert "Error" in made["kept_useless"] or "Protobuf" in made["kept_useless"]
+        torch.testing.assert_close(other.logits(images), wanted)
 
 
 def test_the_identity_of_what_is_kept_names_all_that_decides_it(network: Tiny) -> None:
