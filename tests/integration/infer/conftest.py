@@ -40,13 +40,11 @@ def store() -> ObjectStore:
     return ObjectStore()
 
 
-@pytest.fixture
-def classifier(tmp_path: Path) -> Package:
-    """Classes Dark (1) and Bright (2) by a local mean; see functions.py."""
+def _of_brightness(folder: Path, name: str, function: str, text: str) -> Package:
     definition = ModelDefinition.model_validate(
         {
             "ModelType": "ImageClassification",
-            "InferenceFunction": "BrightClassifier.py",
+            "InferenceFunction": f"{function}.py",
             "ImageHeight": 80,
             "ImageWidth": 80,
             "ExtractBands": [0, 1, 2],
@@ -56,31 +54,21 @@ def classifier(tmp_path: Path) -> Package:
             ],
         }
     )
-    path = tmp_path / "bright.dlpk"
-    write_dlpk(path, definition, {"BrightClassifier.py": functions.CLASSIFIER.encode()})
-    return open_package(path, tmp_path / "unpacked")
+    path = folder / f"{name}.dlpk"
+    write_dlpk(path, definition, {f"{function}.py": text.encode()})
+    return open_package(path, folder / "unpacked")
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Package:
+    """Classes Dark (1) and Bright (2) by a local mean; see functions.py."""
+    return _of_brightness(tmp_path, "bright", "BrightClassifier", functions.CLASSIFIER)
 
 
 @pytest.fixture
 def scorer(tmp_path: Path) -> Package:
     """The classifier of this folder, offering scores for chips of 48 px."""
-    definition = ModelDefinition.model_validate(
-        {
-            "ModelType": "ImageClassification",
-            "InferenceFunction": "ScoreClassifier.py",
-            "ImageHeight": 80,
-            "ImageWidth": 80,
-            "ExtractBands": [0, 1, 2],
-            "Classes": [
-                {"Value": 1, "Name": "Dark", "Color": [10, 20, 30]},
-                {"Value": 2, "Name": "Bright", "Color": [250, 240, 0]},
-            ],
-        }
-    )
-    text = functions.CLASSIFIER + functions.SCORER
-    path = tmp_path / "scorer.dlpk"
-    write_dlpk(path, definition, {"ScoreClassifier.py": text.encode()})
-    return open_package(path, tmp_path / "unpacked")
+    return _of_brightness(tmp_path, "scorer", "ScoreClassifier", functions.CLASSIFIER + functions.SCORER)
 
 
 @pytest.fixture

@@ -149,10 +149,10 @@ class PairComparer:
         return {"output_pixels": values.astype(np.int32)[None, p : p + shape[0], p : p + shape[1]]}
 '''
 
-PAIR_SCORER = '''
+_SCORES = '''
 
-class PairScorer(PairComparer):
-    """The same comparison of means over 7 x 7 pixels, with scores: the larger the step, the surer."""
+class Scores:
+    """Of two classes, of chips of 32 pixels and their padding."""
 
     def getConfiguration(self, **scalars):
         return {
@@ -163,15 +163,28 @@ class PairScorer(PairComparer):
             "tile_size": 32 + 2 * int(scalars["padding"]),
         }
 
+    def of_means(self, values, scale, offset=0.0):
+        """The second class is as probable as the mean of (n, rows, cols) over 7 x 7 pixels is large."""
+        padded = np.pad(values, ((0, 0), (3, 3), (3, 3)))
+        rows, cols = values.shape[1:]
+        mean = sum(padded[:, r : r + rows, c : c + cols] for r in range(7) for c in range(7)) / scale
+        second = np.clip(offset + mean, 0, 1).astype(np.float32)
+        return np.stack([1 - second, second], axis=1)
+'''
+
+PAIR_SCORER = (
+    _SCORES
+    + '''
+
+class PairScorer(Scores, PairComparer):
+    """The same comparison of means over 7 x 7 pixels, with scores: the larger the step, the surer."""
+
     def predict_scores(self, batch):
         half = batch.shape[1] // 2
         step = batch[:, half:].astype(np.int64).sum(axis=1) - batch[:, :half].astype(np.int64).sum(axis=1)
-        padded = np.pad(step, ((0, 0), (3, 3), (3, 3)))
-        rows, cols = step.shape[1:]
-        mean = sum(padded[:, r : r + rows, c : c + cols] for r in range(7) for c in range(7)) / 49
-        brighter = np.clip(0.5 + mean / 1024, 0, 1).astype(np.float32)
-        return np.stack([1 - brighter, brighter], axis=1)
+        return self.of_means(step, 49 * 1024, 0.5)
 '''
+)
 
 OBJECTS = '''
 import json
@@ -232,25 +245,14 @@ class MeanClassifier:
         return {"output_vectors": json.dumps({"features": features})}
 '''
 
-SCORER = '''
+SCORER = (
+    _SCORES
+    + '''
 
-class ScoreClassifier(BrightClassifier):
+class ScoreClassifier(Scores, BrightClassifier):
     """The same filter, with scores: the brighter, the surer."""
 
-    def getConfiguration(self, **scalars):
-        return {
-            **super().getConfiguration(**scalars),
-            "predict_scores": True,
-            "number_of_scores": 2,
-            "score_values": (1, 2),
-            "tile_size": 32 + 2 * int(scalars["padding"]),
-        }
-
     def predict_scores(self, batch):
-        total = batch.astype(np.int64).sum(axis=1)
-        padded = np.pad(total, ((0, 0), (3, 3), (3, 3)))
-        rows, cols = total.shape[1:]
-        mean = sum(padded[:, r : r + rows, c : c + cols] for r in range(7) for c in range(7)) / 147
-        bright = np.clip(mean / 256, 0, 1).astype(np.float32)
-        return np.stack([1 - bright, bright], axis=1)
+        return self.of_means(batch.astype(np.int64).sum(axis=1), 147 * 256)
 '''
+)

@@ -24,12 +24,11 @@ from tasks.infer.part import compute_part, read_window
 from tasks.infer.plan import inspect_collection, make_plan
 from tasks.infer.prepare import prepare
 from tasks.infer.shards import ShardStore
-from tasks.labels import ClassSchema
 from tasks.package import ModelDefinition, Package, open_package, write_dlpk
-from tasks.package.build import build_package
 from tasks.package.fetch import fetch_package
 from tasks.package.publish import publish_package
 from tasks.settings import settings
+from tests.unit.package.one_layer import one_layer
 
 # A function that settles: it notes what it is told in its answers, since it can write nowhere else.
 FUNCTION = """
@@ -305,51 +304,11 @@ def test_a_contained_openvino_gives_torchs_classes_narrow_numbers_give_way_and_i
     assert len(np.unique(wanted)) == 2
 
 
-SOURCE = """
-import torch
-
-
-class Near(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Conv2d(3, 2, 3, padding=1)
-
-    def forward(self, x):
-        return self.head(x)
-
-
-def build():
-    return Near()
-"""
-
-
 def _package(folder: Path) -> Package:
-    class Plain:
-        minimum, maximum, mean, std, imagenet = (0.0,) * 3, (255.0,) * 3, (0.0,) * 3, (1.0,) * 3, False
-
     torch.manual_seed(0)
     # Scores near 100 that differ by little: classes vary in float32, and are all the same in bfloat16.
-    weights = {"head.weight": torch.randn(2, 3, 3, 3) * 1e-2, "head.bias": torch.full((2,), 100.0)}
-    path = build_package(
-        kind="pixels",
-        name="near",
-        network_source=SOURCE,
-        state_dict=weights,
-        classes=ClassSchema.from_values({5: "Tree"}),
-        normalisation=Plain(),
-        tile_size=64,
-        padding=16,
-        batch_size=1,
-        cell_size=1.0,
-        wkid=32612,
-        band_names=("Red", "Green", "Blue"),
-        metrics={},
-        metrics_html="<html></html>",
-        characteristics={},
-        extra_definition={},
-        into=folder,
-    )
-    return open_package(path, folder / "near")
+    weight, bias = torch.randn(2, 3, 3, 3) * 1e-2, torch.full((2,), 100.0)
+    return one_layer(folder, weight, bias, {5: "Tree"}, batch_size=1, cell_size=1.0)
 
 
 def test_auto_takes_the_fastest_there_is_for_work_that_is_large_enough(

@@ -17,63 +17,21 @@ from tasks.infer.finish import finish
 from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.part import compute_part
 from tasks.infer.plan import inspect_collection, make_plan
-from tasks.labels import ClassSchema
-from tasks.package import Package, open_package
-from tasks.package.build import build_package
+from tasks.package import Package
 from tasks.package.functions.chipline_lines import thinned
 from tasks.store import join
+from tests.unit.package.one_layer import one_layer
 
-# A pixel is of a line as far as its red is above the middle: what a tile says of it is what all say.
-NETWORK = """
-import torch
-
-
-class Red(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Conv2d(3, 2, 1)
-
-    def forward(self, images):
-        return self.head(images)
-
-
-def build():
-    return Red()
-"""
 PADDING, ROUNDS = 16, 4
 ROAD = 7
 
 
 @pytest.fixture
 def liner(tmp_path: Path) -> Package:
-    """A network of lines, for tiles of 64 pixels."""
-
-    class Plain:
-        minimum, maximum, mean, std, imagenet = (0.0,) * 3, (255.0,) * 3, (0.0,) * 3, (1.0,) * 3, False
-
+    """A pixel is of a line as far as its red is above the middle: what a tile says of it is what all say."""
     weight = torch.zeros(2, 3, 1, 1)
     weight[1, 0] = 8.0
-    path = build_package(
-        kind="pixels",
-        lines=True,
-        name="liner",
-        network_source=NETWORK,
-        state_dict={"head.weight": weight, "head.bias": torch.tensor([0.0, -4.0])},
-        classes=ClassSchema.from_values({ROAD: "Road"}),
-        normalisation=Plain(),
-        tile_size=64,
-        padding=PADDING,
-        batch_size=4,
-        cell_size=0.5,
-        wkid=32612,
-        band_names=("Red", "Green", "Blue"),
-        metrics={},
-        metrics_html="<html></html>",
-        characteristics={},
-        extra_definition={},
-        into=tmp_path,
-    )
-    return open_package(path, tmp_path / "liner")
+    return one_layer(tmp_path, weight, torch.tensor([0.0, -4.0]), {ROAD: "Road"}, lines=True, padding=PADDING)
 
 
 def lines_of(

@@ -23,10 +23,9 @@ from tasks.infer.parameters import ClassifyPixelsParameters
 from tasks.infer.part import compute_part, load_plan, save_plan
 from tasks.infer.plan import inspect_collection, make_plan
 from tasks.infer.planned import Plan
-from tasks.labels import ClassSchema
-from tasks.package import Package, open_package
-from tasks.package.build import build_package
+from tasks.package import Package
 from tasks.store import iter_files, join
+from tests.unit.package.one_layer import one_layer
 
 
 def planned(store: Any, package: Package, uris: list[str], **more: Any) -> Plan:
@@ -165,52 +164,13 @@ def test_a_classification_becomes_polygons_that_no_shard_cuts(
     assert found == {one.path for one in iter_files(store, plan.folder)} - {"classes.stac.json"}
 
 
-NETWORK = """
-import torch
-
-
-class Near(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, images):
-        return self.head(images)
-
-
-def build():
-    return Near()
-"""
-
-
 @pytest.mark.slow
 def test_our_own_function_gives_the_same_classes_by_its_scores(
     store: Any, tmp_path: Path, write_scene: Any, texture: Any
 ) -> None:
-    class Plain:
-        minimum, maximum, mean, std, imagenet = (0.0,) * 3, (255.0,) * 3, (0.0,) * 3, (1.0,) * 3, False
-
     torch.manual_seed(1)
-    path = build_package(
-        kind="pixels",
-        name="near",
-        network_source=NETWORK,
-        state_dict={"head.weight": torch.randn(3, 3, 3, 3) * 2, "head.bias": torch.tensor([-2.0, 0.0, 0.5])},
-        classes=ClassSchema.from_values({5: "Tree", 6: "Roof"}),
-        normalisation=Plain(),
-        tile_size=64,
-        padding=16,
-        batch_size=4,
-        cell_size=0.5,
-        wkid=32612,
-        band_names=("Red", "Green", "Blue"),
-        metrics={},
-        metrics_html="<html></html>",
-        characteristics={},
-        extra_definition={},
-        into=tmp_path,
-    )
-    package = open_package(path, tmp_path / "near")
+    weight, bias = torch.randn(3, 3, 3, 3) * 2, torch.tensor([-2.0, 0.0, 0.5])
+    package = one_layer(tmp_path, weight, bias, {5: "Tree", 6: "Roof"})
     uri = write_scene("scene", texture)
     made = {}
     wishes: dict[str, dict[str, Any]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from tasks.package.bring import (
 from tasks.package.fetch import fetch_package
 from tasks.package.parameters import AddPackageParameters, PackageModelParameters
 from tasks.parameters import validated
-from tasks.settings import settings
 from tasks.store import ObjectStore
 
 TEXT = json.dumps(
@@ -34,15 +32,7 @@ TEXT = json.dumps(
     }
 )
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("CHIPLINE_ROOT", str(tmp_path / "root"))
-    monkeypatch.setenv("CHIPLINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("CHIPLINE_ALLOWED_ROOTS", json.dumps([str(tmp_path)]))
-    settings.cache_clear()
-    yield tmp_path / "root"
-    settings.cache_clear()
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture

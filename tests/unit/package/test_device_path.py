@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,36 +12,10 @@ import pytest
 import torch
 
 import tasks.package.functions as home
-from tasks.labels import ClassSchema
-from tasks.package import open_package
-from tasks.package.build import build_package
+from tests.unit.package.one_layer import one_layer
 
 sys.path.append(str(Path(home.__file__).parent))
 classifier: Any = importlib.import_module("ChiplineImageClassifier")
-
-SOURCE = """
-import torch
-
-
-class Near(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Conv2d(4, 3, 3, padding=1)
-
-    def forward(self, x):
-        return self.head(x)
-
-
-def build():
-    return Near()
-"""
-SCALE = {
-    "minimum": (0.0,) * 4,
-    "maximum": (60_000.0,) * 4,
-    "mean": (0.5,) * 4,
-    "std": (0.2,) * 4,
-    "imagenet": False,
-}
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -51,27 +24,9 @@ def function(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU here")
     generator = torch.Generator().manual_seed(0)
-    weights = {"head.weight": torch.randn(3, 4, 3, 3, generator=generator), "head.bias": torch.zeros(3)}
-    path = build_package(
-        kind="pixels",
-        name="near",
-        network_source=SOURCE,
-        state_dict=weights,
-        classes=ClassSchema.from_values({3: "A", 500: "B"}),
-        normalisation=SimpleNamespace(**SCALE),
-        tile_size=64,
-        padding=16,
-        batch_size=4,
-        cell_size=1.0,
-        wkid=32612,
-        band_names=("1", "2", "3", "4"),
-        metrics={},
-        metrics_html="<html></html>",
-        characteristics={},
-        extra_definition={},
-        into=tmp_path,
-    )
-    package = open_package(path, tmp_path / "near")
+    weight = torch.randn(3, 4, 3, 3, generator=generator)
+    scale = (60_000.0, 0.5, 0.2)
+    package = one_layer(tmp_path, weight, torch.zeros(3), {3: "A", 500: "B"}, scale=scale)
     made = classifier.ChiplineImageClassifier()
     made.initialize(model=str(package.emd_path), device=0 if request.param == "cuda" else -1)
     made.getConfiguration()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,7 @@ TEXT = json.dumps(
     }
 )
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("CHIPLINE_ROOT", str(tmp_path / "root"))
-    monkeypatch.setenv("CHIPLINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("CHIPLINE_ALLOWED_ROOTS", json.dumps([str(tmp_path)]))
-    settings.cache_clear()
-    yield tmp_path / "root"
-    settings.cache_clear()
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture
