@@ -141,7 +141,7 @@ class DeadRuns:
         while True:
             page = self._ask(
                 "/flow_runs/filter",
-                {"flow_runs": states | wanted, "sort": "ID_DESC", "limit": _PAGE, "offset": len(found)},
+                {"flow_runs": {**states, **wanted}, "sort": "ID_DESC", "limit": _PAGE, "offset": len(found)},
             )
             found += page
             if len(page) < _PAGE:
@@ -223,7 +223,7 @@ def _lives(run: Mapping[str, Any], here: Mapping[int, str]) -> bool:
     """Whether a process of the run is on this machine; where its number is known, that very process."""
     number = str(run.get("infrastructure_pid") or "")
     if number.isdigit():
-        return here.get(int(number)) == run["id"]
+        return here.get(int(number)) == str(run["id"])
     return run["id"] in here.values()
 
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from infra.local import dead_runs
 from infra.local.dead_runs import DeadRuns
 
 SILENT, PENDING = 4, 8  # looks
@@ -215,8 +216,9 @@ def test_a_server_that_was_away_heard_nobody(dead: DeadRuns, server: Server) -> 
     assert look(dead, 1) == [run]
 
 
-def test_more_runs_than_a_page(dead: DeadRuns, server: Server) -> None:
-    runs = {server.run("RUNNING") for _ in range(401)}
+def test_more_runs_than_a_page(dead: DeadRuns, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_runs, "_PAGE", 10)
+    runs = {server.run("RUNNING") for _ in range(25)}
     assert set(look(dead, SILENT + 1)) == runs
     assert {server.state(run) for run in runs} == {"CRASHED"}
 
