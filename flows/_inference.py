@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from flows._parts import run_leaf, run_parts, workers_of
+from tasks.infer.both import check_tells_both, with_classes
 from tasks.infer.parameters import InferenceTool, parts_at_once
 from tasks.infer.task import (
     estimate_inference,
@@ -22,12 +23,20 @@ CALIBRATION_BEGINS_WITHIN_S = 120.0
 def run_inference(parameters: InferenceTool, *, verb: str) -> dict[str, str]:
     """Run an inference whose parts are leaf deployments; the addresses of its outputs.
 
-    With ``dry_run`` only what it would take is said, and returned.
+    With ``dry_run`` only what it would take is said, and returned. Where Detect Objects is to give a
+    classified raster, too, both are computed, and the names of the raster's addresses have
+    ``classified_raster_`` before them.
 
     Args:
         parameters: the tool's parameters.
         verb: what is done, for the log and the progress artifact.
     """
+    parameters, classes = with_classes(parameters)
+    if classes is not None:
+        check_tells_both(classes)
+        raster = run_inference(classes, verb="Classify pixels")
+        found = run_inference(parameters, verb=verb)
+        return {**found, **{f"classified_raster_{name}": value for name, value in raster.items()}}
     if parameters.dry_run:
         return estimate_run(parameters)
     plan = plan_inference(parameters, workers_of("infer_part"))

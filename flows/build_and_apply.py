@@ -31,7 +31,7 @@ from tasks.train.parameters import (
 _FORMATS: dict[Kind, str] = {
     **dict.fromkeys(["pixels", *LINE_KINDS], "Classified_Tiles"),
     "objects": "PASCAL_VOC_rectangles",
-    "instances": "RCNN_Masks",
+    **dict.fromkeys(["instances", "panoptic"], "RCNN_Masks"),
 }
 # What else than imagery and one layer of labels the other kinds need.
 _NEEDS: dict[Kind, str] = {

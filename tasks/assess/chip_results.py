@@ -44,6 +44,7 @@ KINDS: Mapping[str, Kind] = {
     "ObjectDetection": "objects",
     "InstanceDetection": "objects",
     "ImageClassification": "pixels",
+    "PanopticSegmenter": "pixels",
     "ObjectClassification": "labels",
 }
 """By ``ModelType``."""

@@ -75,7 +75,11 @@ _PIXEL_TYPES = {
 }
 
 
-_SETTLED_BY_THE_ENGINE = ("ChiplineObjectDetector.py", "ChiplineInstanceDetector.py")
+_SETTLED_BY_THE_ENGINE = (
+    "ChiplineObjectDetector.py",
+    "ChiplineInstanceDetector.py",
+    "ChiplinePanopticSegmenter.py",
+)
 
 
 def function_arguments(package: Package, given: dict[str, str]) -> dict[str, str]:

@@ -75,9 +75,11 @@ INSPECTED_AT_ONCE = 16
 PRECISION = "float32"
 CANDIDATES = (1, 2)
 
+PANOPTIC = "PanopticSegmenter"
+_PANOPTIC_FUNCTION = "ChiplinePanopticSegmenter.py"
 _MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
-    "classify_pixels": ("ImageClassification", *PICTURE_TYPES),
-    "detect_objects": ("ObjectDetection", "InstanceDetection"),
+    "classify_pixels": ("ImageClassification", PANOPTIC, *PICTURE_TYPES),
+    "detect_objects": ("ObjectDetection", "InstanceDetection", PANOPTIC),
     "detect_change": ("ImageClassification",),
     "classify_objects": ("ObjectClassification",),
 }
@@ -164,6 +166,12 @@ def check_package(package: Package, tool: Tool) -> None:
         remedy = f"Use {fitting[0]} for it." if fitting else "No tool applies packages of this type yet."
         raise PackageError(
             f"The package {package.name} is of type {kind}, which {tool} does not apply.", remedy
+        )
+    if kind == PANOPTIC and package.definition.inference_function != _PANOPTIC_FUNCTION:
+        raise PackageError(
+            f"The package {package.name} is of type {kind} and was not made here; no tool applies such "
+            "packages yet.",
+            "Train a MASK2FORMER on its training data.",
         )
     if tool == "classify_pixels" and is_for_pairs(package):
         raise PackageError(

@@ -22,7 +22,7 @@ from tasks.package.dlpk import open_package, write_dlpk
 from tasks.package.model_card import CARD, TrainingFacts, model_card
 from tasks.package.pack import check_name
 
-Kind = Literal["pixels", "objects", "instances", "labels", "images"]
+Kind = Literal["pixels", "objects", "instances", "panoptic", "labels", "images"]
 
 NETWORK_MODULE = "ChiplineNetwork"
 OWN_KEY = "Chipline"
@@ -34,6 +34,12 @@ _FUNCTIONS_OF: dict[Kind, tuple[str, ...]] = {
     "pixels": ("ChiplineImageClassifier.py",),
     "objects": ("ChiplineObjectDetector.py",),
     "instances": ("ChiplineInstanceDetector.py", "ChiplineObjectDetector.py"),
+    "panoptic": (
+        "ChiplinePanopticSegmenter.py",
+        "ChiplineImageClassifier.py",
+        "ChiplineInstanceDetector.py",
+        "ChiplineObjectDetector.py",
+    ),
     "labels": ("ChiplineObjectClassifier.py",),
     "images": ("ChiplineImageTranslator.py",),
 }
@@ -43,6 +49,7 @@ _TYPE_OF: dict[Kind, str] = {
     "pixels": "ImageClassification",
     "objects": "ObjectDetection",
     "instances": "InstanceDetection",
+    "panoptic": "PanopticSegmenter",
     "labels": "ObjectClassification",
     "images": "Pix2Pix",
 }
@@ -100,8 +107,10 @@ def build_package(
     Args:
         kind: pixels (``build()`` gives logits (n, 1 + classes, rows, cols), channel 0 the background) or
             objects, instances (``build()`` gives a torchvision detector whose label i is the i-th class;
-            instances: with masks) or labels (``build()`` gives logits (n, classes) of whole chips) or images
-            (``build()`` gives networks that make normalised pictures, (n, bands, rows, cols); no classes).
+            instances: with masks) or panoptic (``build()`` gives a ``PanopticSegmenter``, see
+            :mod:`tasks.package.panoptic_network`) or labels (``build()`` gives logits (n, classes) of whole
+            chips) or images (``build()`` gives networks that make normalised pictures, (n, bands, rows,
+            cols); no classes).
         name: stem of the package, its ``.emd`` and its weights.
         network_source: see ``tasks.package.network_source``; must have been made by this installation.
         state_dict: plain tensors by name; they are stored on the CPU.
@@ -126,9 +135,10 @@ def build_package(
         padding, batch_size, predict_background, threshold, nms_overlap: defaults of the arguments.
         training: what the network was trained on, for the model card and for comparing imagery with it.
         own: further entries of our own key: of labels ``InputSize`` (pixels that chips are scaled to) and
-            ``SeveralLabels`` (an object may have several classes); of images ``Translation``, by direction
-            the ``Network`` (its path in what ``build()`` gives), ``Input`` and ``Output`` (``Factor`` and
-            ``Summand`` per band: ``x * factor + summand``) and ``PixelType`` of what is made.
+            ``SeveralLabels`` (an object may have several classes); of panoptic ``InstanceClasses`` (values of
+            the classes that have objects); of images ``Translation``, by direction the ``Network`` (its path
+            in what ``build()`` gives), ``Input`` and ``Output`` (``Factor`` and ``Summand`` per band:
+            ``x * factor + summand``) and ``PixelType`` of what is made.
 
     Raises:
         PackageError: something of it is not as it must be.
@@ -286,7 +296,7 @@ def _normalisation_keys(normalisation: InputNormalisation, bands: list[int]) -> 
 def _metric_keys(kind: Kind, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The keys under which arcgis.learn keeps what it measured."""
     per_class: Mapping[str, Mapping[str, Any]] = metrics.get("per_class", {})
-    if kind in ("objects", "instances"):
+    if kind in ("objects", "instances", "panoptic"):
         scores = {name: row.get("average_precision", row.get("ap")) for name, row in per_class.items()}
         return {"average_precision_score": scores} if scores else {}
     if kind == "images":
@@ -316,10 +326,10 @@ def _own_keys(
     keys: dict[str, Any] = {"Version": 1, "SizeDivisor": size_divisor, "Metrics": dict(metrics)}
     if pixel_type is not None:
         keys["PixelType"] = pixel_type
-    if kind == "pixels":
+    if kind in ("pixels", "panoptic"):
         keys["ScoreValues"] = [0, *classes.values]
         keys["PredictBackground"] = predict_background
-    elif kind != "images":
+    if kind not in ("pixels", "images"):
         keys["Threshold"] = threshold
     if kind in ("objects", "instances"):
         keys["NmsOverlap"] = nms_overlap

@@ -21,6 +21,7 @@ _WHAT = {
     "ImageClassification": "gives every pixel a class",
     "ObjectDetection": "finds objects, each as a box with a class and a confidence",
     "InstanceDetection": "finds objects, each as an outline with a class and a confidence",
+    "PanopticSegmenter": "gives every pixel a class, and finds objects, each as an outline with a confidence",
     "ObjectClassification": "gives given objects a class",
     "SuperResolution": "makes imagery of finer cells",
     "Pix2Pix": "makes a picture of another kind of each picture",

@@ -23,6 +23,7 @@ from tasks.train.models.options import (
     ClassifierOptions,
     EdgeOptions,
     ImageOptions,
+    PanopticOptions,
     PixelOptions,
     QueryOptions,
     RoadOptions,
@@ -37,6 +38,7 @@ from tasks.train.modules import (
     TrainingModule,
 )
 from tasks.train.normalisation import Normalisation
+from tasks.train.panoptic_chips import PanopticChips, collate_panoptic
 from tasks.train.parameters import TrainParameters
 from tasks.train.recipes import TRANSFORMS, pairs_of_files, recipe_of
 from tasks.train.schedule import Budget
@@ -73,6 +75,7 @@ def samples_of(
     tile_size: int | None = None,
     upright: bool = False,
     output: Normalisation | None = None,
+    things: Sequence[int] = (),
 ) -> Samples:
     """Chips as samples.
 
@@ -82,6 +85,7 @@ def samples_of(
         tile_size: the shorter edge of the chips, pixels; ``resize_to`` is told from it.
         upright: the chips are pictures with an up, not maps.
         output: of pictures that are made, see :func:`tasks.train.images.output_normalisation`.
+        things: of panoptic models, see :func:`tasks.train.panoptic_chips.things_of`.
     """
     recipe = recipe_of(parameters.augmentation, parameters.augmentation_parameters, upright=upright)
     shared: dict[str, Any] = {
@@ -102,6 +106,8 @@ def samples_of(
         return kind(chips, ignored=options.ignored, **shared)
     if isinstance(options, ClassifierOptions):
         return datasets.LabelChips(chips, output=parameters.resize_to or size, **shared)
+    if isinstance(options, PanopticOptions):
+        return PanopticChips(chips, things=things, **shared)
     if parameters.kind == "instances":
         return datasets.InstanceChips(chips, **shared)
     return datasets.ObjectChips(chips, factor=factor, **shared)
@@ -131,6 +137,8 @@ def collate_of(parameters: TrainParameters) -> Callable[[list[Any]], Any]:
     whole = parameters.kind in ("objects", "instances")
     if parameters.kind == "labels":
         return datasets.collate_labels
+    if parameters.kind == "panoptic":
+        return collate_panoptic
     return datasets.collate_objects if whole else datasets.collate_pixels
 
 
@@ -221,6 +229,9 @@ def assemble(
     if isinstance(options, QueryOptions):
         assert isinstance(train_set, datasets.ObjectChips)
         return _assemble_queries(parameters, options, len(schema), train_set, encoder, shared)
+    if isinstance(options, PanopticOptions):
+        assert isinstance(train_set, PanopticChips)
+        return _assemble_panoptic(parameters, options, len(schema), train_set, encoder, shared)
     pyramid = detectors.build_pyramid(parameters.backbone_model, options, **encoder)
     arguments = detectors.detector_arguments(
         parameters.model_type, options, classes=len(schema), bands=len(bands)
@@ -257,6 +268,32 @@ def _assemble_queries(
     detector = queries.LearningQueryDetector(network, **arguments)
     _channels_last(detector)
     return Assembled(QueryModule(detector, encoder=network.encoder, options=options, **shared), source)
+
+
+def _assemble_panoptic(
+    parameters: TrainParameters,
+    options: PanopticOptions,
+    classes: int,
+    train_set: PanopticChips,
+    encoder: dict[str, Any],
+    shared: dict[str, Any],
+) -> Assembled:
+    # As above.
+    from tasks.package.panoptic_network import emit_panoptic
+    from tasks.train.models import panoptic
+    from tasks.train.panoptic_module import PanopticModule
+
+    network = panoptic.build_panoptic_network(
+        parameters.backbone_model,
+        options,
+        classes=classes,
+        most_regions=train_set.most_regions(),
+        **encoder,
+    )
+    source = emit_panoptic(network, train_set.things, panoptic.LEAST_LEFT)
+    segmenter = panoptic.LearningPanopticSegmenter(network, train_set.things, classes + 1)
+    _channels_last(segmenter)
+    return Assembled(PanopticModule(segmenter, encoder=network.encoder, options=options, **shared), source)
 
 
 def budget_of(parameters: TrainParameters) -> Budget:

@@ -17,6 +17,7 @@ from tasks.assess.objects import Matches, precision_recall_curve
 from tasks.assess.tables import to_csv
 from tasks.labels import ClassSchema
 from tasks.train.modules import LabelModule, ObjectModule, PixelModule
+from tasks.train.panoptic_module import PanopticModule
 from tasks.train.result import Trained
 
 Confusion = tuple[npt.NDArray[np.int64], list[str]]
@@ -66,6 +67,8 @@ def confusion_of(trained: Trained, schema: ClassSchema) -> Confusion | None:
     """
     module = trained.module
     if isinstance(module, PixelModule):
+        return module.confusion, ["Background", *schema.names]
+    if isinstance(module, PanopticModule):
         return module.confusion, ["Background", *schema.names]
     if isinstance(module, LabelModule) and not module.several:
         return module.confusion, list(schema.names)

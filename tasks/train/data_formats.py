@@ -18,6 +18,7 @@ _NEEDS: dict[str, tuple[Holding, str]] = {
     "pixels": ("masks", "class masks"),
     "objects": ("boxes", "boxes"),
     "instances": ("instances", "masks of single objects"),
+    "panoptic": ("instances", "masks of single objects"),
     "labels": ("values", "a class of each chip"),
     "change": ("masks", "class masks"),
     "edges": ("masks", "class masks"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
+from tasks.labels import ClassSchema
 from tasks.train import augmentation
 from tasks.train.augmentation import Recipe
 from tasks.train.chip_cache import ChipCache
@@ -280,9 +281,7 @@ class PixelChips(_Chips):
 
     def read_label(self, chip: Chip, known: Known) -> npt.NDArray[np.uint8]:
         values = read_class_mask(chip)
-        labels = np.zeros(values.shape, dtype=np.uint8)
-        for index, value in enumerate(chip.classes.values, start=1):
-            labels[values == value] = index
+        labels = labels_of(values, chip.classes)
         for value in self.ignored:
             labels[values == value] = IGNORED
         if known is not None:
@@ -357,10 +356,10 @@ class InstanceChips(_Chips):
             layers = np.zeros((0, *kept.pixels.shape[1:]), np.int32)
         if self.size is None:
             image, shape = self.whole(kept)
-            return image, _objects(labels, layers, self.whole_layers(layers, shape), 1.0)
+            return image, objects_in(labels, layers, self.whole_layers(layers, shape), 1.0)
         varied = self.varied(draw, kept, layers)
         assert varied.layers is not None
-        return varied.image, _objects(labels, layers, varied.layers, varied.area)
+        return varied.image, objects_in(labels, layers, varied.layers, varied.area)
 
 
 class LabelChips(_Chips):
@@ -413,8 +412,7 @@ def collate_pixels(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
     if len(shapes) > 1:
         rows, cols = (max(shape[axis] for shape in shapes) for axis in (0, 1))
         samples = [
-            (_filled(image, rows, cols, 0.0), _filled(labels, rows, cols, IGNORED))
-            for image, labels in samples
+            (filled(image, rows, cols, 0.0), filled(labels, rows, cols, IGNORED)) for image, labels in samples
         ]
     return torch.stack([image for image, _ in samples]), torch.stack([labels for _, labels in samples])
 
@@ -429,6 +427,14 @@ def collate_objects(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor],
     return [image for image, _ in samples], [target for _, target in samples]
 
 
+def labels_of(values: Pixels, schema: ClassSchema) -> npt.NDArray[np.uint8]:
+    """The label of each class value: from 1, in the order of the schema; 0 for all else."""
+    labels = np.zeros(values.shape, dtype=np.uint8)
+    for label, value in enumerate(schema.values, start=1):
+        labels[values == value] = label
+    return labels
+
+
 def count_labels(dataset: PixelChips, classes: int) -> npt.NDArray[np.int64]:
     """Pixels per label over all chips: background, then the classes  # (classes + 1,)."""
     total = np.zeros(classes + 1, dtype=np.int64)
@@ -438,7 +444,8 @@ def count_labels(dataset: PixelChips, classes: int) -> npt.NDArray[np.int64]:
     return total
 
 
-def _filled(tensor: Tensor, rows: int, cols: int, value: float) -> Tensor:
+def filled(tensor: Tensor, rows: int, cols: int, value: float) -> Tensor:
+    """The tensor (..., rows, cols) with ``value`` to the right and below, so that it has that size."""
     missing = (0, cols - tensor.shape[-1], 0, rows - tensor.shape[-2])
     return functional.pad(tensor, missing, value=value)
 
@@ -452,7 +459,7 @@ def _resized(image: Tensor, rows: int, cols: int) -> Tensor:
     )[0]
 
 
-def _objects(
+def objects_in(
     labels: npt.NDArray[np.int64], before: npt.NDArray[Any], after: npt.NDArray[Any], area: float
 ) -> Target:
     """Masks, boxes and labels of the objects of which enough is left.

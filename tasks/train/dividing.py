@@ -96,7 +96,7 @@ def _label_amount(chip: Chip, parameters: TrainParameters) -> float:
     """Objects, or labelled pixels."""
     if parameters.kind == "objects":
         return float(len(read_boxes(chip)))
-    if parameters.kind == "instances":
+    if parameters.kind in ("instances", "panoptic"):
         return float(sum(np.count_nonzero(np.unique(layer)) for layer in read_instances(chip).values()))
     if parameters.kind == "labels" or parameters.kind in IMAGE_KINDS:
         return 1.0

@@ -34,6 +34,7 @@ from tasks.train.schedule import Budget, one_cycle
 from tasks.train.scores import (
     chip_objects,
     chosen_labels,
+    label_counts,
     label_scores,
     mask_overlaps,
     pixel_scores,
@@ -243,10 +244,8 @@ class PixelModule(TrainingModule):
         size = len(self.confusion)
         for truth, found, sure in zip(labels, predicted, confidence, strict=True):
             known = truth != IGNORED
-            pairs = truth[known] * size + found[known]
-            counts = torch.bincount(pairs, minlength=size * size).reshape(size, size).cpu().numpy()
-            self.confusions.append(counts)
-            self.confusion += counts
+            self.confusions.append(label_counts(truth, found, size))
+            self.confusion += self.confusions[-1]
             self.calibration.add(sure[known].cpu().numpy(), (truth == found)[known].cpu().numpy())
 
     def chip_errors(self) -> npt.NDArray[np.float64]:

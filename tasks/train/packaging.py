@@ -13,7 +13,7 @@ from tasks.package.build import Kind, build_package
 from tasks.package.model_card import TrainingFacts
 from tasks.train.image_modules import CycleModule, ImageModule
 from tasks.train.images import translation_keys
-from tasks.train.models.options import BoxOptions, PixelOptions, enlargement
+from tasks.train.models.options import BoxOptions, PanopticOptions, PixelOptions, enlargement
 from tasks.train.modules import LabelModule
 from tasks.train.pairs import input_bands
 from tasks.train.parameters import IMAGE_KINDS, LINE_KINDS, PIXEL_KINDS, TrainParameters
@@ -63,6 +63,13 @@ def build(
             specific["own"] = {"ResizeFrom": edge, "ResizeTo": parameters.resize_to}
             more = {"resize_to": parameters.resize_to}
             tile_size, divisor = edge, edge * divisor // gcd(edge * divisor, parameters.resize_to)
+    elif isinstance(options, PanopticOptions):
+        # The confidence where F1 of the objects was largest; which classes have objects, for people.
+        things = cast(tuple[int, ...], module.network.things)
+        specific = {
+            "threshold": float(trained.metrics["threshold"]),
+            "own": {"InstanceClasses": [data.classes.values[label - 1] for label in things]},
+        }
     elif isinstance(options, PixelOptions):
         # A network that never learned what background is must not be asked for it.
         specific = {"predict_background": 0 not in options.ignored, "lines": parameters.kind in LINE_KINDS}

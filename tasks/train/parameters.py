@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tasks.parameters import ModelArgument, ToolParameters
 from tasks.train.models.backbones import BACKBONES, check_backbone
@@ -31,6 +31,7 @@ ModelType = Literal[
     "RTDETRV2",
     "DFINE",
     "MASKRCNN",
+    "MASK2FORMER",
     "FEATURE_CLASSIFIER",
     "CHANGEDETECTOR",
     "HED_EDGEDETECTOR",
@@ -55,12 +56,14 @@ Monitor = Literal[
     "PRECISION",
     "RECALL",
     "MULTI_LABEL_FBETA",
+    "PANOPTIC_QUALITY",
 ]
 
 Kind = Literal[
     "pixels",
     "objects",
     "instances",
+    "panoptic",
     "labels",
     "change",
     "edges",
@@ -87,6 +90,7 @@ PIXEL_MODELS = frozenset(
 QUERY_MODELS = frozenset({"RTDETRV2", "DFINE"})
 _OTHER_KINDS: dict[str, Kind] = {
     "MASKRCNN": "instances",
+    "MASK2FORMER": "panoptic",
     "FEATURE_CLASSIFIER": "labels",
     "CHANGEDETECTOR": "change",
     "HED_EDGEDETECTOR": "edges",
@@ -103,11 +107,14 @@ _ALL_MONITOR = frozenset({"VALID_LOSS", "F1_SCORE", "PRECISION", "RECALL"})
 _MONITORS: dict[Kind, frozenset[str]] = {
     **dict.fromkeys(PIXEL_KINDS, _ALL_MONITOR | {"ACCURACY", "MIOU", "DICE"}),
     **dict.fromkeys(("objects", "instances"), _ALL_MONITOR | {"AVERAGE_PRECISION"}),
+    "panoptic": _ALL_MONITOR | {"AVERAGE_PRECISION", "ACCURACY", "MIOU", "PANOPTIC_QUALITY"},
     "labels": _ALL_MONITOR | {"ACCURACY", "MULTI_LABEL_FBETA"},
     **dict.fromkeys(IMAGE_KINDS, frozenset({"VALID_LOSS"})),
 }
 
 
+# ArcGIS's types that there is no network of here, but another one that learns from the same data.
+_INSTEAD = {"MAXDEEPLAB": "MASK2FORMER"}
 # Model arguments in ArcGIS, parameters of the tool here.
 _PARAMETERS_IN_ARCGIS = ("chip_size", "monitor")
 
@@ -135,7 +142,8 @@ class TrainParameters(ToolParameters):
         description="UNET, UNETPLUSPLUS, MANET, LINKNET, FPN, PSPNET, DEEPLAB, UPERNET, SEGFORMER classify "
         "pixels (Classified_Tiles and other formats with masks); FCOS, RETINANET, SSD, FASTERRCNN, RTDETRV2 "
         "and DFINE detect objects (PASCAL_VOC_rectangles and other formats with boxes); MASKRCNN outlines "
-        "them (RCNN_Masks); FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or "
+        "them (RCNN_Masks); MASK2FORMER does so and tells the class of every pixel (Panoptic_Segmentation); "
+        "FEATURE_CLASSIFIER names the class of an object (Labeled_Tiles, Imagenet), or "
         "several (MultiLabeled_Tiles); CHANGEDETECTOR finds what differs between two dates (Classified_Tiles "
         "of two rasters); HED_EDGEDETECTOR and BDCN_EDGEDETECTOR find edges, MULTITASK_ROADEXTRACTOR and "
         "CONNECTNET roads (Classified_Tiles of one class); SUPERRESOLUTION makes finer pictures, PIX2PIX "
@@ -192,7 +200,8 @@ class TrainParameters(ToolParameters):
         gt=0,
         le=1,
         description="Largest learning rate of the one-cycle schedule; empty: found by a test over rising "
-        "rates (0.004 with preset = light; 0.0005 for RTDETRV2, DFINE). The encoder learns with half of it",
+        "rates (0.004 with preset = light; 0.0005 for RTDETRV2, DFINE, MASK2FORMER). The encoder learns with "
+        "half of it",
     )
     validation_percent: float = Field(
         default=10.0,
@@ -221,7 +230,7 @@ class TrainParameters(ToolParameters):
         "mixup, ignore_classes, and decoder (UNET, UNETPLUSPLUS, MANET) or width (FPN, PSPNET, DEEPLAB, "
         "UPERNET, SEGFORMER); detectors: stride, levels, width, anchor_size, nms_overlap, detect_min_iou; of "
         "these RETINANET, SSD, FASTERRCNN, MASKRCNN: ratios; RETINANET, SSD: scales; RTDETRV2, DFINE: "
-        "layers, queries, denoising, expansion; "
+        "layers, queries, denoising, expansion; MASK2FORMER: n_masks, width, layers, detect_min_iou; "
         "FEATURE_CLASSIFIER: dropout, label_smoothing, mixup; CHANGEDETECTOR: those of UNET, and fusion; "
         "MULTITASK_ROADEXTRACTOR, CONNECTNET: those of pixels, and mtl_model, gaussian_thresh, "
         "orient_bin_size, orient_theta, direction_weight, connectivity_weight (CONNECTNET); "
@@ -265,7 +274,8 @@ class TrainParameters(ToolParameters):
         default="VALID_LOSS",
         description="Value that early stopping watches and the best weights are chosen by: VALID_LOSS, "
         "F1_SCORE, PRECISION, RECALL (models of pictures: VALID_LOSS); pixels, change: also ACCURACY, MIOU, "
-        "DICE; objects, outlines: also AVERAGE_PRECISION; classes of objects: also ACCURACY, "
+        "DICE; objects, outlines: also AVERAGE_PRECISION; MASK2FORMER: AVERAGE_PRECISION, MIOU, ACCURACY, "
+        "PANOPTIC_QUALITY; classes of objects: also ACCURACY, "
         "MULTI_LABEL_FBETA",
     )
     time_limit_minutes: float | None = Field(
@@ -327,6 +337,13 @@ class TrainParameters(ToolParameters):
     def on_nodes(self) -> bool:
         """Whether workers that see all devices of their node train, in place of one that sees one."""
         return self.devices not in (None, 1) or self.num_nodes > 1
+
+    @field_validator("model_type", mode="before")
+    @classmethod
+    def _offered(cls, value: Any) -> Any:
+        if value in _INSTEAD:
+            raise ValueError(f"{value} is not offered; {_INSTEAD[value]} learns from the same training data")
+        return value
 
     @model_validator(mode="before")
     @classmethod

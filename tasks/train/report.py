@@ -25,6 +25,7 @@ from tasks.train.datasets import IGNORED, InstanceChips, LabelChips, PixelChips
 from tasks.train.image_chips import Pictures, TranslationChips, UnpairedChips
 from tasks.train.modules import LabelModule
 from tasks.train.pairs import PairChips
+from tasks.train.panoptic_chips import PanopticChips
 from tasks.train.parameters import TrainParameters
 from tasks.train.result import Trained
 
@@ -184,7 +185,8 @@ def _telling(validation: Samples) -> list[int]:
 
 
 def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Image, Image.Image]:
-    validation, network = trained.validation, trained.module.network
+    validation = trained.validation
+    network: Any = trained.module.network
     if isinstance(validation, TranslationChips | UnpairedChips):
         return _pictures(trained, validation, index)
     image, target = validation[(index, 0)]
@@ -201,6 +203,11 @@ def _sample(trained: Trained, index: int, schema: ClassSchema) -> tuple[Image.Im
                 pixels = trained.normalisation.undo(image.numpy())
                 picture, later = (_as_rgb(part, eight_bit=False) for part in np.split(pixels, 2))
             return _tinted(picture, truth, colors), _tinted(later, predicted, colors)
+        if isinstance(validation, PanopticChips):
+            assert isinstance(target, dict)
+            logits = network.class_logits(*network.backbone(image[None]), *image.shape[1:])
+            predicted = logits[0].argmax(dim=0).numpy()
+            return _tinted(picture, target["classes"].numpy(), colors), _tinted(picture, predicted, colors)
         if isinstance(validation, LabelChips):
             assert isinstance(target, torch.Tensor)
             module = trained.module

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import shapely
+import torch
 from torch import Tensor
 
 from tasks.assess.chips import cut_off
@@ -24,6 +25,7 @@ from tasks.assess.objects import (
 )
 from tasks.assess.pixels import class_measures
 from tasks.labels import ClassSchema
+from tasks.train.datasets import IGNORED
 
 Values = dict[str, float]
 
@@ -103,6 +105,14 @@ def score_chips(chips: Sequence[Matches], schema: ClassSchema) -> tuple[Values, 
         "THRESHOLD": every.threshold if every else _NO_OBJECT_THRESHOLD,
     }
     return values, per_class
+
+
+def label_counts(truth: Tensor, found: Tensor, size: int) -> npt.NDArray[np.int64]:
+    """Pixels by true (rows) and found label, of those whose truth is known  # (size, size)."""
+    known = truth != IGNORED
+    counts = torch.bincount(truth[known] * size + found[known], minlength=size * size)
+    table: npt.NDArray[np.int64] = counts.reshape(size, size).cpu().numpy()
+    return table
 
 
 def pixel_scores(confusion: npt.NDArray[np.int64], schema: ClassSchema) -> tuple[Values, dict[str, Values]]:

@@ -42,6 +42,7 @@ from tasks.train.models.options import check_batch, check_sizes, input_size, opt
 from tasks.train.modules import TrainingModule
 from tasks.train.packaging import build
 from tasks.train.pairs import settle_normalisation
+from tasks.train.panoptic_chips import things_of
 from tasks.train.parameters import ADVERSARIAL, PIXEL_KINDS, TrainParameters
 from tasks.train.report import draw_pictures, metrics_page
 from tasks.train.result import Trained, TrainResult
@@ -132,7 +133,7 @@ def check_data(parameters: TrainParameters, data: Sequence[TrainingData]) -> Non
 def _check_classes(parameters: TrainParameters, data: TrainingData) -> None:
     """Refuse more classes of pixels than labels of one byte hold."""
     most = IGNORED - 1
-    if parameters.kind in PIXEL_KINDS and len(data.classes) > most:
+    if parameters.kind in (*PIXEL_KINDS, "panoptic") and len(data.classes) > most:
         raise TrainingDataError(
             f"{data.folder} has {len(data.classes)} classes, but models of pixels learn {most} at most.",
             "Merge classes, or export those that matter.",
@@ -184,6 +185,7 @@ def fit(
         "tile_size": min(rows, cols),
         "upright": data[0].upright,
         "output": output_normalisation(parameters, data, apart),
+        "things": things_of([*data, *apart]) if parameters.kind == "panoptic" else (),
     }
     studied = [chips[index] for index in split.train]
     train_set = samples_of(parameters, options, studied, normalisation, chip_size, **shape)

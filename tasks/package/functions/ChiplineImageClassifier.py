@@ -186,14 +186,19 @@ class ChiplineImageClassifier(runtime.ChosenEngine):  # type: ignore[misc, unuse
         return merged / total.clamp_min(1e-12)  # the scores of a pixel sum to 1 again
 
     def _scores(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.execution.logits(images), dim=1)
+        return torch.softmax(self._logits(images), dim=1)
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """What the network says of the classes of each pixel: (n, scores, rows, cols)."""
+        logits: torch.Tensor = self.execution.logits(images)
+        return logits
 
     def _best(self, chips: np.ndarray, middle: slice) -> torch.Tensor:
         """Number of the most probable class in the middle of each chip: (n, rows, cols), on the device."""
         with torch.inference_mode():
             images = self.network.normalised(chips)
             # The highest logit is the highest probability.
-            scores = self._merged(images) if self.test_time_augmentation else self.execution.logits(images)
+            scores = self._merged(images) if self.test_time_augmentation else self._logits(images)
             self._check_number(scores)
             scores = scores[:, :, middle, middle]
             background = [number for number, value in enumerate(self.score_values) if value == 0]

@@ -44,7 +44,7 @@ class ChiplineInstanceDetector(ChiplineObjectDetector):  # type: ignore[misc]
     def _detect(self, chips: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         results = []
         with torch.inference_mode():
-            for item in self.network.module(list(self.network.normalised(chips))):
+            for item in self._objects(chips):
                 boxes, labels, scores = item["boxes"], item["labels"], item["scores"]
                 kept = (scores >= self.threshold) & (labels >= 1) & (labels <= len(self.network.classes))
                 # What add() would leave out has no number, and what has no pixel is no object.
@@ -60,6 +60,11 @@ class ChiplineInstanceDetector(ChiplineObjectDetector):  # type: ignore[misc]
                     )
                 )
         return results
+
+    def _objects(self, chips: np.ndarray) -> list[dict[str, torch.Tensor]]:
+        """Boxes, labels, scores and masks of each chip, best first."""
+        found: list[dict[str, torch.Tensor]] = self.network.module(list(self.network.normalised(chips)))
+        return found
 
     def _rings(self, found: Any, number: int) -> list[list[list[float]]]:
         row, col = (int(edge) - self.tiles.padding for edge in found.chips[number])

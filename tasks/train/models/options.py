@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,13 +28,23 @@ class _Options(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("downscale"), str):
-            text = values["downscale"].strip()
-            values = {**values, "downscale": int(text) if text.isdigit() else text}
-        for name in _LISTS:
-            if isinstance(values, dict) and isinstance(values.get(name), str):
-                values = {**values, name: values[name].replace(",", " ").strip("[]() ").split()}
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name, given in values.items():
+            if not isinstance(given, str):
+                continue
+            if name in _LISTS:
+                values[name] = given.replace(",", " ").strip("[]() ").split()
+            elif name in cls.model_fields and given.strip().isdigit() and _takes_numbers(cls, name):
+                values[name] = int(given)
         return values
+
+
+def _takes_numbers(options: type[BaseModel], name: str) -> bool:
+    """Whether an option is one of some whole numbers."""
+    annotation = options.model_fields[name].annotation
+    return get_origin(annotation) is Literal and all(isinstance(item, int) for item in get_args(annotation))
 
 
 class PixelOptions(_Options):
@@ -124,14 +134,6 @@ class RoadOptions(PixelOptions):
             raise ValueError("a mixture of two roads has no direction: no mixup")
         return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bin_size_number(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("orient_bin_size"), str):
-            text = values["orient_bin_size"].strip()
-            values = {**values, "orient_bin_size": int(text) if text.isdigit() else text}
-        return values
-
 
 class ConnectedRoadOptions(RoadOptions):
     """Arguments of CONNECTNET."""
@@ -161,14 +163,6 @@ class BoxOptions(_Options):
             raise ValueError(
                 "mixup is not offered for detectors: an object is there or not, and has no share of a mixture"
             )
-        return values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _stride_number(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("stride"), str):
-            text = values["stride"].strip()
-            values = {**values, "stride": int(text) if text.isdigit() else text}
         return values
 
     @model_validator(mode="after")
@@ -241,13 +235,27 @@ class QueryOptions(BoxOptions):
         """Chips and tiles are multiples of this."""
         return int(max(32, self.downscale * 2**self.resolutions))
 
-    @model_validator(mode="before")
-    @classmethod
-    def _width_number(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("width"), str):
-            text = values["width"].strip()
-            values = {**values, "width": int(text) if text.isdigit() else text}
-        return values
+
+class PanopticOptions(_Options):
+    """Arguments of MASK2FORMER."""
+
+    n_masks: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="most regions of a tile: objects, classes without objects, background; empty: 30, or as "
+        "many as the fullest chip has",
+    )
+    width: Literal[32, 64, 128, 256] = Field(256, description="channels of the feature maps and of queries")
+    layers: int = Field(9, ge=1, le=12, description="how often masks are corrected (layers of the decoder)")
+    detect_min_iou: float = Field(
+        0.4, gt=0, lt=1, description="IoU at which the mask of a validation object counts as found"
+    )
+
+    @property
+    def size_divisor(self) -> int:
+        """Chips and tiles are multiples of this."""
+        return 32 * self.downscale
 
 
 class ClassifierOptions(_Options):
@@ -334,7 +342,9 @@ class CycleOptions(ImageOptions):
     )
 
 
-AnyOptions = PixelOptions | DetectorOptions | QueryOptions | ClassifierOptions | ImageOptions
+AnyOptions = (
+    PixelOptions | DetectorOptions | QueryOptions | PanopticOptions | ClassifierOptions | ImageOptions
+)
 
 _LIGHT_PIXELS = {"downscale": 2, "decoder": (128, 96, 64, 32, 16), "width": 96}
 _LIGHT_DETECTOR = {"downscale": 2, "levels": 1, "depth": 4, "width": 64, "head_convolutions": 2}
@@ -349,6 +359,7 @@ _LIGHT: dict[type[_Options], dict[str, Any]] = {
     ConnectedRoadOptions: _LIGHT_PIXELS,
     DetectorOptions: _LIGHT_DETECTOR,
     QueryOptions: {"downscale": 2, "levels": 2, "width": 128, "layers": 3, "expansion": 0.5},
+    PanopticOptions: {"width": 64, "layers": 3},
     ClassifierOptions: _LIGHT_CLASSIFIER,
     ResolutionOptions: _LIGHT_IMAGES,
     TranslationOptions: {**_LIGHT_IMAGES, "discriminator": 32},
@@ -370,6 +381,7 @@ _OPTIONS_OF: dict[Kind, type[AnyOptions]] = {
     "connected roads": ConnectedRoadOptions,
     "objects": DetectorOptions,
     "instances": DetectorOptions,
+    "panoptic": PanopticOptions,
     "labels": ClassifierOptions,
     "resolution": ResolutionOptions,
     "translation": TranslationOptions,

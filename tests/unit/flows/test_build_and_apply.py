@@ -16,7 +16,8 @@ GIVEN = {"output_name": "a", "input_raster": ["s3://b/i.tif"], "input_class_data
 
 @pytest.mark.parametrize("model", get_args(ModelType))
 def test_every_model_type_is_applied_or_refused_with_its_reason(model: str) -> None:
-    if kind_of(model) in ("pixels", "edges", "roads", "connected roads", "objects", "instances"):
+    applied = ("pixels", "edges", "roads", "connected roads", "objects", "instances", "panoptic")
+    if kind_of(model) in applied:
         made = BuildAndApplyParameters.model_validate({**GIVEN, "model_type": model, "batch_size": None})
         assert made.batch_size is None
         return

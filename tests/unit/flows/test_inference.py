@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from flows import _inference
-from tasks.infer.parameters import ClassifyPixelsParameters
+from tasks.errors import BadInputError
+from tasks.infer.both import with_classes
+from tasks.infer.parameters import ClassifyPixelsParameters, DetectObjectsParameters
 
 VALUES = {"input_raster": ["a.tif"], "model": "m.dlpk", "output_classified_raster": "c"}
 
@@ -101,3 +103,40 @@ def test_a_dry_run_says_why_there_are_no_times(monkeypatch: pytest.MonkeyPatch) 
     calls = Calls(monkeypatch, plan_calibration={"plan_uri": "plan", "why_not": "all is done"})
     _inference.run_inference(parameters(dry_run=True), verb="Classify")
     assert calls.made == ["plan_calibration", "estimate_inference: all is done"]
+
+
+def objects(*named: str, **more: Any) -> DetectObjectsParameters:
+    arguments = [{"name": "output_classified_raster", "value": name} for name in named]
+    arguments.append({"name": "threshold", "value": "0.3"})
+    given = {"input_raster": ["a.tif"], "model": "m.dlpk", "output_objects": "o", **more}
+    return DetectObjectsParameters.model_validate({**given, "model_arguments": arguments})
+
+
+def test_objects_bring_a_classified_raster_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch, check_tells_both=None)
+    calls.held = [True] * 3
+    found = _inference.run_inference(objects("c"), verb="Detect")
+    assert found == {"uri": "u", "classified_raster_uri": "u"}
+    assert calls.made[0] == "check_tells_both"
+    assert calls.made.count("plan_inference") == calls.made.count("finish_inference") == 2
+    calls.made.clear()
+    _inference.run_inference(objects(), verb="Detect")
+    assert calls.made.count("plan_inference") == 1
+    assert "check_tells_both" not in calls.made
+
+
+def test_both_works_have_the_same_place_and_arguments() -> None:
+    shared = {"extent": [0, 0, 5, 5], "cell_size": 2, "mask": "m.gpkg", "dry_run": True, "out_sr": 32612}
+    features = {"output_formats": ["GEOJSON"], "run_nms": True}
+    first, classes = with_classes(objects(" c ", **shared, **features))
+    assert classes is not None
+    assert classes.output == "c"
+    for made in (first, classes):
+        assert {name: getattr(made, name) for name in shared} == shared
+        assert [(item.name, item.value) for item in made.model_arguments] == [("threshold", "0.3")]
+    assert classes.output_formats == []
+    given = parameters()
+    assert with_classes(given) == (given, None)
+    for wrong in (("",), ("c", "d")):
+        with pytest.raises(BadInputError, match="name of one output"):
+            with_classes(objects(*wrong))
