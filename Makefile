@@ -8,7 +8,7 @@ STAMP := .venv/.chipline-installed
 TENSORFLOW := .venv-tensorflow/.chipline-installed
 # Most tests share nothing and run side by side, file by file. Those marked "stack" share one running stack and
 # run one after the other, beside the others: they wait half of their time.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --durations 25
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0 --durations 25
 STACK_LOG := .chipline/logs/test-stack.log
 
 # Another torch build than the locked one: UV_TORCH_BACKEND=cpu make (or cu126, cu130, rocm…).

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
+import subprocess
+import sys
 import tempfile
 import textwrap
 import threading
@@ -153,53 +156,53 @@ def test_line_that_an_orphan_holds_open_is_given_up(
     assert "killed by SIGKILL" in str(error)
 
 
+# A program of its own: the tests' process has threads, and a copy of it would hold whatever they held.
+LOSE_GUARDIAN = """
+import os
+import signal
+import sys
+import time
+
+sys.path.insert(0, sys.argv[1])
+import namespaces
+
+early, tell = sys.argv[2] == "before the kernel is told", int(sys.argv[3])
+guardian = os.getpid()
+telling = namespaces.die_with_parent
+
+
+def after_the_guardian():
+    os.write(tell, b"guarded")
+    os.kill(guardian, signal.SIGKILL)
+    while os.getppid() == guardian:
+        time.sleep(0.001)
+    telling()
+
+
+namespaces.die_with_parent = after_the_guardian if early else lambda: None
+namespaces._become_guarded(os.open("/dev/null", os.O_RDONLY))
+if not early:
+    after_the_guardian()
+time.sleep(60)
+"""
+
+
 @pytest.mark.parametrize("moment", ["before the kernel is told", "after a change of user"])
 def test_worker_does_not_outlive_a_guardian_whose_death_the_kernel_did_not_tell(moment: str) -> None:
     told, tell = os.pipe()
     alone, hold = os.pipe()
-    first = os.fork()
-    if not first:
-        # In a process of its own; whatever goes wrong, it must never return into the tests.
-        try:
-            os.close(alone)
-            _lose_guardian(moment, tell)
-        finally:
-            os._exit(1)
+    folder = str(Path(namespaces.__file__).parent)
+    command = [sys.executable, "-c", LOSE_GUARDIAN, folder, moment, str(tell)]
+    first = subprocess.Popen(command, pass_fds=[tell, hold])
     os.close(tell)
     os.close(hold)
-    os.waitpid(first, 0)
+    assert first.wait(WITHIN_S) == -signal.SIGKILL
     # Both ends are closed when nobody lives any more.
-    os.set_blocking(alone, False)
-    end = time.monotonic() + WITHIN_S
-    while time.monotonic() < end:
-        try:
-            assert os.read(alone, 1) == b""
-            break
-        except BlockingIOError:
-            time.sleep(0.01)
-    else:
-        pytest.fail("the worker lives on without its guardian")
+    assert select.select([alone], [], [], WITHIN_S)[0], "the worker lives on without its guardian"
+    assert os.read(alone, 1) == b""
     assert os.read(told, 99) == b"guarded"
-
-
-def _lose_guardian(moment: str, tell: int) -> None:
-    guardian = os.getpid()
-    line = os.open("/dev/null", os.O_RDONLY)
-    telling = namespaces.die_with_parent
-    early = moment == "before the kernel is told"
-
-    def after_the_guardian() -> None:
-        os.write(tell, b"guarded")
-        os.kill(guardian, signal.SIGKILL)
-        while os.getppid() == guardian:
-            time.sleep(0.001)
-        telling()
-
-    namespaces.die_with_parent = after_the_guardian if early else lambda: None
-    namespaces._become_guarded(line)
-    if not early:
-        after_the_guardian()
-    time.sleep(60)
+    os.close(told)
+    os.close(alone)
 
 
 def test_host_that_cannot_start_its_thread_or_listen_says_so(
