@@ -37,12 +37,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "yellowstone_trees"
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A local store with chips of both formats, cut from a corner of the western scene."""
     folder = tmp_path_factory.mktemp("root")
-    scene = folder / "scene.tif"
-    with rasterio.open(EXAMPLES / "west.tif") as source:
-        window = rasterio.windows.Window(col_off=512, row_off=1536, width=768, height=512)
-        profile = {**source.profile, "width": 768, "height": 512, "compress": "deflate", "photometric": "rgb"}
-        with rasterio.open(scene, "w", **{**profile, "transform": source.window_transform(window)}) as target:
-            target.write(source.read(window=window))
+    scene = corner(folder / "scene.tif", 768, 512)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHIPLINE_ROOT", str(folder / "store"))
         patch.setenv("CHIPLINE_ALLOWED_ROOTS", json.dumps([str(folder), str(EXAMPLES)]))
@@ -52,6 +47,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             export(scene, name, metadata_format)
         yield folder
     settings.cache_clear()
+
+
+def corner(path: Path, width: int, height: int) -> Path:
+    """A piece of the western scene with trees, of so many pixels."""
+    with rasterio.open(EXAMPLES / "west.tif") as source:
+        window = rasterio.windows.Window(col_off=512, row_off=1536, width=width, height=height)
+        size = {"width": width, "height": height, "transform": source.window_transform(window)}
+        profile = {**source.profile, **size, "compress": "deflate", "photometric": "rgb"}
+        with rasterio.open(path, "w", **profile) as target:
+            target.write(source.read(window=window))
+    return path
 
 
 def export(scene: Path, name: str, metadata_format: str) -> None:
