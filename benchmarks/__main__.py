@@ -17,6 +17,7 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("upload", "upload_chips.py", ()),
     ("suppression", "infer_suppression.py", ("--rounds", "2")),
     ("vectorise", "infer_vectorise.py", ()),
+    ("origins", "infer_origins.py", ()),
     ("seams", "infer_seams.py", ()),
     ("planning", "infer_planning.py", ()),
     ("engine-only", "infer_overhead.py", ("--engine-only", "--size", "10000")),

@@ -155,23 +155,33 @@ def _encoded(points: NDArray[np.int32], sizes: NDArray[np.uint32], heads: NDArra
 
 @dataclass(slots=True)
 class _Piece:
-    """A polygon that reaches a border of its block; ``parent`` leads to what it is joined to."""
+    """A polygon that reaches a border of its block, or what several of them became.
 
-    shell: NDArray[np.int32]  # (points, 2)
-    holes: NDArray[np.int32]  # (points, 2)
-    hole_sizes: NDArray[np.uint32]
-    value: int
-    parent: int
+    Attributes:
+        shell: its outer ring.  # (points, 2)
+        holes: its other rings, one after the other.  # each (points, 2)
+        hole_sizes: points of each of them.  # each (rings,)
+        row: of blocks that it was made in, or put together after; the first one is 1.
+    """
+
+    shell: NDArray[np.int32]
+    holes: list[NDArray[np.int32]]
+    hole_sizes: list[NDArray[np.uint32]]
+    row: int
 
 
 @dataclass
 class _Joiner:
-    pieces: dict[int, _Piece] = field(default_factory=dict)
+    # What belongs together, and its class value, by the lowest label; parents lead there from the others.
+    groups: dict[int, list[_Piece]] = field(default_factory=dict)
+    values: dict[int, int] = field(default_factory=dict)
+    parents: dict[int, int] = field(default_factory=dict)
     # Labels along the lower borders of the blocks above, and along the right border of the block before.
     above: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     below: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     before: NDArray[np.int64] | None = None
     made: int = 0
+    row: int = 1
 
     def add(
         self, window: Window, values: NDArray[Any], nodata: int | None, last: tuple[bool, bool]
@@ -198,13 +208,16 @@ class _Joiner:
             shell, end = begin + int(sizes[0]), begin + int(sizes.sum())
             self.made += 1
             # Copies: a view would keep the whole block.
-            self.pieces[self.made] = _Piece(
-                found.points[begin:shell].copy(),
-                found.points[shell:end].copy(),
-                sizes[1:].copy(),
-                int(found.value[index]),
-                self.made,
-            )
+            self.groups[self.made] = [
+                _Piece(
+                    found.points[begin:shell].copy(),
+                    [found.points[shell:end].copy()],
+                    [sizes[1:].copy()],
+                    self.row,
+                )
+            ]
+            self.values[self.made] = int(found.value[index])
+            self.parents[self.made] = self.made
             edges.label(found.points[begin:shell], self.made)
         if window.col > 0 and self.before is not None:
             self._join(self.before, edges.left)
@@ -217,27 +230,26 @@ class _Joiner:
 
     def closed(self) -> Polygons:
         """At the end of a row of blocks: the joined polygons that do not reach the next one."""
-        groups: dict[int, list[int]] = {}
-        for label in self.pieces:
-            groups.setdefault(self._root(label), []).append(label)
-        on = {
-            self._root(label)
-            for labels in self.below.values()
-            for label in np.unique(labels).tolist()
-            if label
-        }
-        self.above, self.below = self.below, {}
+        self.above, self.below = {col: self._roots(labels) for col, labels in self.below.items()}, {}
+        on = {label for labels in self.above.values() for label in np.unique(labels).tolist()}
         points, sizes = [np.empty((0, 2), np.int32)], [np.empty(0, np.uint32)]
         counts, values = [], []
-        for root, members in groups.items():
-            if root in on:
-                continue
-            values.append(self.pieces[root].value)
-            pieces = [self.pieces.pop(label) for label in members]
-            outline, outline_sizes = _outline(pieces)
-            points += [outline, *(piece.holes for piece in pieces)]
-            sizes += [outline_sizes, *(piece.hole_sizes for piece in pieces)]
-            counts.append(len(outline_sizes) + sum(len(piece.hole_sizes) for piece in pieces))
+        for root in [root for root in self.groups if root not in on]:
+            [one] = _joined(self.groups.pop(root), self.row)
+            values.append(self.values.pop(root))
+            points += [one.shell, *one.holes]
+            sizes += [np.array([len(one.shell)], np.uint32), *one.hole_sizes]
+            counts.append(1 + sum(len(rings) for rings in one.hole_sizes))
+        # GEOS takes some 340 bytes per vertex that it joins. What is closed takes no more part in it, so that
+        # rows are joined by two, by four, by eight: each vertex a few times, and never many at once.
+        since = self.row - (self.row & -self.row)
+        for root, pieces in self.groups.items():
+            young = [piece for piece in pieces if piece.row > since]
+            if len(young) > 1:
+                old = [piece for piece in pieces if piece.row <= since]
+                self.groups[root] = [*old, *_joined(young, self.row)]
+        self.parents = {root: root for root in self.groups}
+        self.row += 1
         return Polygons(
             np.concatenate(points),
             np.concatenate(sizes),
@@ -245,21 +257,25 @@ class _Joiner:
             np.array(values, np.int64),
         )
 
+    def _roots(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The labels' roots; 0 stays."""
+        known, which = np.unique(labels, return_inverse=True)
+        return np.array([self._root(label) if label else 0 for label in known.tolist()])[which]
+
     def _join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
         both = (one != 0) & (other != 0)
-        for first, second in np.unique(np.column_stack([one[both], other[both]]), axis=0).tolist():
-            if self.pieces[first].value == self.pieces[second].value:
-                self._unite(first, second)
+        for labels in np.unique(np.column_stack([one[both], other[both]]), axis=0).tolist():
+            first, second = sorted(map(self._root, labels))
+            if first != second and self.values[first] == self.values[second]:
+                self.parents[second] = first
+                self.groups[first] += self.groups.pop(second)
+                del self.values[second]
 
     def _root(self, label: int) -> int:
-        while self.pieces[label].parent != label:
-            self.pieces[label].parent = self.pieces[self.pieces[label].parent].parent
-            label = self.pieces[label].parent
+        while self.parents[label] != label:
+            self.parents[label] = self.parents[self.parents[label]]
+            label = self.parents[label]
         return label
-
-    def _unite(self, first: int, second: int) -> None:
-        one, other = sorted((self._root(first), self._root(second)))
-        self.pieces[other].parent = one
 
 
 @dataclass(frozen=True)
@@ -314,16 +330,21 @@ def _traced(window: Window, values: NDArray[Any], nodata: int | None) -> Polygon
     return Polygons(in_raster, sizes, np.array(counts, np.uint32), np.array(found, np.int64))
 
 
-def _outline(pieces: list[_Piece]) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
-    """Rings of what the outer rings of pieces that share borders enclose together, and their sizes.
+def _joined(pieces: list[_Piece], row: int) -> list[_Piece]:
+    """What the pieces make together; several, where a later row alone joins them.
 
-    The holes of the pieces are no part of it: no border touches them.
+    Only outer rings are joined: no border touches the holes, whichever piece they are kept with.
     """
     if len(pieces) == 1:
-        return pieces[0].shell, np.array([len(pieces[0].shell)], np.uint32)
-    joined = shapely.union_all([shapely.Polygon(piece.shell) for piece in pieces])
-    assert isinstance(joined, shapely.Polygon), "pieces that share borders make one polygon"
-    # Only this outline runs along borders: the holes of the pieces are as they were traced.
-    outline = without_collinear_vertices(np.array([joined], dtype=object))
-    _, points, (starts, _) = shapely.to_ragged_array(outline)
-    return points.astype(np.int32), np.diff(starts).astype(np.uint32)
+        return pieces
+    united = shapely.get_parts(shapely.union_all([shapely.Polygon(piece.shell) for piece in pieces]))
+    # Only these rings run along borders: the holes of the pieces are as they were traced.
+    made = []
+    for polygon in without_collinear_vertices(united):
+        _, points, (starts, _) = shapely.to_ragged_array([polygon])
+        rings, sizes = points.astype(np.int32), np.diff(starts).astype(np.uint32)
+        shell = int(sizes[0])
+        made.append(_Piece(rings[:shell], [rings[shell:]], [sizes[1:]], row))
+    made[0].holes += [points for piece in pieces for points in piece.holes]
+    made[0].hole_sizes += [sizes for piece in pieces for sizes in piece.hole_sizes]
+    return made
