@@ -18,7 +18,9 @@ from tasks.errors import BadInputError, TrainingDataError
 from tasks.package.dlpk import open_package
 from tasks.package.network_source import load_network
 from tasks.package.panoptic_network import PanopticSegmenter, emit_panoptic
+from tasks.tracking import Tracker
 from tasks.train.augmentation import DEFAULT
+from tasks.train.characteristics import confusion_of
 from tasks.train.datasets import IGNORED
 from tasks.train.models.layers import places
 from tasks.train.models.options import PanopticOptions, options_of, read_options
@@ -26,10 +28,12 @@ from tasks.train.models.panoptic import LearningPanopticSegmenter, PanopticNetwo
 from tasks.train.normalisation import Normalisation, normalisation_of
 from tasks.train.panoptic_chips import PanopticChips, collate_panoptic, things_of
 from tasks.train.panoptic_module import PanopticModule
-from tasks.train.report import draw_pictures
+from tasks.train.report import _sample
 from tasks.train.result import Trained
+from tasks.train.train import fit
 from tasks.training_data import TrainingData, read_chip_image, read_class_mask, read_instances
 from tests.unit.train.panoptic import SMALL, STRIPE, panoptic_data
+from tests.unit.train.test_checkpoints import Folder, PowerFailure, assert_same
 from tests.unit.train.test_queries import noisy
 from tests.unit.train.test_zoo import outlined, parameters, trained, vectorized
 
@@ -112,6 +116,19 @@ def test_unknown_pixels_are_of_no_region(data: TrainingData) -> None:
     found, masks = segmenter.regions(targets[1])
     assert not masks[:, 32:].any()
     assert found.tolist() == [1, 3, 0]  # of the stripe nothing is left
+
+
+def test_a_place_is_told_alike_by_coarse_and_by_fine_maps() -> None:
+    fine, coarse = (places(torch.zeros(1, 3, 4, 6), 32), places(torch.zeros(1, 3, 2, 3), 32, step=2))
+    waves = fine.reshape(4, 6, 32)
+    lengths = np.array([10_000.0 ** (-number / 8) for number in range(8)])
+    for row in range(2):
+        for col in range(3):
+            down, right = np.outer([2 * row + 0.5, 2 * col + 0.5], lengths)
+            wanted = np.concatenate([np.sin(down), np.cos(down), np.sin(right), np.cos(right)])
+            np.testing.assert_allclose(coarse[0, 3 * row + col], wanted, atol=1e-6)
+            first = np.concatenate([np.sin(row * lengths), np.cos(row * lengths)])
+            np.testing.assert_allclose(waves[row, col, :16], first, atol=1e-6)
 
 
 def both() -> tuple[PanopticNetwork, Any]:
@@ -435,10 +452,14 @@ def test_a_validation_tells_pixels_objects_and_both(
     assert set(metrics["intervals"]["Round"]) == {"iou", "ap"}
     known = len(module.confusions) * SIZE * SIZE
     assert module.confusion.sum() == known
-    # Objects of no confidence at all: every segment is there, and their quality is that of what was found.
-    perfect = module._qualities(2.0)
-    assert perfect[1, 3] == metrics["chips"]["validation"]
-    assert draw_pictures(result, data.classes)["confusion_matrix.png"]
+    # With a threshold that nothing reaches, every object is missed.
+    assert module._qualities(2.0)[1].tolist() == [0, 0, 0, metrics["chips"]["validation"]]
+    table = confusion_of(result, data.classes)
+    assert table is not None
+    np.testing.assert_array_equal(table[0], module.confusion)
+    assert table[1] == list(rows)
+    truth, drawn = _sample(result, 0, data.classes)
+    assert truth.size == drawn.size == (256, 256)
 
 
 @pytest.mark.slow
@@ -452,6 +473,22 @@ def test_squares_are_learnt(tmp_path: Path) -> None:
     assert found["panoptic_quality"] > 0.7, found
     assert found["miou"] > 0.75, found
     assert found["average_precision"] > 0.8, found
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    data = panoptic_data(tmp_path / "data", 10)
+    values: dict[str, Any] = {"max_epochs": 3, "batch_size": 2, "checkpoint_minutes": 0}
+    torch.set_num_threads(1)
+
+    def train(kept: Folder | None) -> Trained:
+        quiet: dict[str, Any] = {"tracker": Tracker.disabled(), "progress": lambda *_: None}
+        return fit(parameters("MASK2FORMER", SMALL, **values), [data], tmp_path, checkpoints=kept, **quiet)
+
+    undisturbed = train(None)
+    with pytest.raises(PowerFailure):
+        train(Folder(tmp_path, killed_after=4))
+    assert_same(train(Folder(tmp_path)), undisturbed)
 
 
 @pytest.mark.slow
