@@ -105,13 +105,14 @@ def test_pixels(model_type: str, scene: Path) -> None:
 
 @pytest.mark.parametrize("model_type", DETECTORS)
 def test_objects(model_type: str, scene: Path) -> None:
+    # After one epoch, of a single step, nothing is sure; a RetinaNet's scores are still its prior, 0.01.
+    threshold = 0.005 if model_type == "RETINANET" else 0.02
     asked = DetectObjectsParameters.model_validate(
         {
             "input_raster": [str(scene)],
             "model": model_of(model_type, "outlines" if model_type == "MASKRCNN" else "crowns"),
             "output_objects": f"crowns-{model_type.lower()}",
-            # After one epoch nothing is sure.
-            "model_arguments": [{"name": "threshold", "value": "0.02"}],
+            "model_arguments": [{"name": "threshold", "value": str(threshold)}],
         }
     )
     path, output = applied(asked)
@@ -119,7 +120,7 @@ def test_objects(model_type: str, scene: Path) -> None:
     assert {"Class", "Confidence", "area_m2", "source_raster", "package", "run"} <= set(layer.columns)
     assert output["objects"] == len(layer) > 0
     assert set(layer["Class"]) == {"Tree"}
-    assert layer["Confidence"].between(2, 100).all()
+    assert layer["Confidence"].between(100 * threshold, 100).all()
     with rasterio.open(scene) as source:
         # Outlines reach beyond the scene, their centroids at most onto its edge, which a coordinate of
         # seven digits before the point is rounded by less than a micrometre from.
