@@ -297,7 +297,11 @@ def _metric_keys(kind: Kind, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The keys under which arcgis.learn keeps what it measured."""
     per_class: Mapping[str, Mapping[str, Any]] = metrics.get("per_class", {})
     if kind in ("objects", "instances", "panoptic"):
-        scores = {name: row.get("average_precision", row.get("ap")) for name, row in per_class.items()}
+        scores = {
+            name: row.get("average_precision", row.get("ap"))
+            for name, row in per_class.items()
+            if row.get("objects", 0) is not None  # of panoptic models some classes have none
+        }
         return {"average_precision_score": scores} if scores else {}
     if kind == "images":
         return {name.upper(): f"{metrics[name]:.4e}" for name in ("psnr", "ssim") if metrics.get(name)}

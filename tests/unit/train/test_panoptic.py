@@ -401,6 +401,7 @@ def test_the_package_computes_what_the_network_does(
     definition = open_package(folder / "m.dlpk", folder / "opened").definition
     assert (definition.model_type, definition.model_name) == ("PanopticSegmenter", "MASK2FORMER")
     assert definition.extras["Chipline"]["InstanceClasses"] == [3, 7]
+    assert set(definition.extras["average_precision_score"]) == {"Round", "Square"}
     network: Any = result.module.network
     settings = function.getConfiguration(padding="0", batch_size="1", threshold="0.0")
     assert (settings["threshold"], settings["score_values"]) == (0.0, (0, 3, 5, 7))
