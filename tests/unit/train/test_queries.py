@@ -224,6 +224,7 @@ def test_positions_of_a_tile_are_merged_though_nothing_is_suppressed(monkeypatch
 def test_engines_find_torchs_objects(kind: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = read_options(QueryOptions, {**SMALL, "queries": "40"})
     shared: dict[str, Any] = {"classes": 2, "most_objects": 0, "bands": ["R", "G", "B"], "pretrained": False}
+    torch.manual_seed(5)  # of other weights two queries may score so alike that engines choose otherwise
     network = build_query_network(kind, "timm:lcnet_035", options, **shared)
     noisy(network)
     with torch.no_grad():  # scores far apart, as after training
