@@ -23,13 +23,14 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
-from tasks.errors import BadInputError, RasterError
+from tasks.errors import BadInputError, NotFoundError, RasterError, StoreError
 from tasks.imagery._memory import give_back_memory
 from tasks.imagery.collection import bounds_in, crs_name, same_crs
 from tasks.imagery.grid import Grid
 from tasks.imagery.raster import CACHE_BYTES, RasterInfo, open_raster, raster_environment
 from tasks.imagery.services import RETRY_WAITS_S, kind_of_service, may_pass, reason_of
 from tasks.imagery.windows import Window
+from tasks.store import ObjectStore, is_local, is_s3
 
 ResamplingMethod = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 
@@ -241,15 +242,17 @@ class GridReader:
         info, placement = self.infos[index], self._placements[index]
         local = part.shift(*_origin_shift(placement, info, self.grid)) if placement.aligned else part
         target = rasterio.windows.Window(local.col, local.row, local.cols, local.rows)
-        waits = iter(RETRY_WAITS_S if kind_of_service(info.uri) else ())
+        waits = iter(RETRY_WAITS_S)
         while True:
             try:
                 with raster_environment(info.uri, self.cache_bytes), self._borrowed(index) as handle:
                     found = handle.view.read(list(handle.bands), window=target)
                     return found, self._validity(handle, found, target)
-            except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
+            except (rasterio.errors.RasterioError, CPLE_BaseError, RasterError) as error:
                 reason = reason_of(error)
-                wait = next(waits, None) if may_pass(reason) else None
+                wait = next(waits, None) if _is_worth_asking_again(info.uri, reason) else None
+                if wait is None and isinstance(error, RasterError):
+                    raise  # it could not be opened
                 if wait is None:
                     # GDAL's own text repeats a service's address with its credentials.
                     raise _cannot_read(info, local, reason) from (
@@ -352,6 +355,22 @@ class GridReader:
         if by_nodata:
             return _Handle(source, view, bands, None, masked=True)
         return _Handle(source, view, bands, alpha or source.count + 1, masked=True)
+
+
+def _is_worth_asking_again(uri: str, reason: str) -> bool:
+    """Whether what could not be read may be readable soon; waits for an object store that starts again.
+
+    GDAL asks again for some answers and not at all where nobody answers.
+    """
+    if kind_of_service(uri):
+        return may_pass(reason)
+    if not is_s3(uri):
+        return not is_local(uri)
+    try:
+        ObjectStore().stat(uri)
+    except (StoreError, NotFoundError):
+        return False
+    return True
 
 
 def _cannot_read(info: RasterInfo, window: Window, reason: str) -> RasterError:

@@ -14,7 +14,7 @@ from tasks.store.publication import (
     run_key,
 )
 from tasks.store.sync import sync_folder
-from tasks.store.uris import check_allowed, gdal_config, gdal_options, gdal_path, is_local, join
+from tasks.store.uris import check_allowed, gdal_config, gdal_options, gdal_path, is_local, is_s3, join
 
 __all__ = [
     "FileRecord",
@@ -30,6 +30,7 @@ __all__ = [
     "gdal_options",
     "gdal_path",
     "is_local",
+    "is_s3",
     "iter_files",
     "join",
     "output_folder",

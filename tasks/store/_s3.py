@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 SINGLE_PUT_BYTES = 64 * 1024 * 1024
 PART_BYTES = 32 * 1024 * 1024
 _CONFLICT_TRIES = 5
+# Who names a wrong endpoint wants to know soon; a store that has answered before is waited for, about a
+# minute (botocore's pauses double up to 20 s and are drawn at random): it may be starting again.
+_ATTEMPTS = 6
+_PATIENT_ATTEMPTS = 9
 _BODY_TRIES = 4
 # A body's pieces; what is lost of one when it breaks off is asked for again.
 _CHUNK_BYTES = 64 * 1024
@@ -42,6 +46,9 @@ _REFUSED = {
     "403",
     "401",
 }
+
+
+_answered: set[tuple[object, ...]] = set()  # endpoints and identities that have answered this process
 
 
 class S3Backend:
@@ -246,13 +253,16 @@ class S3Backend:
             if access
             else ()
         )
+        patient = identity in _answered
         with self._lock:
-            if identity not in self._clients:
-                self._clients[identity] = _make_client(access)
-            return self._clients[identity]
+            if (patient, *identity) not in self._clients:
+                client = _make_client(access, _PATIENT_ATTEMPTS if patient else _ATTEMPTS)
+                client.meta.events.register("after-call.s3", lambda **_: _answered.add(identity))
+                self._clients[patient, *identity] = client
+            return self._clients[patient, *identity]
 
 
-def _make_client(access: StoreAccess | None) -> S3Client:
+def _make_client(access: StoreAccess | None, attempts: int) -> S3Client:
     """A client for one access; without one, AWS's ordinary chain of credentials applies."""
     import boto3
     from botocore import UNSIGNED
@@ -260,7 +270,7 @@ def _make_client(access: StoreAccess | None) -> S3Client:
 
     config = Config(
         s3={"addressing_style": "path"},
-        retries={"mode": "standard", "max_attempts": 5},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=5,
         read_timeout=60,
         max_pool_connections=32,
