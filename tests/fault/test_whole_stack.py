@@ -25,6 +25,7 @@ ENDS = {
     "kill-worker": {"Completed"},
     "orphan-part": {"Completed"},
     "kill-store": {"Completed", "Failed"},
+    "kill-prefect": {"Completed"},
     "cancel": {"Cancelled"},
 }
 

@@ -283,6 +283,15 @@ def kill_store(work: StackWork) -> str:
     return work.started[-1]
 
 
+def kill_prefect(work: StackWork) -> str:
+    """kill -9 of Prefect's server; started again after twenty seconds"""
+    stack = work.site.stack
+    signal_all(marked(stack.secrets.stack_id, "prefect"), signal.SIGKILL)
+    time.sleep(20)
+    stack.up(register=False)
+    return work.started[-1]
+
+
 def cancel(work: StackWork) -> str:
     """cancelled, as the button in Prefect's UI does it"""
     run = work.started[-1]
@@ -312,6 +321,7 @@ FAULTS: dict[str, Callable[[StackWork], str]] = {
     "kill-worker": kill_worker,
     "orphan-part": orphan_part,
     "kill-store": kill_store,
+    "kill-prefect": kill_prefect,
     "cancel": cancel,
 }
 
