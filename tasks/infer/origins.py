@@ -116,7 +116,7 @@ def _around(
     own = np.stack([rows, cols], axis=-1)
     low, high = own.min(axis=1), own.max(axis=1)
     # Bilinear resampling takes the neighbours that lie up to one cell of the coarser grid away.
-    reach = 2 * (high - low) + 1
+    reach = high - low + 1
     near = np.flatnonzero(np.isfinite(own).all(axis=(1, 2)) & (high - low + 2 * reach < _WIDEST).all(axis=1))
     start = np.floor(low - reach)[near].astype(np.int64)
     stop = np.ceil(high + reach)[near].astype(np.int64)
