@@ -211,8 +211,8 @@ class _Joiner:
             self.groups[self.made] = [
                 _Piece(
                     found.points[begin:shell].copy(),
-                    [found.points[shell:end].copy()],
-                    [sizes[1:].copy()],
+                    [found.points[shell:end].copy()] if count > 1 else [],
+                    [sizes[1:].copy()] if count > 1 else [],
                     self.row,
                 )
             ]
