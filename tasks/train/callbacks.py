@@ -18,8 +18,9 @@ from tasks.train.schedule import Budget
 # Values that are better when smaller; all others are better when larger.
 _SMALLER_IS_BETTER = frozenset({"VALID_LOSS"})
 
-# While the learning rate is high, values wander: stopping there would miss what its descent brings.
-_PATIENT_UNTIL = 0.5
+# While the learning rate is high, values wander: stopping there would miss what its descent brings. At this
+# share of the training it is a quarter of its largest value (tasks.train.schedule.one_cycle).
+_PATIENT_UNTIL = 0.7
 
 # Validating more often than this costs more than it tells …
 _BATCHES_BETWEEN_VALIDATIONS = 100

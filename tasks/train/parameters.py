@@ -240,8 +240,8 @@ class TrainParameters(ToolParameters):
     )
     stop_training: bool = Field(
         default=True,
-        description="Stop in the second half of the schedule when the monitored value has not improved in "
-        "5 validations",
+        description="Stop in the last three tenths of the schedule when the monitored value has not improved "
+        "in 5 validations",
     )
     freeze_model: bool = Field(
         default=False, description="Leave the encoder's ImageNet weights as they are and train the rest"

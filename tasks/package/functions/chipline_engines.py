@@ -174,7 +174,7 @@ class Execution:
     def _decide(self, batches: Sequence[torch.Tensor]) -> dict[str, Any]:
         reasons: list[str] = []
         refused: list[dict[str, Any]] = []
-        if not len(batches):
+        if not len(batches) and self._asked != REFERENCE:
             reasons.append("there was no imagery to compare engines on")
         reference = _Answers(self._judge, _make(self._module, self._shape, REFERENCE).run, batches)
         for choice in _ladder(self._asked):

@@ -102,6 +102,9 @@ def test_nothing_to_compare_on_is_no_agreement(network: Tiny) -> None:
     report = engines.Execution(network, SHAPE, "TORCH", "BFLOAT16").settle([])
     assert (report["precision"], report["agreement"]) == ("FLOAT32", None)
     assert "no imagery" in report["fell_back"][0]
+    assert (
+        engines.Execution(network, SHAPE, "TORCH", "FLOAT32").settle([])["fell_back"] == []
+    )  # nothing to compare
 
 
 def test_words_that_name_no_engine_are_refused(network: Tiny) -> None:

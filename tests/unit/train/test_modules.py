@@ -120,12 +120,12 @@ def test_patience_stops_a_training_that_no_longer_improves() -> None:
     assert callback.stopped_early
 
 
-def test_patience_waits_for_the_second_half_of_the_schedule() -> None:
+def test_patience_waits_for_the_last_part_of_the_schedule() -> None:
     learner, callback = module(), BestWeights("VALID_LOSS", patience=2)
-    for step, value in enumerate((1.0, 2.0, 2.0, 2.0)):
+    for step, value in enumerate((1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)):
         learner.measured = {"VALID_LOSS": value}
         callback.on_validation_end(trainer(step), learner)
     assert not callback.stopped_early
-    callback.on_validation_end(trainer(6), learner)
     callback.on_validation_end(trainer(7), learner)
+    callback.on_validation_end(trainer(8), learner)
     assert callback.stopped_early

@@ -78,4 +78,4 @@ def test_a_long_training_validates_whenever_it_has_seen_so_many_batches(
 
 
 def test_early_stopping_acts_on_a_small_set(tmp_path: Path) -> None:
-    assert run(tmp_path, 4, 20, seconds=None, stops=True).validated[-1] == 15
+    assert run(tmp_path, 4, 20, seconds=None, stops=True).validated[-1] == 18
